@@ -1,0 +1,1 @@
+"""Measuring: pass and overhead timings, exactness runs."""

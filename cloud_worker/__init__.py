@@ -1,0 +1,1 @@
+"""The shell around decoding.cloud and a target model."""

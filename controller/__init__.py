@@ -1,0 +1,1 @@
+"""Control state of sessions in Redis, and the updates published from it."""

@@ -1,0 +1,1 @@
+"""The shell around decoding.edge and a draft model."""
