@@ -1,0 +1,112 @@
+"""The target alone: what an exact method must reproduce, and how near the ties are (DESIGN rule 6).
+
+Everything here runs transformers' model directly, token by token, with a cache of its own. It
+shares no code with `TargetModel.forward`, so that it can stand as the reference for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from bus.arrays import Float64Array
+from cloud_worker.target_model import TargetModel
+from decoding.sampling import SamplingParams, draw_dense, warp_dense
+from decoding.uniforms import Purpose, uniform
+
+
+def generate_alone(
+    target: TargetModel,
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    max_new_tokens: int,
+    eos: frozenset[int],
+) -> Iterator[int]:
+    """Yield the target's own answer, one pass for each token.
+
+    At temperature 0 the argmax; above, a draw with the uniform (seed, position, TARGET). The last
+    token may be one of `eos`, which ends the answer.
+
+    Args:
+        prompt: token ids, at least one.
+    """
+    cache = DynamicCache()
+    feed = list(prompt)
+    for index in range(max_new_tokens):
+        logits = _run(target, cache, feed, num_rows=1)[0]
+        if sampling.greedy:
+            token = int(np.argmax(logits))
+        else:
+            u = uniform(sampling.seed, len(prompt) + index, Purpose.TARGET)
+            token = draw_dense(warp_dense(logits, sampling), u)
+        yield token
+        if token in eos:
+            return
+        feed = [token]
+
+
+def replay_gaps(
+    target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]
+) -> list[tuple[int, float]]:
+    """At each token of an answer: the target's argmax and its lead over the runner-up in logits.
+
+    The answer is replayed token by token; entry i belongs to `tokens[i]`. A token that differs
+    from the argmax is excused in float32 only where the lead is under 1e-3.
+    """
+    leads = []
+    for logits in _replay(target, prompt, tokens, window=1):
+        second, first = np.partition(logits, -2)[-2:]
+        leads.append((int(np.argmax(logits)), float(first - second)))
+    return leads
+
+
+def replay_shortfalls(
+    target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]
+) -> list[float]:
+    """At each token of an answer: how far its logit lies below the maximum (0 for the argmax)."""
+    replay = _replay(target, prompt, tokens, window=1)
+    return [
+        float(logits.max() - logits[token]) for logits, token in zip(replay, tokens, strict=True)
+    ]
+
+
+def replay_windows(
+    target: TargetModel, prompt: Sequence[int], tokens: Sequence[int], window: int
+) -> float:
+    """ε = max |Δlogit| between replaying an answer by single tokens and by windows of `window`.
+
+    Other matrix shapes sum in another order; in bf16 that moves logits enough to flip near-ties.
+    """
+    single = _replay(target, prompt, tokens, window=1)
+    windowed = _replay(target, prompt, tokens, window=window)
+    return max(
+        (float(np.abs(a - b).max()) for a, b in zip(single, windowed, strict=True)), default=0.0
+    )
+
+
+def _replay(
+    target: TargetModel, prompt: Sequence[int], tokens: Sequence[int], window: int
+) -> Iterator[Float64Array]:
+    """float64[V] logits that chose each of `tokens`, with the answer run `window` at a time."""
+    if not tokens:
+        return
+    cache = DynamicCache()
+    yield _run(target, cache, prompt, num_rows=1)[0]
+    judged = len(tokens) - 1  # the last token's own successor is nobody's business
+    for begin in range(0, judged, window):
+        feed = tokens[begin : min(begin + window, judged)]
+        yield from _run(target, cache, feed, num_rows=len(feed))
+
+
+@torch.inference_mode()
+def _run(
+    target: TargetModel, cache: DynamicCache, tokens: Sequence[int], num_rows: int
+) -> Float64Array:
+    """float64[num_rows, V] logits of the last tokens."""
+    input_ids = torch.tensor([list(tokens)], dtype=torch.long, device=target.device)
+    output = target.model(input_ids, cache=cache, logits_to_keep=num_rows)
+    logits: Float64Array = output.logits[0, :, : target.vocab_size].double().cpu().numpy()
+    return logits

@@ -1,0 +1,162 @@
+"""Logits of a pass → the few numbers a verdict needs, on the device that holds them.
+
+A row of 50,000 logits is reduced to the probabilities of the K tokens the draft proposed (DESIGN
+rule 10); the full row leaves the device only for a draw. The warped distribution is that of
+`decoding.sampling.warp_dense`: temperature, top-k, top-p; ties by rising id.
+
+Precision: exponentials of float32 differences from the row's maximum, summed in float64. A
+probability is off by less than 1e-6 of itself, of which float32 logits already cost a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bus.arrays import Float64Array, Int32Array
+from decoding.acceptance import TargetRow
+from decoding.sampling import SamplingParams, num_kept
+
+_FIRST_LOOK = 512
+"""Candidates looked at for top-p before the whole row is sorted [ours]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The target's distributions at R consecutive positions.
+
+    Attributes:
+        logits: float32[R, V] on the model's device, real tokens only.
+        sampling: how they are warped.
+        peak: float32[R], the rows' maxima.
+        mass: float64[R], sums over kept tokens of exp((logit − peak)/T); unused when greedy.
+        cutoff: float32[R] and int64[R]: a token is kept if its logit is above the cutoff, or
+            equal to it with an id not above the second number. None where nothing is cut.
+    """
+
+    logits: Tensor
+    sampling: SamplingParams
+    peak: Tensor
+    mass: Tensor
+    cutoff: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, logits: Tensor, sampling: SamplingParams) -> Rows:
+        """From float[R, V] logits, R ≥ 1."""
+        wide = logits.float()
+        peak = wide.amax(dim=1)
+        if sampling.greedy:
+            return cls(wide, sampling, peak, torch.ones_like(peak, dtype=torch.float64), None)
+        if sampling.top_k == 0 and sampling.top_p == 1.0:
+            return cls(wide, sampling, peak, _mass(wide, peak, sampling.temperature), None)
+        mass, cutoff = _truncate(wide, peak, sampling)
+        return cls(wide, sampling, peak, mass, cutoff)
+
+    def reduce(self, row_ids: Sequence[Int32Array]) -> list[TargetRow]:
+        """One `TargetRow` for each row; `row_ids[i]` is int32[Kᵢ], the tokens asked about there."""
+        width = max(asked.size for asked in row_ids)
+        padded = np.zeros((len(row_ids), width), dtype=np.int64)
+        for row, asked in enumerate(row_ids):
+            padded[row, : asked.size] = asked
+        ids = torch.from_numpy(padded).to(self.logits.device)
+        at_ids = self.logits.gather(1, ids)
+        below = (at_ids - self.peak[:, None]).double()
+        p1 = torch.exp(below) / _mass(self.logits, self.peak, 1.0)[:, None]
+        warped = p1 if self.sampling.plain else self._warp(below, at_ids, ids)
+        best = self.logits.argmax(dim=1).tolist()  # the first of equals, as numpy's
+        p1_host, p_host = p1.cpu().numpy(), warped.cpu().numpy()
+        return [
+            TargetRow(best[row], p1_host[row, :size], p_host[row, : 0 if self.greedy else size])
+            for row, size in enumerate(asked.size for asked in row_ids)
+        ]
+
+    @property
+    def greedy(self) -> bool:
+        return self.sampling.greedy
+
+    def dense(self, index: int) -> Float64Array:
+        """float64[V], warped p of row `index`; one-hot on the argmax at temperature 0."""
+        logits = self.logits[index : index + 1]
+        if self.greedy:
+            probs = np.zeros(logits.shape[1])
+            probs[int(logits.argmax())] = 1.0
+            return probs
+        ids = torch.arange(logits.shape[1], device=logits.device)[None]
+        below = (logits - self.peak[index]).double()
+        row: Float64Array = self._warp(below, logits, ids, index)[0].cpu().numpy()
+        return row
+
+    def _warp(self, below: Tensor, logits: Tensor, ids: Tensor, index: int | None = None) -> Tensor:
+        """Warped probabilities of some tokens of all rows, or of row `index`; all [R, n]."""
+        rows = slice(None) if index is None else slice(index, index + 1)
+        if self.greedy:
+            return torch.zeros_like(below)
+        probs = torch.exp(below / self.sampling.temperature) / self.mass[rows, None]
+        if self.cutoff is None:
+            return probs
+        value, last_id = (part[rows, None] for part in self.cutoff)
+        return probs.where((logits > value) | ((logits == value) & (ids <= last_id)), 0.0)
+
+
+def _mass(logits: Tensor, peak: Tensor, temperature: float) -> Tensor:
+    """float64[R]: Σ exp((logit − peak)/T) over each row."""
+    scaled = logits - peak[:, None]
+    if temperature != 1.0:
+        scaled = scaled / temperature
+    return scaled.exp_().sum(dim=1, dtype=torch.float64)
+
+
+def _truncate(
+    logits: Tensor, peak: Tensor, sampling: SamplingParams
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Mass of the kept tokens and the cutoff, see `Rows`."""
+    total = _mass(logits, peak, sampling.temperature).cpu().numpy()
+    ranked = _ranked_logits(logits, sampling, total)
+    num_rows = logits.shape[0]
+    mass = np.empty(num_rows)
+    value = np.empty(num_rows, dtype=np.float32)
+    last_id = np.empty(num_rows, dtype=np.int64)
+    for row in range(num_rows):
+        weights = _weights(ranked[row], sampling.temperature)
+        kept = _num_kept(weights / total[row], sampling)
+        mass[row] = weights[:kept].sum()
+        value[row] = ranked[row, kept - 1]
+        num_equal = int((ranked[row, :kept] == value[row]).sum())
+        last_id[row] = torch.nonzero(logits[row] == float(value[row]))[num_equal - 1, 0]
+    device = logits.device
+    cutoff = (torch.from_numpy(value).to(device), torch.from_numpy(last_id).to(device))
+    return torch.from_numpy(mass).to(device), cutoff
+
+
+def _ranked_logits(logits: Tensor, sampling: SamplingParams, total: Float64Array) -> np.ndarray:
+    """float32[R, n], the largest logits of each row, falling: as many as the cut may need."""
+    vocab_size = logits.shape[1]
+    if sampling.top_k:
+        ranked: np.ndarray = logits.topk(min(sampling.top_k, vocab_size)).values.cpu().numpy()
+        return ranked
+    ranked = logits.topk(min(_FIRST_LOOK, vocab_size)).values.cpu().numpy()
+    reached = _weights(ranked, sampling.temperature).sum(axis=1) / total
+    if ranked.shape[1] < vocab_size and bool((reached <= sampling.top_p).any()):
+        ranked = logits.sort(dim=1, descending=True).values.cpu().numpy()
+    return ranked
+
+
+def _weights(ranked: np.ndarray, temperature: float) -> Float64Array:
+    """exp((logit − peak)/T) of rows sorted falling."""
+    wide = ranked.astype(np.float64)
+    weights: Float64Array = np.exp((wide - wide[..., :1]) / temperature)
+    return weights
+
+
+def _num_kept(probs: Float64Array, sampling: SamplingParams) -> int:
+    """As `decoding.sampling.num_kept`, for the head of a row sorted falling.
+
+    Where the row was sorted only in part, its mass beyond must stay in the denominator.
+    """
+    if sampling.top_k:
+        return num_kept(probs, sampling)
+    return min(int(np.searchsorted(np.cumsum(probs), sampling.top_p)) + 1, probs.size)

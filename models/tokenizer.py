@@ -1,0 +1,145 @@
+"""Between text and token ids: prompts in, text out as it comes, and what identifies a tokenizer.
+
+Knows chat templates, special tokens and half-finished UTF-8. Does not know models' weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from bus.errors import ModelError, RequestError
+
+_REPLACEMENT = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Hex SHA-256 over what decides ids: vocabulary, merges, normaliser, pre-tokeniser and added
+    tokens. Name, chat template, decoder and post-processor stay out: they do not change what an
+    id means, and copies of one tokenizer differ in them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        parts: dict[str, Any] = {"vocabulary": tokenizer.get_vocab()}
+    else:
+        whole = json.loads(backend.to_str())
+        parts = {
+            name: whole[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")
+        }
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def num_real_tokens(tokenizer: Tokenizer, num_rows: int) -> int:
+    """Size of the vocabulary cut to real tokens (DESIGN rule 8): one more than the largest id,
+    and no more than the model has rows. Rows beyond are padding."""
+    largest: int = max(tokenizer.get_vocab().values())
+    return min(largest + 1, num_rows)
+
+
+def eos_token_ids(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
+    """Every id that ends an answer: the generation config's, the config's and the tokenizer's."""
+    found: set[int] = set()
+    for value in (
+        getattr(model.generation_config, "eos_token_id", None),
+        getattr(model.config.get_text_config(), "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ):
+        if isinstance(value, int):
+            found.add(value)
+        elif value is not None:
+            found.update(int(token) for token in value)
+    return frozenset(found)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, raw: bool) -> tuple[int, ...]:
+    """Token ids of a prompt, ready for the model to go on from.
+
+    Args:
+        text: what the user typed.
+        raw: False puts it as the user's turn into the model's chat template and opens the
+            answer's turn; True takes the text as it is (a tokenizer that begins texts with a
+            special token still does).
+
+    Raises:
+        RequestError: empty, not valid Unicode, or no chat template where one is needed.
+    """
+    if not text:
+        raise RequestError("the prompt is empty; expected some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the prompt is not valid UTF-8 text: {error}") from error
+    ids = tokenizer.encode(text) if raw else _encode_chat(tokenizer, text)
+    if not ids:
+        raise RequestError("the prompt has no tokens for this model; expected some text")
+    return tuple(int(token) for token in ids)
+
+
+def _encode_chat(tokenizer: Tokenizer, text: str) -> list[int]:
+    if not tokenizer.chat_template:
+        raise RequestError(
+            "this model has no chat template; send the prompt as raw text (raw=1, --raw)"
+        )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+        )
+    except TemplateError as error:
+        raise RequestError(f"the model's chat template refused the prompt: {error}") from error
+    ids: list[int] = encoded["input_ids"]
+    return ids
+
+
+def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """Text of tokens, without special tokens and with the spaces as the tokens say."""
+    text = tokenizer.decode(
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    if not isinstance(text, str):
+        raise ModelError("the tokenizer decodes to something other than text")
+    return text
+
+
+class Detokenizer:
+    """Text of a growing answer, piece by piece.
+
+    All pieces and `flush` together are `decode` of all tokens, and no piece ends inside a UTF-8
+    character. Each push decodes only from the last piece that gave text on: that piece comes
+    along because some tokenizers drop the space before the first token they decode.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []  # the last piece that gave text, then those held back
+        self._num_shown = 0  # how many of them are that piece
+        self._shown = ""  # their text, decoded alone
+
+    def push(self, token: int) -> str:
+        """Take one token; return the text that can be shown now, maybe empty."""
+        self._tokens.append(token)
+        # A run of byte tokens is valid or not as a whole, so nothing of it is final before it ends.
+        if _BYTE_TOKEN.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
+            return ""
+        text = decode(self._tokenizer, self._tokens)
+        if text.endswith(_REPLACEMENT):
+            return ""
+        return self._show(text)
+
+    def flush(self) -> str:
+        """The answer is over: return what was held back, half characters as U+FFFD."""
+        return self._show(decode(self._tokenizer, self._tokens))
+
+    def _show(self, text: str) -> str:
+        piece = text[len(self._shown) :]
+        if piece:
+            self._tokens = self._tokens[self._num_shown :]
+            self._num_shown = len(self._tokens)
+            self._shown = decode(self._tokenizer, self._tokens)
+        return piece
