@@ -1,0 +1,28 @@
+"""Arrays as they travel: little-endian bytes, one dtype for each purpose.
+
+Token ids are int32 and probabilities float16. This module knows byte order and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+TOKEN_DTYPE = np.dtype("<i4")
+PROB_DTYPE = np.dtype("<f2")
+
+Int32Array = npt.NDArray[np.int32]
+Float16Array = npt.NDArray[np.float16]
+Float64Array = npt.NDArray[np.float64]
+
+
+def pack_tokens(tokens: Iterable[int]) -> bytes:
+    """Token ids → int32 little-endian bytes."""
+    return np.fromiter(tokens, dtype=TOKEN_DTYPE).tobytes()
+
+
+def unpack_tokens(data: bytes) -> tuple[int, ...]:
+    """int32 little-endian bytes → token ids as Python ints."""
+    return tuple(np.frombuffer(data, dtype=TOKEN_DTYPE).tolist())

@@ -1,0 +1,230 @@
+"""The cloud worker's shell: sockets, sessions, their number and age.
+
+Every message is validated where it arrives; what cannot be used is answered with a `Fault` and
+counted, and the worker lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import torch
+
+from bus.codec import AnyMessage
+from bus.messages import (
+    CloseSession,
+    DraftWindow,
+    Fault,
+    FaultCode,
+    Message,
+    OpenSession,
+    SessionClosed,
+)
+from bus.sockets import EVERYBODY, Sockets, advertised
+from bus.store import WorkerRecord
+from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
+from cloud_worker.session import CloudSession, now_ms
+from cloud_worker.settings import CloudSettings
+from cloud_worker.target_model import TargetModel
+from decoding import cloud, methods
+from decoding.cloud_events import OpenArrived, WindowArrived
+
+log = logging.getLogger(__name__)
+
+EXPIRY_CHECK_S = 1.0
+
+
+async def serve(settings: CloudSettings) -> None:
+    """Load the target and serve until told to leave.
+
+    Raises:
+        ConfigurationError: the model, an address or a setting is wrong.
+    """
+    executor = ThreadPoolExecutor(
+        1,
+        "model",
+        initializer=torch.set_num_threads,
+        initargs=(settings.threads or torch.get_num_threads(),),
+    )
+    sockets = Sockets(settings)
+    try:
+        model = await asyncio.get_running_loop().run_in_executor(
+            executor, TargetModel.load, settings.target, settings.dtype, settings.device
+        )
+        store = await connect_store(settings)
+        controller = ControllerLink(store, sockets)
+        worker = CloudWorker(settings, model, executor, sockets, controller)
+        lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "cloud")))
+        log.info("serving %s (%s); windows at %s", model.name, model.dtype, worker.endpoint)
+        await lifecycle.run(
+            worker.receive(), worker.watch(lifecycle), controller.follow_forever(),
+            drain=lambda: worker.drain(settings.drain_s),
+        )  # fmt: skip
+        await store.close()
+    finally:
+        sockets.close()
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+class CloudWorker:
+    """Sessions by id, and what arrives for them."""
+
+    def __init__(
+        self,
+        settings: CloudSettings,
+        model: TargetModel,
+        executor: ThreadPoolExecutor,
+        sockets: Sockets,
+        controller: ControllerLink,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._executor = executor
+        self._controller = controller
+        self._name = settings.id_for("cloud")
+        self._counters = sockets.counters
+        self._limits = cloud.Limits(
+            vocab_size=model.vocab_size,
+            context_length=model.context_length,
+            threshold_min=settings.threshold_min,
+            threshold_max=settings.threshold_max,
+        )
+        self._inbox = sockets.inbox(settings.endpoint(settings.windows_port))
+        self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
+        self._sessions: dict[str, CloudSession] = {}
+        self._leaving = False
+
+    @property
+    def endpoint(self) -> str:
+        """Where windows arrive."""
+        return self._inbox.endpoint
+
+    def describe(self, record: WorkerRecord) -> WorkerRecord:
+        """`record` with this worker's model and endpoints."""
+        host = self._settings.public_host
+        return msgspec.structs.replace(
+            record,
+            endpoints={
+                "windows": advertised(self._inbox.endpoint, host),
+                "feedback": advertised(self._feedback.endpoint, host),
+            },
+            model=self._model.name,
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            device=str(self._model.device),
+            tokenizer_digest=self._model.tokenizer_digest,
+            context_length=self._model.context_length,
+            vocab_size=self._model.vocab_size,
+            eos_tokens=tuple(sorted(self._model.eos_tokens)),
+            capacity=self._settings.max_sessions,
+        )
+
+    async def receive(self) -> None:
+        """Take messages for ever."""
+        async for message, _ in self._inbox.messages():
+            self._dispatch(message)
+
+    def _dispatch(self, message: AnyMessage) -> None:
+        match message:
+            case OpenSession():
+                self._open(message)
+            case DraftWindow():
+                session = self._sessions.get(message.session)
+                if session is None:
+                    self._send(EVERYBODY, cloud.unknown_session(message))
+                else:
+                    session.handle(WindowArrived(message, now_ms()))
+            case CloseSession():
+                session = self._sessions.get(message.session)
+                if session is not None and session.state.incarnation <= message.incarnation:
+                    self._drop(session, message.reason)
+            case _:
+                self._counters["unexpected_messages"] += 1
+                log.warning("a %s does not belong here; ignored", type(message).__name__)
+
+    # --- opening ----------------------------------------------------------------------------
+
+    def _open(self, message: OpenSession) -> None:
+        known = self._sessions.get(message.session)
+        fault = cloud.check_open(message, self._model.tokenizer_digest, self._limits)
+        method = methods.find(message.method)
+        if fault is None and method is None:
+            offered = ", ".join(methods.names())
+            detail = f"method {message.method!r} is not known here; known: {offered}"
+            fault = Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        if fault is None and known is None and not self._make_room():
+            detail = "leaving" if self._leaving else f"{len(self._sessions)} sessions are open"
+            fault = Fault(message.session, FaultCode.OVERLOADED, detail)
+        if fault is not None or method is None:
+            self._counters["faults"] += 1
+            if fault is not None:
+                self._send(message.edge, fault)
+        elif known is not None:
+            known.handle(OpenArrived(message))
+        else:
+            session = CloudSession(
+                self._model, self._executor, self._send, self._controller.report, self._failed
+            )
+            self._sessions[message.session] = session
+            session.begin(message, method, self._name, self._limits)
+
+    def _make_room(self) -> bool:
+        """Whether one more session fits, after dropping the longest idle one if need be."""
+        if self._leaving:
+            return False
+        if len(self._sessions) < self._settings.max_sessions:
+            return True
+        oldest = min(self._sessions.values(), key=lambda session: session.last_used_ms)
+        idle_s = (now_ms() - oldest.last_used_ms) / 1e3
+        if oldest.jobs or idle_s < self._settings.evict_idle_s:
+            return False
+        self._counters["evictions"] += 1
+        self._drop(oldest, "evicted")
+        return True
+
+    # --- ending -----------------------------------------------------------------------------
+
+    def _drop(self, session: CloudSession, reason: str) -> None:
+        state = session.state
+        session.close()
+        self._sessions.pop(state.session, None)
+        closed = SessionClosed(state.session, self._name, state.incarnation, reason[:200])
+        self._controller.report(closed)
+
+    def _failed(self, session: CloudSession, error: Exception) -> None:
+        """A model job raised: the session ends here, its edge may try elsewhere."""
+        log.error("session %s: %s", session.state.session, error, exc_info=error)
+        self._counters["failed_jobs"] += 1
+        detail = f"the target failed: {error}"[:500]
+        self._send(session.state.edge, Fault(session.state.session, FaultCode.MODEL_FAILED, detail))
+        self._drop(session, "failed")
+
+    async def watch(self, lifecycle: Lifecycle) -> None:
+        """Free sessions nobody has used for long; keep the registry record current."""
+        while True:
+            limit_ms = now_ms() - self._settings.session_ttl_s * 1e3
+            for session in list(self._sessions.values()):
+                if session.last_used_ms < limit_ms and not session.jobs:
+                    self._counters["expired_sessions"] += 1
+                    self._drop(session, "expired")
+            lifecycle.update(load=len(self._sessions), counters=dict(self._counters))
+            await asyncio.sleep(EXPIRY_CHECK_S)
+
+    async def drain(self, limit_s: float) -> None:
+        """Send the edges elsewhere and let running passes end."""
+        self._leaving = True
+        for session in list(self._sessions.values()):
+            fault = Fault(session.state.session, FaultCode.OVERLOADED, "this worker is leaving")
+            self._send(session.state.edge, fault)
+        jobs = [job for session in self._sessions.values() for job in session.jobs]
+        if jobs:
+            await asyncio.wait(jobs, timeout=limit_s)
+        for session in list(self._sessions.values()):
+            self._drop(session, "worker left")
+
+    def _send(self, edge: str, message: Message) -> None:
+        if isinstance(message, Fault):
+            log.info("fault to %s: %s: %s", edge, message.code, message.detail)
+        self._feedback.publish(edge, message)

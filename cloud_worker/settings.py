@@ -1,0 +1,46 @@
+"""Settings of a cloud worker."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from bus.worker import WorkerSettings
+
+
+class CloudSettings(WorkerSettings):
+    """A cloud worker: the target model, its sockets, and how many sessions it holds."""
+
+    toml_table: ClassVar[str] = "cloud"
+
+    target: str = Field(
+        "default", description="Target model: 'default', a Hugging Face id, a directory, a .gguf."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware has it, else float32."
+    )
+    device: str = Field("auto", description="auto, cpu, or cuda.")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="Torch threads; 0: all cores.")
+    windows_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="Port for draft windows; 0: any."
+    )
+    feedback_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="Port for feedback; 0: any."
+    )
+    max_sessions: Annotated[int, Field(ge=1)] = Field(64, description="Sessions held at once.")
+    session_ttl_s: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="Seconds without a message after which a session's cache is freed."
+    )
+    evict_idle_s: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="A full worker frees the longest idle session if idle for this long."
+    )
+    threshold_min: Annotated[float, Field(ge=-1, le=1)] = Field(
+        -1.0, description="Windows' thresholds are raised to this."
+    )
+    threshold_max: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.30, description="Windows' thresholds are lowered to this."
+    )
+    drain_s: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="Seconds that running passes get when the worker leaves."
+    )

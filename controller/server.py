@@ -1,0 +1,227 @@
+"""The controller's shell: reports in, updates out, state in Redis.
+
+It is off the token path: nobody waits for it, and a session whose controller is away goes on.
+State is written to Redis before it is published, and every start takes a higher term, so updates
+of a controller that was replaced are older than its successor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from bus.codec import AnyMessage
+from bus.errors import StoreUnavailableError
+from bus.messages import ControlUpdate, SessionClosed, SessionOpened, WindowReport
+from bus.sockets import Sockets, advertised
+from bus.store import SessionRecord, Store, WorkerRecord
+from bus.worker import Lifecycle, connect_store, new_record
+from controller.settings import ControllerSettings
+from decoding.control import ControlState, FixedPolicy, Policy
+
+log = logging.getLogger(__name__)
+
+REPEAT_S = 1.0
+FORGET_AFTER_S = 600.0
+
+
+async def serve(settings: ControllerSettings) -> None:
+    """Take up what Redis knows and control sessions until told to leave.
+
+    Raises:
+        ConfigurationError: an address or a setting is wrong.
+    """
+    sockets = Sockets(settings)
+    try:
+        store = await connect_store(settings)
+        policy = FixedPolicy(settings.threshold, settings.window)
+        controller = await Controller.start(settings, store, sockets, policy)
+        record = controller.describe(new_record(settings, "controller"))
+        lifecycle = Lifecycle(settings, store, record)
+        log.info("term %d; reports at %s", controller.term, record.endpoints["reports"])
+        await lifecycle.run(
+            controller.receive(), controller.save_forever(), controller.repeat_forever(lifecycle),
+            drain=controller.drain,
+        )  # fmt: skip
+        await store.close()
+    finally:
+        sockets.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """A session under control: who it belongs to and what was decided for it."""
+
+    session: str
+    client: str
+    edge: str
+    cloud: str
+    method: str
+    control: ControlState
+    updated_at: float  # seconds since the epoch
+
+    def record(self, term: int) -> SessionRecord:
+        """As it is kept in Redis."""
+        return SessionRecord(
+            session=self.session, client=self.client, edge=self.edge, cloud=self.cloud,
+            method=self.method, term=term, version=self.control.version,
+            threshold=self.control.threshold, window=self.control.window,
+            credit=self.control.credit, credit_delta=self.control.credit_delta,
+            updated_at=self.updated_at,
+        )  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: SessionRecord) -> Controlled:
+        """As a controller before this one left it."""
+        control = ControlState(
+            record.threshold, record.window, record.credit, record.credit_delta, record.version
+        )
+        return cls(
+            record.session, record.client, record.edge, record.cloud, record.method, control,
+            record.updated_at,
+        )  # fmt: skip
+
+    def update(self, term: int) -> ControlUpdate:
+        """As it is published."""
+        return ControlUpdate(
+            session=self.session, term=term, version=self.control.version,
+            threshold=self.control.threshold, window=self.control.window,
+            credit=self.control.credit, credit_delta=self.control.credit_delta,
+        )  # fmt: skip
+
+
+class Controller:
+    """Sessions under control, by id."""
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        store: Store,
+        sockets: Sockets,
+        policy: Policy,
+        term: int,
+        sessions: dict[str, Controlled],
+    ) -> None:
+        self.term = term
+        self._settings = settings
+        self._store = store
+        self._policy = policy
+        self._counters = sockets.counters
+        self._reports = sockets.inbox(settings.endpoint(settings.reports_port))
+        self._updates = sockets.publisher(settings.endpoint(settings.updates_port))
+        self._sessions = sessions
+        self._changed: asyncio.Queue[str] = asyncio.Queue()
+
+    @classmethod
+    async def start(
+        cls, settings: ControllerSettings, store: Store, sockets: Sockets, policy: Policy
+    ) -> Controller:
+        """A controller with a new term and the sessions its predecessor left in Redis.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; whoever started us starts us again.
+        """
+        term = await store.sessions.next_term()
+        records = await store.sessions.all()
+        sessions = {record.session: Controlled.from_record(record) for record in records}
+        if sessions:
+            log.info("%d sessions taken up from Redis", len(sessions))
+        return cls(settings, store, sockets, policy, term, sessions)
+
+    def describe(self, record: WorkerRecord) -> WorkerRecord:
+        """`record` with this controller's endpoints."""
+        host = self._settings.public_host
+        endpoints = {
+            "reports": advertised(self._reports.endpoint, host),
+            "updates": advertised(self._updates.endpoint, host),
+        }
+        return msgspec.structs.replace(record, endpoints=endpoints)
+
+    # --- arriving ---------------------------------------------------------------------------
+
+    async def receive(self) -> None:
+        """Take messages for ever."""
+        async for message, _ in self._reports.messages():
+            self._dispatch(message)
+
+    def _dispatch(self, message: AnyMessage) -> None:
+        match message:
+            case SessionOpened():
+                self._opened(message)
+            case WindowReport():
+                self._judged(message)
+            case SessionClosed():
+                self._closed(message)
+            case _:
+                self._counters["unexpected_messages"] += 1
+                log.warning("a %s does not belong here; ignored", type(message).__name__)
+
+    def _opened(self, message: SessionOpened) -> None:
+        known = self._sessions.get(message.session)
+        control = self._policy.initial() if known is None else known.control
+        self._keep(
+            Controlled(
+                message.session, message.client, message.edge, message.cloud, message.method,
+                control, time.time(),
+            )
+        )  # fmt: skip
+
+    def _judged(self, report: WindowReport) -> None:
+        session = report.feedback.session
+        known = self._sessions.get(session)
+        if known is None:  # opened while no controller was there
+            known = Controlled(
+                session, report.client, report.edge, "", report.method, self._policy.initial(),
+                time.time(),
+            )  # fmt: skip
+            self._keep(known)
+        control = self._policy.after(known.control, report)
+        if control is not known.control:
+            self._keep(replace(known, control=control, updated_at=time.time()))
+
+    def _closed(self, message: SessionClosed) -> None:
+        known = self._sessions.get(message.session)
+        if known is not None and known.cloud in ("", message.cloud):
+            del self._sessions[message.session]
+            self._changed.put_nowait(message.session)
+
+    def _keep(self, session: Controlled) -> None:
+        self._sessions[session.session] = session
+        self._changed.put_nowait(session.session)
+
+    # --- leaving traces ---------------------------------------------------------------------
+
+    async def save_forever(self) -> None:
+        """Write every change to Redis, then publish it. Redis away: published all the same."""
+        while True:
+            name = await self._changed.get()
+            session = self._sessions.get(name)
+            try:
+                if session is None:
+                    await self._store.sessions.delete(name)
+                else:
+                    await self._store.sessions.save(session.record(self.term))
+            except StoreUnavailableError as error:
+                log.warning("session %s not saved: %s", name, error)
+                self._counters["unsaved_sessions"] += 1
+            if session is not None:
+                self._updates.publish(session.edge, session.update(self.term))
+
+    async def repeat_forever(self, lifecycle: Lifecycle) -> None:
+        """Publish every session's state each second: PUB drops for late subscribers."""
+        while True:
+            oldest = time.time() - FORGET_AFTER_S
+            for session in list(self._sessions.values()):
+                if session.updated_at < oldest:
+                    del self._sessions[session.session]
+                    continue
+                self._updates.publish(session.edge, session.update(self.term))
+            lifecycle.update(load=len(self._sessions), counters=dict(self._counters))
+            await asyncio.sleep(REPEAT_S)
+
+    async def drain(self) -> None:
+        """Nothing to hand over: all state is in Redis."""

@@ -1,0 +1,509 @@
+"""One session at the edge, as a pure state machine: `step(state, event) → (state, effects)`.
+
+    phase      event              next       effects
+    ---------  -----------------  ---------  -------------------------------------------------
+    (begin)                       SEEKING    SeekPeer
+    SEEKING    Started            OPENING    Send OpenSession; Draft the first window meanwhile
+    OPENING    Opened             RUNNING    Send the windows that wait, or were in flight
+    OPENING    Tick, overdue      OPENING    Send OpenSession again; CheckPeer when it drags on
+    OPENING,   Drafted            same       Send the window (RUNNING), or keep it (OPENING)
+      RUNNING
+    RUNNING    FeedbackArrived    RUNNING    Commit; on a rejection Crop and a higher epoch;
+                                             Draft what the pace allows
+               … end reached      FINISHED   Commit, Send CloseSession, Finish
+               … unknown session  OPENING    Send OpenSession with a higher incarnation
+    RUNNING    Tick, overdue      RUNNING    Send the window again; CheckPeer when it drags on
+    OPENING,   PeerLost           SEEKING    SeekPeer
+      RUNNING
+    any        Ended, StopMatched FINISHED   Send CloseSession, Finish
+
+The edge owns the truth about committed tokens: `tokens` only grows, and by `Commit` alone. The
+draft is a function of prefix and seed, so windows in flight survive a move to another cloud
+worker: they are renumbered, not drafted again.
+
+This module knows no clock, no socket and no model: times come with events, work goes out as
+effects, and the shell runs the effects of one session in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import msgspec
+
+from bus.arrays import pack_tokens
+from bus.messages import (
+    CloseSession,
+    ControlUpdate,
+    DraftWindow,
+    Fault,
+    FaultCode,
+    Feedback,
+    FinishReason,
+    OpenSession,
+    Outcome,
+)
+from decoding.edge_events import (
+    CheckPeer,
+    Commit,
+    ControlArrived,
+    Crop,
+    Draft,
+    Drafted,
+    Effect,
+    Ended,
+    Event,
+    FaultArrived,
+    FeedbackArrived,
+    Finish,
+    Opened,
+    PeerLost,
+    SeekPeer,
+    Send,
+    Started,
+    StopMatched,
+    Tick,
+    WindowJudged,
+)
+from decoding.methods import Method
+from decoding.sampling import SamplingParams
+from decoding.timing import ReplyTimer
+
+CHECK_PEER_AFTER_SENDS = 3
+"""Sends without an answer after which the peer is looked up in the registry [ours]."""
+GIVE_UP_AFTER_SENDS = 12
+"""Sends without an answer after which even a registered peer counts as lost [ours]."""
+CONTROL_TTL_MS = 5000.0
+"""Without a `ControlUpdate` for this long, the conservative threshold is used [ours]."""
+
+Step = tuple["EdgeState", tuple[Effect, ...]]
+
+
+class Phase(Enum):
+    SEEKING = "seeking"
+    OPENING = "opening"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What does not change while a session lives.
+
+    Attributes:
+        prompt: token ids, at least one.
+        tokenizer_digest: both ends must agree on it.
+    """
+
+    session: str
+    client: str
+    edge: str
+    method: Method
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_new_tokens: int
+    tokenizer_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Threshold and window in force, and when the controller last spoke."""
+
+    threshold: float
+    window: int
+    conservative_threshold: float
+    credit: float = 0.0
+    term: int = 0
+    version: int = 0
+    heard_ms: float | None = None
+
+    def updated(self, update: ControlUpdate, now_ms: float) -> Control:
+        """With `update` applied unless it is older; a repeat proves the controller alive."""
+        if (update.term, update.version) < (self.term, self.version):
+            return self
+        return replace(
+            self,
+            threshold=update.threshold,
+            window=update.window,
+            credit=update.credit,
+            term=update.term,
+            version=update.version,
+            heard_ms=now_ms,
+        )
+
+    def threshold_at(self, now_ms: float) -> float:
+        silent = self.heard_ms is None or now_ms - self.heard_ms > CONTROL_TTL_MS
+        return min(self.threshold, self.conservative_threshold) if silent else self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A window that waits for its feedback."""
+
+    message: DraftWindow
+    drafted_ms: float
+    sent_ms: float
+    num_sends: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousWindow:
+    """Costs of the window before, as the next `DraftWindow` reports them."""
+
+    edge_ms: float = 0.0
+    rework_ms: float = 0.0
+    rtt_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeState:
+    """One session at the edge.
+
+    Attributes:
+        tokens: prompt and committed tokens.
+        drafted: tokens behind them that were drafted and not judged yet.
+        num_cached: length of the draft's cache once the effects so far have run.
+        job: number of the newest draft job; `drafting` while it runs.
+        opens_sent, open_sent_ms: of `OpenSession` in this incarnation.
+        eos: tokens that end the answer, the target's.
+    """
+
+    spec: SessionSpec
+    control: Control
+    phase: Phase
+    incarnation: int
+    tokens: tuple[int, ...]
+    epoch: int = 0
+    next_seq: int = 0
+    drafted: tuple[int, ...] = ()
+    in_flight: tuple[InFlight, ...] = ()
+    num_cached: int = 0
+    job: int = 0
+    drafting: bool = False
+    opens_sent: int = 0
+    open_sent_ms: float = 0.0
+    eos: frozenset[int] = frozenset()
+    timer: ReplyTimer = field(default_factory=ReplyTimer)
+    previous: PreviousWindow = field(default_factory=PreviousWindow)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.spec.prompt)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that may still be committed."""
+        return self.spec.max_new_tokens - self.num_generated
+
+
+def begin(
+    spec: SessionSpec, control: Control, committed: tuple[int, ...] = (), incarnation: int = 0
+) -> Step:
+    """A new session, or one taken over with tokens already promised to its user."""
+    state = EdgeState(
+        spec=spec,
+        control=control,
+        phase=Phase.SEEKING,
+        incarnation=incarnation,
+        tokens=spec.prompt + committed,
+    )
+    return state, (SeekPeer("new session"),)
+
+
+def step(state: EdgeState, event: Event) -> Step:
+    """Advance one session by one event."""
+    if state.phase is Phase.FINISHED:
+        return state, ()
+    match event:
+        case Started(eos, now_ms):
+            state = replace(state, eos=eos)
+            reason = _end_reached(state)  # a session taken over may have been at its end
+            return _open(state, now_ms) if reason is None else _finish(state, reason)
+        case Opened(message, now_ms):
+            return _opened(state, message.incarnation, now_ms)
+        case Drafted():
+            return _drafted(state, event)
+        case FeedbackArrived(message, now_ms):
+            return _feedback(state, message, now_ms)
+        case ControlArrived(message, now_ms):
+            return replace(state, control=state.control.updated(message, now_ms)), ()
+        case FaultArrived(message, now_ms):
+            return _fault(state, message, now_ms)
+        case Tick(now_ms):
+            return _tick(state, now_ms)
+        case PeerLost():
+            return _seek(state, "the cloud worker is gone")
+        case StopMatched(num_generated):
+            kept = state.tokens[: len(state.spec.prompt) + num_generated]
+            return _finish(replace(state, tokens=kept), FinishReason.STOP)
+        case Ended(reason, error):
+            return _finish(state, reason, error)
+
+
+# --- opening ----------------------------------------------------------------------------------
+
+
+def _open(state: EdgeState, now_ms: float) -> Step:
+    """Open, or open again, under the next incarnation; windows in flight move along."""
+    first = state.in_flight[0].message.seq if state.in_flight else state.next_seq
+    state = replace(state, phase=Phase.OPENING, incarnation=state.incarnation + 1, opens_sent=0)
+    moved = tuple(
+        replace(
+            flight,
+            message=msgspec.structs.replace(flight.message, incarnation=state.incarnation),
+            num_sends=0,
+        )
+        for flight in state.in_flight
+    )
+    state, effects = _send_open(
+        replace(state, in_flight=moved, next_seq=first + len(moved)), now_ms
+    )
+    state, more = _draft_more(state)
+    return state, effects + more
+
+
+def _send_open(state: EdgeState, now_ms: float) -> Step:
+    spec = state.spec
+    message = OpenSession(
+        session=spec.session,
+        client=spec.client,
+        edge=spec.edge,
+        incarnation=state.incarnation,
+        epoch=state.epoch,
+        next_seq=state.in_flight[0].message.seq if state.in_flight else state.next_seq,
+        method=spec.method.name,
+        prompt=pack_tokens(spec.prompt),
+        committed=pack_tokens(state.tokens[len(spec.prompt) :]),
+        seed=spec.sampling.seed,
+        max_new_tokens=spec.max_new_tokens,
+        temperature=spec.sampling.temperature,
+        top_p=spec.sampling.top_p,
+        top_k=spec.sampling.top_k,
+        tokenizer_digest=spec.tokenizer_digest,
+    )
+    return replace(state, opens_sent=state.opens_sent + 1, open_sent_ms=now_ms), (Send(message),)
+
+
+def _opened(state: EdgeState, incarnation: int, now_ms: float) -> Step:
+    if state.phase is not Phase.OPENING or incarnation != state.incarnation:
+        return state, ()
+    state = replace(state, phase=Phase.RUNNING)
+    flights = tuple(replace(f, sent_ms=now_ms, num_sends=1) for f in state.in_flight)
+    sends = tuple(Send(flight.message) for flight in flights)
+    state, more = _draft_more(replace(state, in_flight=flights))
+    return state, sends + more
+
+
+def _seek(state: EdgeState, why: str) -> Step:
+    if state.phase is Phase.SEEKING:
+        return state, ()
+    return replace(state, phase=Phase.SEEKING), (SeekPeer(why),)
+
+
+# --- drafting ---------------------------------------------------------------------------------
+
+
+def _draft_more(state: EdgeState) -> Step:
+    """Ask for the tokens the pace allows now, never beyond the end of the answer."""
+    if state.drafting or state.phase not in (Phase.OPENING, Phase.RUNNING):
+        return state, ()
+    allowed = state.spec.method.pace.num_to_draft(
+        state.control.window, state.spec.sampling.greedy, len(state.in_flight)
+    )
+    count = min(allowed, state.num_remaining - len(state.drafted))
+    if count <= 0 or (state.drafted and state.drafted[-1] in state.eos):
+        return state, ()
+    feed = (state.tokens + state.drafted)[state.num_cached :]
+    return replace(state, job=state.job + 1, drafting=True), (Draft(state.job + 1, feed, count),)
+
+
+def _drafted(state: EdgeState, event: Drafted) -> Step:
+    if not state.drafting or event.job != state.job:
+        return state, ()
+    num_tokens = len(event.tokens)
+    state = replace(state, drafting=False, num_cached=event.start + max(num_tokens - 1, 0))
+    if num_tokens == 0:
+        return _draft_more(state)
+    return _send_window(state, event)
+
+
+def _send_window(state: EdgeState, event: Drafted) -> Step:
+    message = DraftWindow(
+        session=state.spec.session,
+        incarnation=state.incarnation,
+        epoch=state.epoch,
+        seq=state.next_seq,
+        start=event.start,
+        tokens=pack_tokens(event.tokens),
+        q_ids=event.q_ids.astype("<i4", copy=False).tobytes(),
+        q_probs=event.q_probs.astype("<f2", copy=False).tobytes(),
+        threshold=state.control.threshold_at(event.now_ms),
+        control_version=state.control.version,
+        draft_ms=event.draft_ms,
+        edge_ms=state.previous.edge_ms,
+        rework_ms=state.previous.rework_ms,
+        rtt_ms=state.previous.rtt_ms,
+    )
+    running = state.phase is Phase.RUNNING
+    flight = InFlight(
+        message=message,
+        drafted_ms=event.now_ms - event.draft_ms,
+        sent_ms=event.now_ms,
+        num_sends=1 if running else 0,
+    )
+    state = replace(
+        state,
+        drafted=state.drafted + event.tokens,
+        in_flight=(*state.in_flight, flight),
+        next_seq=state.next_seq + 1,
+    )
+    sends: tuple[Effect, ...] = (Send(message),) if running else ()
+    state, more = _draft_more(state)
+    return state, sends + more
+
+
+# --- feedback ---------------------------------------------------------------------------------
+
+
+def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
+    if state.phase is not Phase.RUNNING or feedback.incarnation != state.incarnation:
+        return state, ()
+    if feedback.outcome is Outcome.UNKNOWN_SESSION:
+        return _open(state, now_ms)
+    index = next((i for i, f in enumerate(state.in_flight) if f.message.seq == feedback.seq), None)
+    if feedback.epoch != state.epoch or index is None or feedback.outcome is Outcome.STALE:
+        return state, ()
+    given = 0 if feedback.next_token is None else 1
+    num_accepted = feedback.committed_length - given - len(state.tokens)
+    if not 0 <= num_accepted <= len(state.drafted):
+        return _open(state, now_ms)  # the two ends disagree about the text: start over from ours
+    return _judged(state, feedback, index, num_accepted, now_ms)
+
+
+def _judged(
+    state: EdgeState, feedback: Feedback, index: int, num_accepted: int, now_ms: float
+) -> Step:
+    """Apply a verdict on window `index`; windows before it were accepted in full."""
+    flight = state.in_flight[index]
+    rolled_back = feedback.outcome is not Outcome.ACCEPTED
+    verified = len(state.tokens) + num_accepted
+    next_token = () if feedback.next_token is None else (feedback.next_token,)
+    new = _until_end(state, state.drafted[:num_accepted] + next_token)
+    commit = Commit(
+        start=state.num_generated,
+        tokens=new,
+        accepted=tuple(i < num_accepted for i in range(len(new))),
+    )
+    rtt_ms = max(0.0, now_ms - flight.sent_ms - feedback.verify_ms - feedback.queue_ms)
+    facts = WindowJudged(
+        feedback=feedback,
+        num_drafted=flight.message.num_tokens,
+        num_committed=len(new),
+        rolled_back=rolled_back,
+        window=state.control.window,
+        credit=state.control.credit,
+        draft_ms=flight.message.draft_ms,
+        rtt_ms=rtt_ms,
+    )
+    state = _timed(state, flight, feedback, rtt_ms, now_ms)
+    state = replace(
+        state,
+        tokens=state.tokens + new,
+        drafted=() if rolled_back else state.drafted[num_accepted:],
+        in_flight=() if rolled_back else state.in_flight[index + 1 :],
+        epoch=state.epoch + 1 if rolled_back else state.epoch,
+        drafting=state.drafting and not rolled_back,
+    )
+    effects: tuple[Effect, ...] = (commit, facts)
+    if rolled_back:
+        state = replace(state, num_cached=min(state.num_cached, verified))
+        effects += (Crop(state.num_cached),)
+    reason = _end_reached(state)
+    state, more = _draft_more(state) if reason is None else _finish(state, reason)
+    return state, effects + more
+
+
+def _timed(
+    state: EdgeState, flight: InFlight, feedback: Feedback, rtt_ms: float, now_ms: float
+) -> EdgeState:
+    num_thrown = flight.message.num_tokens - feedback.num_accepted
+    timer = state.timer
+    if flight.num_sends == 1:
+        timer = timer.sample(now_ms - flight.sent_ms)
+    previous = PreviousWindow(
+        edge_ms=max(0.0, now_ms - flight.drafted_ms),
+        rework_ms=flight.message.draft_ms * num_thrown / flight.message.num_tokens,
+        rtt_ms=rtt_ms,
+    )
+    return replace(state, timer=timer, previous=previous)
+
+
+def _until_end(state: EdgeState, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """`tokens` cut behind the first EOS and at max_new_tokens."""
+    tokens = tokens[: state.num_remaining]
+    for i, token in enumerate(tokens):
+        if token in state.eos:
+            return tokens[: i + 1]
+    return tokens
+
+
+def _end_reached(state: EdgeState) -> FinishReason | None:
+    if state.num_generated and state.tokens[-1] in state.eos:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if state.num_remaining <= 0 else None
+
+
+# --- time and trouble -------------------------------------------------------------------------
+
+
+def _tick(state: EdgeState, now_ms: float) -> Step:
+    match state.phase:
+        case Phase.OPENING if now_ms - state.open_sent_ms >= state.timer.timeout_ms(
+            state.opens_sent
+        ):
+            if state.opens_sent >= GIVE_UP_AFTER_SENDS:
+                return _seek(state, "the cloud worker does not answer")
+            checks = _check(state.opens_sent)
+            state, effects = _send_open(state, now_ms)
+            return state, effects + checks
+        case Phase.RUNNING if state.in_flight:
+            return _resend(state, now_ms)
+        case _:
+            return state, ()
+
+
+def _resend(state: EdgeState, now_ms: float) -> Step:
+    """Send the oldest window again when it is overdue; later ones wait behind it anyway."""
+    oldest = state.in_flight[0]
+    if now_ms - oldest.sent_ms < state.timer.timeout_ms(oldest.num_sends):
+        return state, ()
+    if oldest.num_sends >= GIVE_UP_AFTER_SENDS:
+        return _seek(state, "the cloud worker does not answer")
+    again = replace(oldest, sent_ms=now_ms, num_sends=oldest.num_sends + 1)
+    state = replace(state, in_flight=(again, *state.in_flight[1:]))
+    return state, (Send(again.message), *_check(oldest.num_sends))
+
+
+def _check(num_sends: int) -> tuple[Effect, ...]:
+    return (CheckPeer(),) if num_sends >= CHECK_PEER_AFTER_SENDS else ()
+
+
+def _fault(state: EdgeState, fault: Fault, now_ms: float) -> Step:
+    match fault.code:
+        case FaultCode.OUT_OF_ORDER:
+            return _open(state, now_ms)
+        case FaultCode.OVERLOADED:
+            return _seek(state, "the cloud worker is full")
+        case _:
+            return _finish(state, FinishReason.ERROR, f"{fault.code}: {fault.detail}")
+
+
+def _finish(state: EdgeState, reason: FinishReason, error: str = "") -> Step:
+    opened = state.incarnation > 0 and state.opens_sent > 0
+    close = CloseSession(
+        session=state.spec.session, incarnation=state.incarnation, reason=str(reason)
+    )
+    effects: tuple[Effect, ...] = (Send(close),) if opened else ()
+    state = replace(state, phase=Phase.FINISHED, in_flight=(), drafted=(), drafting=False)
+    return state, (*effects, Finish(reason, error))

@@ -1,0 +1,37 @@
+"""The exact acceptance rule: greedy match at temperature 0, rejection sampling above."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bus.arrays import Float64Array
+from decoding.acceptance import TargetRow, accepts_exactly, draw_residual
+from decoding.methods.base import Proposal
+from decoding.sampling import SamplingParams
+from decoding.uniforms import Purpose, uniform
+
+
+class ExactRule:
+    """Leviathan et al. (2023): the committed tokens are distributed as the target's own."""
+
+    lossless = True
+
+    def accepts(
+        self,
+        proposal: Proposal,
+        row: TargetRow,
+        params: SamplingParams,
+        position: int,
+        threshold: float,  # noqa: ARG002 - exact verification knows no threshold
+    ) -> bool:
+        if params.greedy:
+            return proposal.token == row.argmax
+        p_x = float(row.p_at_q[np.flatnonzero(proposal.q1.ids == proposal.token)[0]])
+        u = uniform(params.seed, position, Purpose.ACCEPT)
+        return accepts_exactly(p_x, proposal.q.prob(proposal.token), u)
+
+    def recover(
+        self, proposal: Proposal, target: Float64Array, params: SamplingParams, position: int
+    ) -> int:
+        u = uniform(params.seed, position, Purpose.RESIDUAL)
+        return draw_residual(target, proposal.q, u)

@@ -1,0 +1,112 @@
+"""Cloud workers as an edge sees them: found in the registry, connected once, shared by sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from bus.codec import AnyMessage
+from bus.errors import TokenizerMismatchError
+from bus.messages import Message
+from bus.sockets import Listener, Outbox, Sockets
+from bus.store import Store, WorkerRecord
+
+log = logging.getLogger(__name__)
+
+SEEK_INTERVAL_S = 0.25
+
+Receive = Callable[[AnyMessage, int], None]
+
+
+class Peer:
+    """One cloud worker: its record and the sockets to it."""
+
+    def __init__(self, record: WorkerRecord, outbox: Outbox, listener: Listener) -> None:
+        self.record = record
+        self._outbox = outbox
+        self._listener = listener
+        self._task: asyncio.Task[None] | None = None
+
+    def send(self, message: Message) -> int:
+        """Queue a message; returns its size in bytes."""
+        return self._outbox.send(message)
+
+    def listen(self, receive: Receive) -> None:
+        """Hand every message of this worker, and its size, to `receive`."""
+        self._task = asyncio.create_task(self._listen(receive))
+
+    async def _listen(self, receive: Receive) -> None:
+        async for message, size in self._listener.messages():
+            receive(message, size)
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._outbox.close()
+        self._listener.close()
+
+
+class Peers:
+    """Finds the least loaded cloud worker that shares the draft's tokenizer."""
+
+    def __init__(
+        self, store: Store, sockets: Sockets, edge: str, digest: str, receive: Receive
+    ) -> None:
+        self._store = store
+        self._sockets = sockets
+        self._edge = edge
+        self._digest = digest
+        self._receive = receive
+        self._peers: dict[str, Peer] = {}  # by boot: a restarted worker is another peer
+
+    async def find(self, mismatch_wait_s: float) -> Peer:
+        """The least loaded fitting worker; waits while there is none.
+
+        Raises:
+            TokenizerMismatchError: workers are there, but for `mismatch_wait_s` none that fits.
+            StoreUnavailableError: the registry cannot be read.
+        """
+        waited_s, said = 0.0, False
+        while True:
+            live = await self._store.registry.workers(role="cloud")
+            fitting = [r for r in live if r.tokenizer_digest == self._digest]
+            if fitting:
+                return self._connect(min(fitting, key=lambda r: (r.load, r.worker_id)), live)
+            waited_s += SEEK_INTERVAL_S
+            if live and waited_s >= mismatch_wait_s:
+                names = ", ".join(f"{r.worker_id} ({r.model})" for r in live)
+                raise TokenizerMismatchError(
+                    f"no cloud worker shares the draft's tokenizer; live ones: {names}. "
+                    "Start a cloud worker with a target of the draft's family"
+                )
+            if not said:
+                log.info("no fitting cloud worker is registered; waiting for one")
+                said = True
+            await asyncio.sleep(SEEK_INTERVAL_S)
+
+    async def is_gone(self, peer: Peer) -> bool:
+        """Whether the worker has left the registry or another process has taken its place."""
+        live = await self._store.registry.workers(role="cloud")
+        return all(record.boot != peer.record.boot for record in live)
+
+    def _connect(self, record: WorkerRecord, live: list[WorkerRecord]) -> Peer:
+        boots = {r.boot for r in live}
+        for boot in [b for b in self._peers if b not in boots]:
+            self._peers.pop(boot).close()
+        peer = self._peers.get(record.boot)
+        if peer is None:
+            log.info("cloud worker %s at %s", record.worker_id, record.endpoints["windows"])
+            peer = Peer(
+                record,
+                self._sockets.outbox(record.endpoints["windows"]),
+                self._sockets.listener(record.endpoints["feedback"], self._edge),
+            )
+            peer.listen(self._receive)
+            self._peers[record.boot] = peer
+        return peer
+
+    def close(self) -> None:
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()

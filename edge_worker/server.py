@@ -1,0 +1,312 @@
+"""The edge worker's shell: takes prompts from the queue and runs a session for each.
+
+Leases are renewed, cancellations looked for, and messages from cloud workers and the controller
+handed to their sessions. What a session does is `edge_worker.session`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import torch
+
+from bus.codec import AnyMessage
+from bus.errors import RequestError, StoreUnavailableError
+from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
+from bus.requests import GenerationRequest, session_id
+from bus.sockets import Sockets
+from bus.store import Claim, Store, WorkerRecord
+from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
+from decoding import edge, methods
+from decoding.edge_events import (
+    ControlArrived,
+    Ended,
+    FaultArrived,
+    FeedbackArrived,
+    Opened,
+    Tick,
+)
+from decoding.sampling import SamplingParams
+from edge_worker.draft_model import DraftModel
+from edge_worker.peers import Peers
+from edge_worker.session import EdgeSession, Workshop, now_ms
+from edge_worker.settings import EdgeSettings
+from edge_worker.text import AnswerText
+from edge_worker.usage import UsageMeter
+from edge_worker.writer import ResultWriter
+from models.tokenizer import encode_prompt
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+CANCEL_POLL_S = 0.25
+TAKE_BLOCK_MS = 1000
+RETRY_S = 0.5
+REOPENS_PER_TERM = 1 << 12
+"""Incarnations one owner may use: a later owner's are always higher, so a zombie is refused."""
+
+
+async def serve(settings: EdgeSettings) -> None:
+    """Load the draft and answer prompts until told to leave.
+
+    Raises:
+        ConfigurationError: the model, an address or a setting is wrong.
+    """
+    executor = ThreadPoolExecutor(
+        1,
+        "model",
+        initializer=torch.set_num_threads,
+        initargs=(settings.threads or torch.get_num_threads(),),
+    )
+    sockets = Sockets(settings)
+    try:
+        model = await asyncio.get_running_loop().run_in_executor(
+            executor, DraftModel.load, settings.draft, settings.dtype, settings.device,
+            settings.num_sparse,
+        )  # fmt: skip
+        store = await connect_store(settings)
+        worker = EdgeWorker(settings, model, executor, sockets, store)
+        controller = ControllerLink(store, sockets, worker.name, worker.on_message)
+        lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "edge")))
+        log.info("drafting with %s (%s)", model.name, model.dtype)
+        await lifecycle.run(
+            worker.take_forever(lifecycle), worker.tick_forever(lifecycle),
+            worker.renew_forever(), worker.cancel_forever(), controller.follow_forever(),
+            drain=lambda: worker.drain(settings.drain_s),
+        )  # fmt: skip
+        await store.close()
+    finally:
+        sockets.close()
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+class Running:
+    """A claimed prompt and its session."""
+
+    def __init__(self, claim: Claim, request: GenerationRequest, session: EdgeSession) -> None:
+        self.claim = claim
+        self.request = request
+        self.session = session
+        self.lost = False
+
+
+class EdgeWorker:
+    """Running prompts by session id, and everything that arrives for them."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        model: DraftModel,
+        executor: ThreadPoolExecutor,
+        sockets: Sockets,
+        store: Store,
+    ) -> None:
+        self.name = settings.id_for("edge")
+        self._settings = settings
+        self._model = model
+        self._store = store
+        self._counters = sockets.counters
+        self._peers = Peers(store, sockets, self.name, model.tokenizer_digest, self._received)
+        self._workshop = Workshop(model, executor, self._peers, settings.peer_wait_s)
+        self._running: dict[str, Running] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(settings.slots)
+
+    def describe(self, record: WorkerRecord) -> WorkerRecord:
+        """`record` with this worker's model."""
+        return msgspec.structs.replace(
+            record,
+            model=self._model.name,
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            device=str(self._model.device),
+            tokenizer_digest=self._model.tokenizer_digest,
+            context_length=self._model.context_length,
+            vocab_size=self._model.vocab_size,
+            capacity=self._settings.slots,
+        )
+
+    # --- taking prompts ---------------------------------------------------------------------
+
+    async def take_forever(self, lifecycle: Lifecycle) -> None:
+        """Take a prompt whenever a slot is free."""
+        while not lifecycle.draining.is_set():
+            await self._free.acquire()
+            claim = None
+            try:
+                claim = await self._store.queue.take(self.name, TAKE_BLOCK_MS)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_S)
+            if claim is None:
+                self._free.release()
+                continue
+            if lifecycle.draining.is_set():
+                await self._store.queue.release(claim)
+                return
+            task = asyncio.create_task(self._answer(claim))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, claim: Claim) -> None:
+        """Answer one prompt to its end; whatever goes wrong, its author is told."""
+        try:
+            try:
+                await self._run_session(claim)
+            except RequestError as error:
+                await self._refuse(claim, str(error))
+        except Exception:
+            log.exception("request %s", claim.request_id)
+            await self._refuse(claim, "internal error in the edge worker; see its log")
+        finally:
+            self._free.release()
+
+    async def _refuse(self, claim: Claim, why: str) -> None:
+        log.info("request %s refused: %s", claim.request_id, why)
+        self._counters["refused_requests"] += 1
+        writer = ResultWriter(self._store, claim, lambda: None)
+        writer.refuse(why)
+        await writer.run()
+
+    async def _run_session(self, claim: Claim) -> None:
+        request = claim.request
+        if request is None:
+            raise RequestError(claim.problem or "it cannot be read")
+        spec = await self._spec(request)
+        answer = AnswerText(self._model.tokenizer, request.stop)
+        answer.push(claim.streamed_tokens)
+        meter = UsageMeter(request.id, spec, len(claim.streamed_tokens))
+        writer = ResultWriter(self._store, claim, lambda: self._lose(spec.session))
+        session = EdgeSession(self._workshop, answer, meter, writer)
+        self._running[spec.session] = Running(claim, request, session)
+        try:
+            session.begin(
+                spec, self._control(), claim.streamed_tokens, claim.term * REOPENS_PER_TERM
+            )
+            if answer.stopped and not session.finished:
+                session.handle(Ended(FinishReason.STOP))
+            await writer.run()
+        finally:
+            session.close()
+            self._running.pop(spec.session, None)
+
+    async def _spec(self, request: GenerationRequest) -> edge.SessionSpec:
+        """Check the request against what this worker can do.
+
+        Raises:
+            RequestError: the text says what is wrong and what to do.
+        """
+        method = methods.find(request.method)
+        if method is None:
+            offered = ", ".join(methods.names())
+            raise RequestError(f"unknown method {request.method!r}; known methods: {offered}")
+        prompt = encode_prompt(self._model.tokenizer, request.prompt, request.raw)
+        total = len(prompt) + request.max_new_tokens
+        if total > self._model.context_length:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and max_new_tokens is "
+                f"{request.max_new_tokens}: {total} together, the model's context holds "
+                f"{self._model.context_length}. Shorten the prompt or ask for fewer tokens"
+            )
+        return edge.SessionSpec(
+            session=session_id(request.id),
+            client=request.client,
+            edge=self.name,
+            method=method,
+            prompt=prompt,
+            sampling=SamplingParams(
+                request.temperature, request.top_p, request.top_k, request.seed
+            ),
+            max_new_tokens=request.max_new_tokens,
+            tokenizer_digest=self._model.tokenizer_digest,
+        )
+
+    def _control(self) -> edge.Control:
+        settings = self._settings
+        return edge.Control(settings.threshold, settings.window, settings.conservative_threshold)
+
+    # --- arriving ---------------------------------------------------------------------------
+
+    def _received(self, message: AnyMessage, size: int) -> None:
+        running = self._running.get(getattr(message, "session", ""))
+        if running is not None:
+            running.session.received(size)
+        self.on_message(message)
+
+    def on_message(self, message: Message) -> None:
+        """Hand a message of a cloud worker or the controller to its session."""
+        running = self._running.get(getattr(message, "session", ""))
+        if running is None:
+            return  # of a session that has ended, or another edge's
+        session = running.session
+        match message:
+            case SessionReady():
+                session.handle(Opened(message, now_ms()))
+            case Feedback():
+                session.handle(FeedbackArrived(message, now_ms()))
+            case ControlUpdate():
+                session.handle(ControlArrived(message, now_ms()))
+            case Fault():
+                log.warning("fault for %s: %s: %s", message.session, message.code, message.detail)
+                self._counters["faults"] += 1
+                session.handle(FaultArrived(message, now_ms()))
+            case _:
+                self._counters["unexpected_messages"] += 1
+
+    # --- time -------------------------------------------------------------------------------
+
+    async def tick_forever(self, lifecycle: Lifecycle) -> None:
+        """Let every session see the time, and keep the registry record current."""
+        while True:
+            for running in list(self._running.values()):
+                running.session.handle(Tick(now_ms()))
+            lifecycle.update(load=len(self._running), counters=dict(self._counters))
+            await asyncio.sleep(TICK_S)
+
+    async def renew_forever(self) -> None:
+        """Renew the leases three times as often as they run out."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / 3)
+            owned = [r for r in self._running.values() if not r.lost]
+            if not owned:
+                continue
+            with contextlib.suppress(StoreUnavailableError):
+                lost = await self._store.queue.renew(self.name, [r.claim for r in owned])
+                for running in owned:
+                    if running.claim.request_id in lost:
+                        self._lose(session_id(running.claim.request_id))
+
+    async def cancel_forever(self) -> None:
+        """End sessions whose users have cancelled."""
+        while True:
+            await asyncio.sleep(CANCEL_POLL_S)
+            ids = {r.request.id: r for r in self._running.values()}
+            if not ids:
+                continue
+            with contextlib.suppress(StoreUnavailableError):
+                for request_id in await self._store.queue.cancelled(list(ids)):
+                    ids[request_id].session.handle(Ended(FinishReason.CANCELLED))
+
+    def _lose(self, session: str) -> None:
+        """Another edge owns the prompt: stop drafting; the writer has stopped or will."""
+        running = self._running.get(session)
+        if running is not None and not running.lost:
+            running.lost = True
+            self._counters["lost_leases"] += 1
+            log.warning("request %s belongs to another edge now", running.claim.request_id)
+            running.session.handle(Ended(FinishReason.CANCELLED))
+
+    # --- leaving ----------------------------------------------------------------------------
+
+    async def drain(self, limit_s: float) -> None:
+        """Let running prompts end for a while, then hand the rest to other edges at once."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=limit_s)
+        for task in list(self._tasks):
+            task.cancel()
+        for running in list(self._running.values()):
+            with contextlib.suppress(StoreUnavailableError):
+                await self._store.queue.release(running.claim)
+        self._peers.close()

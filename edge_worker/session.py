@@ -1,0 +1,258 @@
+"""One prompt in the edge worker's shell: runs the effects of `decoding.edge` in order.
+
+Draft work goes to the worker's one model thread, a chunk of prefill or one window at a time, so
+sessions take turns; a crop rides along with the next job. Redis is written by `ResultWriter`,
+off the token path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from bus.errors import E2SCIError, StoreUnavailableError
+from bus.messages import DraftWindow, FinishReason, Message
+from decoding import edge
+from decoding.edge_events import (
+    CheckPeer,
+    Commit,
+    Crop,
+    Draft,
+    Drafted,
+    Effect,
+    Ended,
+    Event,
+    Finish,
+    PeerLost,
+    SeekPeer,
+    Send,
+    Started,
+    StopMatched,
+    WindowJudged,
+)
+from edge_worker.draft_model import DraftedWindow, DraftModel
+from edge_worker.peers import Peer, Peers
+from edge_worker.text import AnswerText
+from edge_worker.usage import UsageMeter
+from edge_worker.writer import Piece, ResultWriter
+
+log = logging.getLogger(__name__)
+
+PREFILL_CHUNK = 256
+RETRY_S = 0.5
+
+
+def now_ms() -> float:
+    """The shell's monotonic clock in milliseconds."""
+    return time.monotonic() * 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all sessions of an edge worker share."""
+
+    model: DraftModel
+    executor: Executor
+    peers: Peers
+    mismatch_wait_s: float
+
+
+class EdgeSession:
+    """State machine, cache, text and pending jobs of one prompt.
+
+    Args:
+        answer: the answer's text so far (a session taken over has some already).
+        meter: counts what `usage` reports.
+        writer: stores pieces and the end; its `done` ends the session.
+    """
+
+    def __init__(
+        self, workshop: Workshop, answer: AnswerText, meter: UsageMeter, writer: ResultWriter
+    ) -> None:
+        self._workshop = workshop
+        self._answer = answer
+        self._meter = meter
+        self._writer = writer
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._crop_to: int | None = None
+        self._piece: Piece | None = None
+        self.peer: Peer | None = None
+        self.state: edge.EdgeState
+
+    def begin(
+        self,
+        spec: edge.SessionSpec,
+        control: edge.Control,
+        committed: tuple[int, ...],
+        incarnation: int,
+    ) -> None:
+        """Start, or go on from tokens that were already streamed."""
+        self._cache = self._workshop.model.open(spec.sampling)
+        self.state, effects = edge.begin(spec, control, committed, incarnation)
+        self._run(effects)
+
+    def handle(self, event: Event) -> None:
+        """One event in, its effects out."""
+        self.state, effects = edge.step(self.state, event)
+        self._run(effects)
+
+    def received(self, size: int) -> None:
+        """Count a message that came for this session, in bytes."""
+        self._meter.bytes_down += size
+
+    @property
+    def finished(self) -> bool:
+        return self.state.phase is edge.Phase.FINISHED
+
+    def close(self) -> None:
+        """Stop drafting and waiting; a window that is being drafted ends at its next token."""
+        self.handle(Ended(FinishReason.CANCELLED))
+        for task in self._tasks:
+            task.cancel()
+
+    # --- effects --------------------------------------------------------------------------
+
+    def _run(self, effects: tuple[Effect, ...]) -> None:
+        stopped = False
+        for effect in effects:
+            match effect:
+                case Commit():
+                    stopped = self._commit(effect)
+                case WindowJudged():
+                    self._judged(effect)
+                case Finish(reason, error):
+                    self._finish(FinishReason.STOP if stopped else reason, error)
+                case Draft() if not stopped:
+                    self._start(self._draft(effect, self._take_crop()))
+                case Crop(length):
+                    pending = self._crop_to
+                    self._crop_to = length if pending is None else min(pending, length)
+                case Send(message):
+                    self._send(message)
+                case SeekPeer(why):
+                    self._start(self._seek(why))
+                case CheckPeer():
+                    self._start(self._check_peer())
+                case _:
+                    pass
+        if stopped and not self.finished:
+            self.handle(StopMatched(self._answer.num_tokens))
+        self._write_piece()
+
+    def _commit(self, effect: Commit) -> bool:
+        """Turn tokens into text; whether a stop string ends the answer here."""
+        text = self._answer.push(effect.tokens)
+        kept = self._answer.num_tokens - effect.start
+        self._piece = Piece(effect.start, effect.tokens[:kept], effect.accepted[:kept], text)
+        self._meter.committed(kept)
+        return self._answer.stopped
+
+    def _judged(self, effect: WindowJudged) -> None:
+        assert self._piece is not None
+        self._meter.judged(effect)
+        self._piece = self._piece.with_entry(self._meter.entry(effect, self.peer))
+
+    def _finish(self, reason: FinishReason, error: str) -> None:
+        rest = "" if self._answer.stopped else self._answer.flush()
+        if self._piece is not None:
+            self._piece = self._piece.with_text(rest)
+        elif rest:
+            self._piece = Piece(self._answer.num_tokens, (), (), rest)
+        self._write_piece()
+        self._writer.end(reason, error, self._meter.usage(), self._meter.closing(reason))
+
+    def _write_piece(self) -> None:
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            self._writer.put(piece)
+
+    def _send(self, message: Message) -> None:
+        if self.peer is None:
+            return
+        size = self.peer.send(message)
+        if isinstance(message, DraftWindow):
+            self._meter.sent_window(size, message.num_tokens)
+        else:
+            self._meter.bytes_up += size
+
+    # --- work that waits ------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except E2SCIError as error:
+            self.handle(Ended(FinishReason.ERROR, str(error)))
+        except Exception as error:
+            log.exception("session %s", self.state.spec.session)
+            self.handle(Ended(FinishReason.ERROR, f"the draft failed: {error}"))
+
+    def _take_crop(self) -> int | None:
+        crop_to, self._crop_to = self._crop_to, None
+        return crop_to
+
+    async def _draft(self, effect: Draft, crop_to: int | None) -> None:
+        async with self._turn:  # jobs of one session in the order they were asked for
+            feed = effect.feed
+            while len(feed) > PREFILL_CHUNK:
+                await self._in_model_thread(self._prefill, feed[:PREFILL_CHUNK], crop_to)
+                feed, crop_to = feed[PREFILL_CHUNK:], None
+            window: DraftedWindow = await self._in_model_thread(self._window, effect, feed, crop_to)
+        self.handle(
+            Drafted(
+                effect.job, window.start, window.tokens, window.q_ids, window.q_probs,
+                window.draft_ms, now_ms(),
+            )
+        )  # fmt: skip
+
+    async def _in_model_thread(self, job: Any, *args: object) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workshop.executor, job, *args)
+
+    def _prefill(self, tokens: tuple[int, ...], crop_to: int | None) -> None:
+        self._crop(crop_to)
+        self._workshop.model.prefill(self._cache, tokens)
+
+    def _window(self, effect: Draft, feed: tuple[int, ...], crop_to: int | None) -> DraftedWindow:
+        self._crop(crop_to)
+        return self._workshop.model.draft(
+            self._cache, feed, effect.count, self.state.eos,
+            stop=lambda: self.state.job != effect.job or not self.state.drafting,
+        )  # fmt: skip
+
+    def _crop(self, crop_to: int | None) -> None:
+        if crop_to is not None:
+            self._workshop.model.crop(self._cache, min(crop_to, self._cache.length))
+
+    async def _seek(self, why: str) -> None:
+        if self.peer is not None:
+            log.info("session %s looks for a cloud worker: %s", self.state.spec.session, why)
+        while not self.finished:
+            try:
+                self.peer = await self._workshop.peers.find(self._workshop.mismatch_wait_s)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.handle(Started(frozenset(self.peer.record.eos_tokens), now_ms()))
+            return
+
+    async def _check_peer(self) -> None:
+        peer = self.peer
+        if peer is None:
+            return
+        try:
+            gone = await self._workshop.peers.is_gone(peer)
+        except StoreUnavailableError:
+            return
+        if gone and peer is self.peer:
+            self.handle(PeerLost(now_ms()))

@@ -1,0 +1,47 @@
+"""Settings of an edge worker."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from bus.messages import MAX_SPARSE
+from bus.worker import WorkerSettings
+
+
+class EdgeSettings(WorkerSettings):
+    """An edge worker: the draft model, and how many prompts it answers at once."""
+
+    toml_table: ClassVar[str] = "edge"
+
+    draft: str = Field(
+        "default",
+        description="Draft model: 'default' (shipped), a Hugging Face id, a directory, a .gguf.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware has it, else float32."
+    )
+    device: str = Field("auto", description="auto, cpu, or cuda.")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="Torch threads; 0: all cores.")
+    slots: Annotated[int, Field(ge=1)] = Field(4, description="Prompts answered at once.")
+    num_sparse: Annotated[int, Field(ge=1, le=MAX_SPARSE)] = Field(
+        48, description="Probabilities sent for each drafted token (K)."
+    )
+    window: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="Drafted tokens a window, until the controller says otherwise (W)."
+    )
+    threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.15, description="Acceptance threshold until the controller speaks (lossy methods)."
+    )
+    conservative_threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.02, description="Threshold while the controller is silent (lossy methods)."
+    )
+    peer_wait_s: Annotated[float, Field(gt=0)] = Field(
+        10.0,
+        description="Seconds after which a prompt is refused if only cloud workers with another "
+        "tokenizer are there. With none at all it waits.",
+    )
+    drain_s: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="Seconds that running prompts get when the worker leaves."
+    )

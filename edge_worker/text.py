@@ -1,0 +1,42 @@
+"""From committed tokens to text a user may see: detokenizing and stop strings, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from decoding.stopping import StopScanner
+from models.tokenizer import Detokenizer
+
+
+class AnswerText:
+    """The text of one answer as its tokens come.
+
+    Attributes:
+        num_tokens: tokens pushed so far; at a stop, the one that completed the stop string is
+            the last (vLLM's convention for token ids).
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._scanner = StopScanner(stops)
+        self.num_tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been completed."""
+        return self._scanner.matched
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Text to show now. Pushes no further than the token that completes a stop string."""
+        shown = ""
+        for token in tokens:
+            shown += self._scanner.push(self._detokenizer.push(token))
+            self.num_tokens += 1
+            if self.stopped:
+                break
+        return shown
+
+    def flush(self) -> str:
+        """What was held back, at the end of the answer."""
+        return self._scanner.push(self._detokenizer.flush()) + self._scanner.flush()

@@ -1,0 +1,114 @@
+"""Counts of one answer: what `usage` reports and telemetry shows."""
+
+from __future__ import annotations
+
+import time
+
+from bus.messages import FinishReason, Outcome
+from bus.store import SessionEntry, Usage, WindowEntry
+from decoding.edge import SessionSpec
+from decoding.edge_events import WindowJudged
+from edge_worker.peers import Peer
+
+
+class UsageMeter:
+    """Adds up one answer. After a takeover it counts from the takeover on, except for tokens."""
+
+    def __init__(self, request: str, spec: SessionSpec, num_committed: int) -> None:
+        self._request = request
+        self._spec = spec
+        self._began_s = time.monotonic()
+        self._num_before = num_committed
+        self._completion_tokens = num_committed
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
+        self._windows = 0
+        self._rollbacks = 0
+        self._window_bytes = 0
+        self._sent_tokens = 0
+        self._cloud = ""
+        self._bytes_told = (0, 0)
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def committed(self, num_tokens: int) -> None:
+        self._completion_tokens += num_tokens
+
+    def sent_window(self, size: int, num_tokens: int) -> None:
+        """One window frame of `size` bytes, resent ones included."""
+        self.bytes_up += size
+        self._window_bytes += size
+        self._sent_tokens += num_tokens
+
+    def judged(self, effect: WindowJudged) -> None:
+        self._windows += 1
+        self._drafted_tokens += effect.num_drafted
+        self._accepted_tokens += effect.feedback.num_accepted
+        self._rollbacks += effect.rolled_back
+
+    def entry(self, effect: WindowJudged, peer: Peer | None) -> WindowEntry:
+        """The telemetry entry of one judged window; its bytes are those since the last entry."""
+        feedback = effect.feedback
+        bytes_up = self.bytes_up - self._bytes_told[0]
+        bytes_down = self.bytes_down - self._bytes_told[1]
+        self._bytes_told = (self.bytes_up, self.bytes_down)
+        self._cloud = peer.record.worker_id if peer is not None else ""
+        return WindowEntry(
+            at_ms=time.time_ns() // 1_000_000,
+            request=self._request,
+            session=self._spec.session,
+            client=self._spec.client,
+            edge=self._spec.edge,
+            cloud=self._cloud,
+            method=self._spec.method.name,
+            epoch=feedback.epoch,
+            seq=feedback.seq,
+            outcome=Outcome(feedback.outcome).value,
+            num_drafted=effect.num_drafted,
+            num_accepted=feedback.num_accepted,
+            num_committed=effect.num_committed,
+            rollback=effect.rolled_back,
+            threshold=feedback.threshold,
+            window=effect.window,
+            credit=effect.credit,
+            draft_ms=effect.draft_ms,
+            verify_ms=feedback.verify_ms,
+            queue_ms=feedback.queue_ms,
+            rtt_ms=effect.rtt_ms,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+        )
+
+    def usage(self) -> Usage:
+        """The answer's `usage` so far."""
+        seconds = time.monotonic() - self._began_s
+        new_tokens = self._completion_tokens - self._num_before
+        return Usage(
+            prompt_tokens=len(self._spec.prompt),
+            completion_tokens=self._completion_tokens,
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
+            windows=self._windows,
+            rollbacks=self._rollbacks,
+            acceptance=self._accepted_tokens / max(self._drafted_tokens, 1),
+            seconds=seconds,
+            tokens_per_s=new_tokens / seconds if seconds > 0 else 0.0,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            bytes_per_drafted_token=self._window_bytes / max(self._sent_tokens, 1),
+            lossless=self._spec.method.lossless,
+        )
+
+    def closing(self, reason: FinishReason) -> SessionEntry:
+        """The telemetry entry of the finished session."""
+        return SessionEntry(
+            at_ms=time.time_ns() // 1_000_000,
+            request=self._request,
+            session=self._spec.session,
+            client=self._spec.client,
+            edge=self._spec.edge,
+            cloud=self._cloud,
+            method=self._spec.method.name,
+            finish_reason=reason.value,
+            usage=self.usage(),
+        )

@@ -1,0 +1,103 @@
+"""Writes one answer to Redis, piece by piece and in order, off the token path.
+
+While Redis is away pieces wait here. Every write checks that this edge still owns the prompt;
+once it does not, writing stops for good and the owner is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bus.errors import OwnershipLostError, StoreUnavailableError
+from bus.messages import FinishReason
+from bus.store import Claim, End, SessionEntry, Store, Usage, WindowEntry
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens committed at once; `start` counts generated tokens from 0."""
+
+    start: int
+    tokens: tuple[int, ...]
+    accepted: tuple[bool, ...]
+    text: str
+    entry: WindowEntry | None = None
+
+    def with_entry(self, entry: WindowEntry) -> Piece:
+        return replace(self, entry=entry)
+
+    def with_text(self, text: str) -> Piece:
+        return replace(self, text=self.text + text)
+
+
+class ResultWriter:
+    """The one writer of a claimed prompt's result.
+
+    Args:
+        lost: called once when another edge owns the prompt.
+    """
+
+    def __init__(self, store: Store, claim: Claim, lost: Callable[[], None]) -> None:
+        self._store = store
+        self._claim = claim
+        self._lost = lost
+        self._writes: asyncio.Queue[Callable[[], Awaitable[None]] | None] = asyncio.Queue()
+
+    def put(self, piece: Piece) -> None:
+        """Write `piece` after all that was put before."""
+        self._writes.put_nowait(partial(self._append, piece))
+
+    def end(self, reason: FinishReason, error: str, usage: Usage, entry: SessionEntry) -> None:
+        """End the answer after all that was put before."""
+        self._writes.put_nowait(
+            partial(self._store.queue.finish, self._claim, End(reason, error, usage))
+        )
+        self._writes.put_nowait(partial(self._store.telemetry.add, entry))
+        self._writes.put_nowait(None)
+
+    def refuse(self, why: str) -> None:
+        """End a prompt that cannot be answered with an error."""
+        if self._claim.problem is None:
+            end = End(FinishReason.ERROR, why)
+            self._writes.put_nowait(partial(self._store.queue.finish, self._claim, end))
+        else:
+            self._writes.put_nowait(partial(self._store.queue.refuse, self._claim))
+        self._writes.put_nowait(None)
+
+    async def run(self) -> None:
+        """Write until the end is written or the prompt is lost to another edge."""
+        try:
+            while (write := await self._writes.get()) is not None:
+                await _until_written(write)
+        except OwnershipLostError as error:
+            log.warning("%s", error)
+            self._lost()
+
+    async def _append(self, piece: Piece) -> None:
+        store, claim = self._store, self._claim
+        if piece.entry is None:
+            await store.results.append(claim, piece.start, piece.tokens, piece.accepted, piece.text)
+        else:
+            await store.commit_window(
+                claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.entry
+            )
+
+
+async def _until_written(write: Callable[[], Awaitable[None]]) -> None:
+    said = False
+    while True:
+        try:
+            return await write()
+        except StoreUnavailableError as error:
+            if not said:
+                log.warning("%s; keeping the answer and trying again", error)
+            said = True
+            await asyncio.sleep(RETRY_S)

@@ -1,0 +1,246 @@
+"""EdgeCloudPair: both state machines over a scripted link, with toy models and a virtual clock.
+
+Every message passes the real codec. The link delays, loses, repeats and reorders by a script of
+numbers (hypothesis draws it), so a failure replays exactly. The harness also plays both shells,
+and checks after every step what must always hold.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from bus.codec import decode, encode
+from bus.messages import CloseSession, DraftWindow, Fault, Message, OpenSession
+from decoding import cloud, cloud_events, edge, edge_events, methods
+from decoding.methods import Method, find
+from decoding.sampling import SamplingParams
+from tests.toy import ToyDraft, ToyPair, ToyTarget
+
+LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
+TICK_MS = 50.0
+SD = methods.sd.METHOD
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What the link does to one message: copies (0 = lost), each with its delay."""
+
+    delays_ms: tuple[float, ...] = (5.0,)
+
+
+PERFECT = Fate()
+
+
+@dataclass
+class EdgeCloudPair:
+    """One session between one edge and one cloud worker.
+
+    `fates` gives the fate of message after message; when it runs out the link is perfect, so
+    every run ends. `forget_at` lists message numbers before which the cloud loses all sessions
+    (a restart); `windows` gives the window sizes the controller "publishes", one a feedback.
+    """
+
+    pair: ToyPair
+    sampling: SamplingParams
+    prompt: tuple[int, ...] = (1, 2, 3)
+    max_new_tokens: int = 24
+    eos: frozenset[int] = frozenset()
+    method: Method = field(default_factory=lambda: SD)
+    windows: tuple[int, ...] = (4,)
+    fates: tuple[Fate, ...] = ()
+    forget_at: frozenset[int] = frozenset()
+    committed: tuple[int, ...] = ()
+    draft_ms: float = 2.0
+    verify_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        self.now_ms = 0.0
+        self.answer: tuple[int, ...] = self.committed
+        self.accepted: list[bool] = []
+        self.finished: edge_events.Finish | None = None
+        self.faults: list[Fault] = []
+        self.sent: list[Message] = []
+        self._cloud: cloud.CloudState | None = None
+        self._target = ToyTarget(self.pair, self.sampling)
+        self._draft = ToyDraft(self.pair, self.sampling)
+        self._boot = 0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._fates: Iterator[Fate] = iter(self.fates)
+        self._windows = itertools.cycle(self.windows)
+        self._num_messages = 0
+        spec = edge.SessionSpec(
+            session="s1", client="c1", edge="edge-1", method=self.method, prompt=self.prompt,
+            sampling=self.sampling, max_new_tokens=self.max_new_tokens,
+            tokenizer_digest="toy",
+        )  # fmt: skip
+        control = edge.Control(
+            threshold=0.15, window=next(self._windows), conservative_threshold=0.02
+        )
+        self.edge, effects = edge.begin(spec, control, self.committed)
+        self._run_edge(effects)
+        self._at(TICK_MS, self._tick)
+
+    # --- running --------------------------------------------------------------------------
+
+    def run(self, max_events: int = 20_000) -> tuple[int, ...]:
+        """Run to the end; returns the answer's tokens."""
+        for _ in range(max_events):
+            if self.finished is not None:
+                return self.answer
+            self.now_ms, _order, action = heapq.heappop(self._queue)
+            action()
+        raise AssertionError(f"no end after {max_events} events: {self.edge}")
+
+    def _at(self, delay_ms: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (self.now_ms + delay_ms, next(self._order), action))
+
+    def _tick(self) -> None:
+        self._step_edge(edge_events.Tick(self.now_ms))
+        self._at(TICK_MS, self._tick)
+
+    # --- the edge's shell -----------------------------------------------------------------
+
+    def _step_edge(self, event: edge_events.Event) -> None:
+        before = self.edge
+        self.edge, effects = edge.step(self.edge, event)
+        self._check_edge(before)
+        self._run_edge(effects)
+
+    def _run_edge(self, effects: tuple[edge_events.Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case edge_events.Draft(job, feed, count):
+                    self._run_draft(job, feed, count)
+                case edge_events.Crop(length):
+                    self._draft.crop(length)
+                case edge_events.Send(message):
+                    self._transmit(message, self._arrive_at_cloud)
+                case edge_events.Commit(start, tokens, accepted):
+                    assert start == len(self.answer), "commits only append, without a gap"
+                    assert len(tokens) == len(accepted)
+                    self.answer += tokens
+                    self.accepted += accepted
+                case edge_events.WindowJudged():
+                    control = edge.replace(self.edge.control, window=next(self._windows))
+                    self.edge = edge.replace(self.edge, control=control)
+                case edge_events.SeekPeer():
+                    self._at(
+                        1.0, lambda: self._step_edge(edge_events.Started(self.eos, self.now_ms))
+                    )
+                case edge_events.CheckPeer():
+                    pass
+                case edge_events.Finish():
+                    self.finished = effect
+
+    def _run_draft(self, job: int, feed: tuple[int, ...], count: int) -> None:
+        start, tokens, ids, probs = self._draft.draft(feed, count, self.eos)
+        took = self.draft_ms * count
+        self._at(
+            took,
+            lambda: self._step_edge(
+                edge_events.Drafted(job, start, tokens, ids, probs, took, self.now_ms)
+            ),
+        )
+
+    def _check_edge(self, before: edge.EdgeState) -> None:
+        state = self.edge
+        if state.phase is edge.Phase.FINISHED:
+            return
+        assert state.tokens[: len(before.tokens)] == before.tokens, "commits only append"
+        assert state.epoch >= before.epoch
+        assert state.incarnation >= before.incarnation
+        assert state.num_cached <= len(state.tokens) + len(state.drafted)
+        in_flight = sum(flight.message.num_tokens for flight in state.in_flight)
+        assert in_flight == len(state.drafted), "what is drafted is in flight"
+        if not state.drafting:
+            text = state.tokens + state.drafted
+            assert self._draft.cache[: state.num_cached] == text[: state.num_cached]
+
+    # --- the cloud's shell ----------------------------------------------------------------
+
+    def _arrive_at_cloud(self, message: Any) -> None:
+        match message:
+            case OpenSession() if self._cloud is None:
+                fault = cloud.check_open(message, "toy", LIMITS)
+                assert fault is None, fault
+                method = find(message.method) or self.method
+                self._target = ToyTarget(self.pair, self.sampling)
+                self._cloud, effects = cloud.begin(message, method, "cloud-1", LIMITS)
+                self._run_cloud(effects)
+            case OpenSession():
+                self._step_cloud(cloud_events.OpenArrived(message))
+            case DraftWindow() if self._cloud is None:
+                self._transmit(cloud.unknown_session(message), self._arrive_at_edge)
+            case DraftWindow():
+                self._step_cloud(cloud_events.WindowArrived(message, self.now_ms))
+            case CloseSession():
+                self._cloud = None
+
+    def _step_cloud(self, event: cloud_events.Event) -> None:
+        if self._cloud is None:
+            return
+        self._cloud, effects = cloud.step(self._cloud, event)
+        assert self._cloud.num_run <= len(self._cloud.tokens) or self._cloud.verification
+        self._run_cloud(effects)
+
+    def _run_cloud(self, effects: tuple[cloud_events.Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case cloud_events.Prefill(job, tokens):
+                    self._target.prefill(tokens)
+                    self._later_cloud(lambda j=job: cloud_events.Prefilled(j, self.now_ms))
+                case cloud_events.Forward(job, feed, row_ids):
+                    rows = self._target.forward(feed, row_ids)
+                    self._later_cloud(
+                        lambda j=job, r=rows: cloud_events.RowsReady(
+                            j, r, self.verify_ms, self.now_ms
+                        )
+                    )
+                case cloud_events.FetchRow(job, index):
+                    row = self._target.full_row(index)
+                    self._later_cloud(
+                        lambda j=job, r=row: cloud_events.FullRowReady(j, r, self.now_ms)
+                    )
+                case cloud_events.Crop(length):
+                    self._target.crop(length)
+                case cloud_events.Send(message):
+                    self._transmit(message, self._arrive_at_edge)
+                case cloud_events.Report(message):
+                    decode(encode(message))
+        self._check_cloud()
+
+    def _later_cloud(self, event: Callable[[], cloud_events.Event]) -> None:
+        boot = self._boot
+        self._at(self.verify_ms, lambda: self._step_cloud(event()) if boot == self._boot else None)
+
+    def _check_cloud(self) -> None:
+        state = self._cloud
+        if state is not None and state.stage is cloud.Stage.IDLE:
+            assert self._target.cache == state.tokens[: state.num_run], "cache holds the text"
+
+    # --- the link -------------------------------------------------------------------------
+
+    def _transmit(self, message: Message, arrive: Callable[[Any], None]) -> None:
+        self.sent.append(message)
+        frame = encode(message)
+        fate = next(self._fates, PERFECT)
+        if self._num_messages in self.forget_at:
+            self._cloud, self._boot = None, self._boot + 1
+        self._num_messages += 1
+        for delay_ms in fate.delays_ms:
+            self._at(delay_ms, lambda: arrive(decode(frame)))
+
+    def _arrive_at_edge(self, message: Any) -> None:
+        match message:
+            case Fault():
+                self.faults.append(message)
+                self._step_edge(edge_events.FaultArrived(message, self.now_ms))
+            case _ if type(message).__name__ == "SessionReady":
+                self._step_edge(edge_events.Opened(message, self.now_ms))
+            case _:
+                self._step_edge(edge_events.FeedbackArrived(message, self.now_ms))
