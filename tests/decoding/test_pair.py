@@ -56,7 +56,7 @@ def test_eos_in_the_middle_of_a_window_ends_the_answer_there() -> None:
     assert run.finished.reason is FinishReason.STOP
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     pair=pairs, fates=fates, windows=windows, forget=st.frozensets(st.integers(0, 40), max_size=3)
 )
@@ -69,7 +69,7 @@ def test_greedy_is_exact_over_any_link(
     assert run.finished.reason is FinishReason.LENGTH
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     pair=pairs, fates=fates, windows=windows, forget=st.frozensets(st.integers(0, 40), max_size=3)
 )
