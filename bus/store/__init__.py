@@ -1,0 +1,101 @@
+"""What is kept in Redis: the prompt queue, results, registry, sessions, telemetry.
+
+    store = await Store.connect(settings)
+    claim = await store.queue.take("edge-1", block_ms=1000)
+    ...
+    await store.close()
+
+Needs Redis 7.0 or newer, or Valkey; one server, not a cluster. Everything that must hold when
+processes die is a script in `scripts/`; each says at its top what it guarantees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from bus.settings import BusSettings
+from bus.store.connection import MAX_BLOCK_MS, CommandRefusedError, Connection
+from bus.store.entries import End, EndEntry, FinishReason, TokensEntry, Usage
+from bus.store.keys import Keys
+from bus.store.queue import Claim, Queue, QueueDepth
+from bus.store.registry import HEARTBEAT_S, TIME_TO_LIVE_S, Registry, Role, WorkerRecord
+from bus.store.results import ResultGapError, Results
+from bus.store.sessions import SessionRecord, Sessions
+from bus.store.telemetry import SessionEntry, Telemetry, TelemetryEntry, WindowEntry
+
+__all__ = [
+    "HEARTBEAT_S",
+    "MAX_BLOCK_MS",
+    "TIME_TO_LIVE_S",
+    "Claim",
+    "CommandRefusedError",
+    "End",
+    "EndEntry",
+    "FinishReason",
+    "Keys",
+    "QueueDepth",
+    "ResultGapError",
+    "Role",
+    "SessionEntry",
+    "SessionRecord",
+    "Store",
+    "TelemetryEntry",
+    "TokensEntry",
+    "Usage",
+    "WindowEntry",
+    "WorkerRecord",
+]
+
+
+class Store:
+    """Everything Redis holds for us, by topic. Use it within one event loop."""
+
+    def __init__(self, settings: BusSettings) -> None:
+        """Make a store without talking to Redis yet; `connect` also checks that it answers."""
+        keys = Keys(settings.key_prefix)
+        self._connection = Connection(settings)
+        self.queue = Queue(self._connection, keys, settings)
+        self.results = Results(self._connection, keys)
+        self.registry = Registry(self._connection, keys)
+        self.sessions = Sessions(self._connection, keys, settings)
+        self.telemetry = Telemetry(self._connection, keys)
+
+    @classmethod
+    async def connect(cls, settings: BusSettings) -> Self:
+        """A store whose Redis answers.
+
+        Raises:
+            StoreUnavailableError: it does not.
+            ConfigurationError: it refuses our user or password.
+        """
+        store = cls(settings)
+        try:
+            await store.ping()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def ping(self) -> None:
+        """Return once Redis has answered. Raises StoreUnavailableError."""
+        await self._connection.execute("PING")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._connection.close()
+
+    async def commit_window(
+        self,
+        claim: Claim,
+        start: int,
+        tokens: Sequence[int],
+        accepted: Sequence[bool],
+        text: str,
+        entry: WindowEntry,
+    ) -> None:
+        """`results.append` and the window's telemetry entry in one step and one round trip.
+
+        A repeat doubles neither. Raises as `Results.append`; then neither is written.
+        """
+        await self.results.append(claim, start, tokens, accepted, text, entry.to_fields())

@@ -1,0 +1,149 @@
+"""The connection to Redis: timeouts, retries, scripts, and the place where errors are translated.
+
+A command is retried a few times within about a second when the connection breaks, so every
+command sent from this package must be safe to repeat: the reply may be lost after the command was
+carried out. Scripts are written for that. What still fails becomes `StoreUnavailableError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from hashlib import sha1
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from bus.errors import ConfigurationError, LocalError, StoreUnavailableError
+from bus.settings import BusSettings
+
+__all__ = ["MAX_BLOCK_MS", "CommandRefusedError", "Connection"]
+
+MAX_BLOCK_MS = 5_000
+"""Longest a blocking read may wait on the server; longer waits are made of several."""
+
+_CONNECT_TIMEOUT_S = 2.0
+_COMMAND_TIMEOUT_S = 5.0
+_RETRIES = 3
+_SERVER_TROUBLE = ("MISCONF", "LOADING", "BUSY ", "NOREPLICAS", "MASTERDOWN")
+
+
+class CommandRefusedError(LocalError):
+    """Redis answered a command with an error: a bug here, or a foreign value under our key."""
+
+    def has_code(self, code: str) -> bool:
+        """Whether Redis' error code, the first word of its answer, is `code`."""
+        return str(self.__cause__).startswith(f"{code} ")
+
+
+class Connection:
+    """Two pools of connections: one for commands, one for reads that block on the server.
+
+    They differ in the socket timeout alone: a blocking read is silent for as long as it waits, a
+    command that is silent for seconds has lost its server.
+    """
+
+    def __init__(self, settings: BusSettings) -> None:
+        self._where = settings.redacted_redis_url
+        self._commands = _client(settings.redis_url, _COMMAND_TIMEOUT_S)
+        self._reads = _client(settings.redis_url, _COMMAND_TIMEOUT_S + MAX_BLOCK_MS / 1000)
+
+    async def close(self) -> None:
+        with self._translated():
+            await self._commands.aclose()
+            await self._reads.aclose()
+
+    async def execute(self, *command: Any) -> Any:
+        """One command, by its words. Raises StoreUnavailableError."""
+        with self._translated():
+            return await self._commands.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def execute_blocking(self, *command: Any) -> Any:
+        """One command that waits on the server, at most MAX_BLOCK_MS. Raises as `execute`."""
+        with self._translated():
+            return await self._reads.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Several commands in one round trip, not atomic. Raises as `execute`."""
+        with self._translated():
+            pipeline: Pipeline = self._commands.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute()
+
+    async def run_script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run `scripts/<name>.lua`; loads it where the server does not know it (any more)."""
+        source, sha = _script(name)
+        with self._translated():
+            try:
+                return await self._commands.evalsha(sha, len(keys), *keys, *args)
+            except NoScriptError:
+                return await self._commands.eval(source, len(keys), *keys, *args)
+
+    async def scan(self, pattern: str) -> list[bytes]:
+        """All keys that match the glob `pattern`."""
+        with self._translated():
+            return [key async for key in self._commands.scan_iter(match=pattern, count=1000)]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise ConfigurationError(
+                f"Redis at {self._where} refuses us: {error}; "
+                "check user and password in redis_url (E2SCI_REDIS_URL)"
+            ) from error
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise StoreUnavailableError(
+                f"Redis at {self._where} does not answer: {error}; "
+                "check that it runs and that redis_url (E2SCI_REDIS_URL) is right"
+            ) from error
+        except (ClusterDownError, OutOfMemoryError, ReadOnlyError) as error:
+            raise StoreUnavailableError(
+                f"Redis at {self._where} takes no writes: {error}"
+            ) from error
+        except RedisError as error:
+            if str(error).startswith(_SERVER_TROUBLE):
+                raise StoreUnavailableError(
+                    f"Redis at {self._where} cannot serve now: {error}"
+                ) from error
+            raise CommandRefusedError(
+                f"Redis at {self._where} refused a command: {error}"
+            ) from error
+
+
+def _client(url: str, timeout_s: float) -> Redis:
+    return Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        socket_keepalive=True,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=_RETRIES),
+        protocol=2,  # no handshake beyond AUTH and SELECT; every server speaks it
+        decode_responses=False,  # a prompt may be no UTF-8, and must not break the reader
+    )
+
+
+@cache
+def _script(name: str) -> tuple[str, str]:
+    """Source and SHA-1 of a script, by which the server knows it."""
+    source = resources.files("bus.store").joinpath("scripts", f"{name}.lua").read_text("utf-8")
+    return source, sha1(source.encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,121 @@
+"""What the entries of the result streams look like, as structs and as Redis fields.
+
+Formats only; `bus.store.queue` and `bus.store.results` say who may write them when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from bus.errors import RemoteError
+from bus.messages import FinishReason
+
+__all__ = [
+    "End",
+    "EndEntry",
+    "FinishReason",
+    "TokensEntry",
+    "Usage",
+    "parse_result_entry",
+    "text_fields",
+]
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer took. Times are seconds, sizes bytes on the wire between edge and cloud.
+
+    `acceptance` is accepted ÷ drafted; `lossless` says whether the method promises the target's
+    own text.
+    """
+
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    drafted_tokens: Count = 0
+    accepted_tokens: Count = 0
+    windows: Count = 0
+    rollbacks: Count = 0
+    acceptance: float = 0.0
+    seconds: float = 0.0
+    tokens_per_s: float = 0.0
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+    bytes_per_drafted_token: float = 0.0
+    lossless: bool = True
+
+
+class End(msgspec.Struct, frozen=True):
+    """How a request ended; `error` is empty unless `finish_reason` is `error`."""
+
+    finish_reason: FinishReason
+    error: str = ""
+    usage: Usage = Usage()
+
+
+class TokensEntry(msgspec.Struct, frozen=True):
+    """A piece of an answer.
+
+    `start` is the index of its first token within the answer; `accepted[i]` tells whether
+    `tokens[i]` was drafted and accepted; `text` is what the piece adds to the text.
+    """
+
+    entry_id: str
+    start: int
+    tokens: tuple[int, ...]
+    accepted: tuple[bool, ...]
+    text: str
+    term: int
+
+
+class EndEntry(msgspec.Struct, frozen=True):
+    """The last entry of an answer."""
+
+    entry_id: str
+    end: End
+    term: int
+
+
+def text_fields(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    """A stream entry or hash with its bytes decoded; what is not UTF-8 becomes U+FFFD."""
+    return {
+        name.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+        for name, value in fields.items()
+    }
+
+
+def parse_result_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> TokensEntry | EndEntry:
+    """One entry of a result stream.
+
+    Raises:
+        RemoteError: the entry was not written by this project's scripts.
+    """
+    text = text_fields(fields)
+    try:
+        term = int(text["term"])
+        if text["kind"] == "tokens":
+            return TokensEntry(
+                entry_id=entry_id.decode(),
+                start=int(text["start"]),
+                tokens=msgspec.json.decode(text["tokens"], type=tuple[int, ...]),
+                accepted=_flags(text["accepted"]),
+                text=text["text"],
+                term=term,
+            )
+        usage = msgspec.json.decode(text["usage"], type=Usage)
+        end = End(FinishReason(text["finish_reason"]), text["error"], usage)
+        return EndEntry(entry_id.decode(), end, term)
+    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+        raise RemoteError(
+            f"result entry {entry_id.decode()} cannot be read: {error!r}; "
+            "is another program writing to this key?"
+        ) from error
+
+
+def _flags(text: str) -> tuple[bool, ...]:
+    flags: Any = msgspec.json.decode(text, type=list[int])
+    return tuple(bool(flag) for flag in flags)

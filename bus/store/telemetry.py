@@ -1,0 +1,136 @@
+"""Telemetry: one capped stream with an entry per feedback and one per finished request.
+
+For people and dashboards; nothing in the system acts on it. Times in `*_ms` are milliseconds,
+`at_ms` is wall-clock milliseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from bus.store.connection import Connection
+from bus.store.entries import Usage, text_fields
+from bus.store.keys import Keys
+
+__all__ = [
+    "MAX_TELEMETRY",
+    "SessionEntry",
+    "Telemetry",
+    "TelemetryEntry",
+    "WindowEntry",
+]
+
+MAX_TELEMETRY = 20_000
+"""Entries kept, about."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    at_ms: int
+    request: str
+    session: str
+    client: str
+    edge: str
+    cloud: str
+    method: str
+
+    def to_fields(self) -> dict[str, str]:
+        """The fields of the stream entry; a nested struct's fields lie beside the others."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        fields |= fields.pop("usage", {})
+        return {name: _as_text(value) for name, value in fields.items()}
+
+
+class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
+    """One window and its feedback. `outcome` is a `bus.messages.Outcome` value."""
+
+    epoch: int
+    seq: int
+    outcome: str
+    num_drafted: int
+    num_accepted: int
+    num_committed: int
+    rollback: bool
+    threshold: float
+    window: int
+    credit: float
+    draft_ms: float
+    verify_ms: float
+    queue_ms: float
+    rtt_ms: float
+    bytes_up: int
+    bytes_down: int
+
+
+class SessionEntry(_Entry, frozen=True, kw_only=True, tag="session"):
+    """One finished request."""
+
+    finish_reason: str
+    usage: Usage
+
+
+TelemetryEntry = WindowEntry | SessionEntry
+
+
+class Telemetry:
+    """Add and read. Every method raises StoreUnavailableError without Redis."""
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._connection = connection
+        self._key = keys.telemetry
+
+    async def add(self, *entries: TelemetryEntry) -> None:
+        """Add entries in one round trip. Where a reply is lost, an entry may appear twice."""
+        await self._connection.execute_many(
+            [
+                (
+                    "XADD",
+                    self._key,
+                    "MAXLEN",
+                    "~",
+                    MAX_TELEMETRY,
+                    "*",
+                    *(word for pair in entry.to_fields().items() for word in pair),
+                )
+                for entry in entries
+            ]
+        )
+
+    async def read(
+        self, after: str = "0", count: int = MAX_TELEMETRY
+    ) -> list[tuple[str, TelemetryEntry]]:
+        """Up to `count` entries behind the entry id `after`, oldest first, with their ids.
+
+        Entries this version cannot read are skipped, with a line in the log.
+        """
+        reply = await self._connection.execute(
+            "XRANGE", self._key, f"({after}", "+", "COUNT", count
+        )
+        return [
+            (entry_id.decode(), entry)
+            for entry_id, fields in reply
+            if (entry := _parse(entry_id, text_fields(fields))) is not None
+        ]
+
+
+def _parse(entry_id: bytes, fields: dict[str, str]) -> TelemetryEntry | None:
+    try:
+        if fields.get("kind") == "session":
+            usage = {name: fields[name] for name in Usage.__struct_fields__ if name in fields}
+            return msgspec.convert({**fields, "usage": usage}, SessionEntry, strict=False)
+        return msgspec.convert(fields, WindowEntry, strict=False)
+    except msgspec.ValidationError as error:
+        _log.warning("telemetry entry %s skipped: %s", entry_id.decode(), error)
+        return None
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
