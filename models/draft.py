@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from models.loading import (
     quiet_transformers,
 )
 from models.precision import resolve_device, resolve_dtype
-from models.sources import DEFAULT_SPEC, resolve_source
+from models.sources import DEFAULT_SPEC, first_line, resolve_source
 from models.tokenizer import num_real_tokens, tokenizer_digest
 
 SHIPPED_WEIGHTS = "draft-starter.safetensors"
@@ -149,7 +149,7 @@ def load_trimmed(
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"cannot read the draft {weights} on {target}: {error}") from error
     _check_vocab(vocab, embedding.shape[0], weights)
-    body = _build_body(_draft_config(target, layers), layers, embedding, weights)
+    body = _build_body(_draft_config(target, layers, weights), layers, embedding, weights)
     head = embedding[vocab.long()].to(device)
     return TrimmedDraft(body.to(device), head, vocab.numpy().astype(np.int32))
 
@@ -198,11 +198,13 @@ def _check_vocab(vocab: Tensor, num_rows: int, weights: Path) -> None:
         )
 
 
-def _draft_config(target: Path, layers: dict[str, Tensor]) -> LlamaConfig:
+def _draft_config(target: Path, layers: dict[str, Tensor], weights: Path) -> LlamaConfig:
+    """The target's config, as deep as the draft."""
+    depth = len({name.split(".")[1] for name in layers if name.startswith("layers.")})
+    if depth == 0:
+        raise ModelError(f"draft {weights} holds no layers; expected tensors 'layers.N.…'")
     config = LlamaConfig.from_pretrained(target)
-    config.num_hidden_layers = 1 + max(
-        int(name.split(".")[1]) for name in layers if name.startswith("layers.")
-    )
+    config.num_hidden_layers = depth
     return config
 
 
@@ -211,14 +213,17 @@ def _build_body(
 ) -> torch.nn.Module:
     state = {**layers, "embed_tokens.weight": embedding}
     try:
-        loaded: Any = LlamaModel.from_pretrained(
+        body, info = LlamaModel.from_pretrained(
             None, config=config, state_dict=state, dtype=embedding.dtype, output_loading_info=True
         )
     except RuntimeError as error:
-        raise ModelError(f"draft {weights} does not fit the target's shape: {error}") from error
-    body, info = loaded
-    wrong = {kind: names for kind, names in info.items() if names}
-    if wrong:
-        raise ModelError(f"draft {weights} does not fit the target's shape: {wrong}")
+        raise _misfit(weights, first_line(error)) from error
+    for kind, names in info.items():
+        if names:
+            raise _misfit(weights, f"{kind}, among them {min(map(str, names))}")
     ready: torch.nn.Module = body.eval().requires_grad_(False)
     return ready
+
+
+def _misfit(weights: Path, what: str) -> ModelError:
+    return ModelError(f"draft {weights} does not fit the target it is loaded on: {what}")

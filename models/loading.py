@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from bus.errors import ModelError
 from models.cache import require_croppable
 from models.precision import resolve_device, resolve_dtype
-from models.sources import ModelSource, resolve_source
+from models.sources import ModelSource, first_line, resolve_source
 from models.tokenizer import eos_token_ids, num_real_tokens, tokenizer_digest
 
 _log = logging.getLogger(__name__)
@@ -87,8 +87,10 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """
     quiet_transformers()
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source.location)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            source.location, trust_remote_code=False
+        )
+    except Exception as error:  # hub, file formats and custom classes can raise anything
         raise _cannot_load("tokenizer", source, error) from error
     return tokenizer
 
@@ -119,17 +121,17 @@ def _load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -
     if not source.is_local:
         _log.info("loading %s from the Hugging Face hub or its cache", source.name)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=dtype, trust_remote_code=False
+        )
+    except Exception as error:  # as above
         raise _cannot_load("model", source, error) from error
     loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return loaded
 
 
 def _cannot_load(what: str, source: ModelSource, error: Exception) -> ModelError:
-    """One clear line from an exception whose text may run over many."""
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
+    reason = first_line(error)
     if source.is_local:
         return ModelError(f"cannot load the {what} in {source.location}: {reason}")
     return ModelError(

@@ -17,7 +17,6 @@ import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -109,9 +108,18 @@ def _from_gguf(path: Path) -> ModelSource:
             with FileLock(f"{directory}.lock"):
                 if not directory.is_dir():  # another process may have been first
                     _convert(path, directory)
-        except OSError as error:
-            raise ModelError(f"cannot convert {path} into {directory}: {error}") from error
+        except Exception as error:  # a damaged file can raise anything in its parser
+            raise ModelError(
+                f"cannot convert {path} into {directory}: {first_line(error)}; expected a GGUF "
+                "model transformers can read, and a directory with room for its float32 weights"
+            ) from error
     return ModelSource(name=path.stem, location=str(directory), is_local=True)
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an exception's text, which in transformers may run over many lines."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _file_key(path: Path) -> str:
@@ -128,7 +136,7 @@ def _convert(path: Path, directory: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no off switch
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 str(path.parent), gguf_file=path.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
@@ -142,7 +150,5 @@ def _convert(path: Path, directory: Path) -> None:
         tokenizer.save_pretrained(scratch)
         scratch.chmod(0o755)
         scratch.rename(directory)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{path} is not a GGUF model transformers can read: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

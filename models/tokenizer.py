@@ -29,9 +29,13 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
         parts: dict[str, Any] = {"vocabulary": tokenizer.get_vocab()}
     else:
         whole = json.loads(backend.to_str())
-        parts = {
-            name: whole[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")
-        }
+        parts = {name: whole[name] for name in ("normalizer", "pre_tokenizer")}
+        # Copies say "none" in several ways: null, "", false, or not at all.
+        parts["model"] = {name: value for name, value in whole["model"].items() if value}
+        parts["added_tokens"] = [
+            {name: value for name, value in token.items() if name != "special"}
+            for token in whole["added_tokens"]
+        ]
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -107,6 +111,12 @@ def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
     return text
 
 
+def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that `skip_special_tokens` leaves out."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(token for token, content in added if content.special)
+
+
 class Detokenizer:
     """Text of a growing answer, piece by piece.
 
@@ -117,12 +127,15 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._silent = _special_ids(tokenizer)
         self._tokens: list[int] = []  # the last piece that gave text, then those held back
         self._num_shown = 0  # how many of them are that piece
         self._shown = ""  # their text, decoded alone
 
     def push(self, token: int) -> str:
         """Take one token; return the text that can be shown now, maybe empty."""
+        if token in self._silent:  # as if it were not there: byte tokens around it are one run
+            return ""
         self._tokens.append(token)
         # A run of byte tokens is valid or not as a whole, so nothing of it is final before it ends.
         if _BYTE_TOKEN.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):

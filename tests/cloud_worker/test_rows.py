@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cloud_worker import rows as rows_module
+from cloud_worker.rows import Rows
+from decoding.sampling import SamplingParams, warp_dense
+
+VOCAB_SIZE = 700
+
+samplings = st.builds(
+    SamplingParams,
+    temperature=st.one_of(st.just(0.0), st.just(1.0), st.floats(0.05, 5.0)),
+    top_p=st.one_of(st.just(1.0), st.floats(0.01, 1.0)),
+    top_k=st.one_of(st.just(0), st.integers(1, VOCAB_SIZE + 50)),
+)
+
+
+def random_logits(seed: int, spread: float, ties: bool) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, spread, (3, VOCAB_SIZE))
+    if ties:  # as in bfloat16: few distinct values, ties at every cut
+        logits = np.round(logits)
+    return torch.tensor(logits, dtype=torch.float32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sampling=samplings,
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.01, 1.0, 4.0, 15.0]),
+    ties=st.booleans(),
+)
+@example(SamplingParams(1.0, top_k=5), 0, 1.0, True)
+@example(SamplingParams(0.7, top_p=0.95), 0, 0.01, False)  # a nucleus beyond the first look
+def test_reduced_rows_are_the_dense_distribution_at_the_ids(
+    sampling: SamplingParams, seed: int, spread: float, ties: bool
+) -> None:
+    logits = random_logits(seed, spread, ties)
+    wide = logits.double().numpy()
+    rng = np.random.default_rng(seed)
+    ids = [rng.permutation(VOCAB_SIZE)[:size].astype(np.int32) for size in (48, 0, 300)]
+    rows = Rows.of(logits, sampling)
+    for index, row in enumerate(rows.reduce(ids)):
+        p = warp_dense(wide[index], sampling)
+        p1 = warp_dense(wide[index], SamplingParams(temperature=1.0))
+        assert row.argmax == wide[index].argmax()
+        np.testing.assert_allclose(row.p1_at_q, p1[ids[index]], rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(rows.dense(index), p, rtol=1e-5, atol=1e-9)
+        assert rows.dense(index).sum() == pytest.approx(1.0, abs=1e-6)
+        if sampling.greedy:
+            assert row.p_at_q.size == 0
+        else:
+            np.testing.assert_allclose(row.p_at_q, p[ids[index]], rtol=1e-5, atol=1e-9)
+            np.testing.assert_array_equal(row.p_at_q == 0, rows.dense(index)[ids[index]] == 0)
+
+
+@pytest.mark.parametrize("first_look", [1, 3, 512, 10_000])
+def test_how_many_candidates_are_looked_at_first_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, first_look: int
+) -> None:
+    sampling = SamplingParams(temperature=1.3, top_p=0.8)
+    logits = random_logits(3, 2.0, ties=True)
+    expected = Rows.of(logits, sampling).dense(1)
+    monkeypatch.setattr(rows_module, "_FIRST_LOOK", first_look)
+    np.testing.assert_allclose(Rows.of(logits, sampling).dense(1), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_a_large_flat_row_sums_to_one_within_a_millionth(temperature: float) -> None:
+    """150,000 logits far from 0: a float32 log-sum-exp would be off by more."""
+    logits = torch.randn(1, 150_000, generator=torch.Generator().manual_seed(0)) + 25
+    everything = np.arange(150_000, dtype=np.int32)
+    (row,) = Rows.of(logits, SamplingParams(temperature)).reduce([everything])
+    assert row.p1_at_q.sum() == pytest.approx(1.0, abs=1e-6)
+    assert row.p_at_q.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_bfloat16_logits_are_reduced_as_the_numbers_they_are() -> None:
+    logits = random_logits(1, 3.0, ties=False).bfloat16()
+    ids = np.arange(VOCAB_SIZE, dtype=np.int32)
+    sampling = SamplingParams(temperature=0.9, top_k=30)
+    row = Rows.of(logits, sampling).reduce([ids] * 3)[0]
+    expected = warp_dense(logits[0].double().numpy(), sampling)
+    np.testing.assert_allclose(row.p_at_q, expected, rtol=1e-5, atol=1e-9)

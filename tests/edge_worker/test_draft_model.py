@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bus.arrays import Float64Array, Int32Array
+from bus.errors import LocalError
+from decoding.sampling import SamplingParams, from_wire, warp
+from decoding.uniforms import Purpose, uniform
+from edge_worker.draft_model import DraftModel
+from models.cache import KVCache
+from models.draft import LoadedDraft, load_draft
+from tests.models.tiny import save_tiny
+
+GREEDY = SamplingParams()
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=20, seed=7)
+PROMPT = [5, 17, 99, 42, 7, 120]
+NEVER: frozenset[int] = frozenset()
+
+
+def go_on() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedDraft:
+    return load_draft(str(save_tiny(tmp_path_factory.mktemp("draft"))), "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def model(loaded: LoadedDraft) -> DraftModel:
+    return DraftModel(loaded)
+
+
+def logits_after(loaded: LoadedDraft, tokens: list[int]) -> Float64Array:
+    """The network without cache or sampling, as a reference."""
+    with torch.inference_mode():
+        return loaded.network.forward(torch.tensor([tokens]), KVCache()).double().numpy()
+
+
+def test_a_window_carries_the_top_k_of_the_softmax(loaded: LoadedDraft, model: DraftModel) -> None:
+    window = model.draft(model.open(GREEDY), PROMPT, 3, NEVER, go_on)
+    assert window.start == len(PROMPT)
+    assert window.q_ids.shape == window.q_probs.shape == (3, 48)
+    assert (window.q_ids.dtype.str, window.q_probs.dtype.str) == ("<i4", "<f2")
+    for index in range(3):
+        logits = logits_after(loaded, PROMPT + list(window.tokens[:index]))
+        probs = np.exp(logits - logits.max())
+        probs /= probs.sum()
+        top = np.argsort(-probs)[:48]
+        assert set(window.q_ids[index]) == set(top)
+        np.testing.assert_allclose(window.q_probs[index], probs[top], rtol=2e-3, atol=1e-6)
+        assert (np.diff(window.q_probs[index].astype(float)) <= 0).all()
+
+
+def test_greedy_tokens_are_the_most_probable(loaded: LoadedDraft, model: DraftModel) -> None:
+    window = model.draft(model.open(GREEDY), PROMPT, 4, NEVER, go_on)
+    for index, token in enumerate(window.tokens):
+        assert token == logits_after(loaded, PROMPT + list(window.tokens[:index])).argmax()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    temperature=st.floats(0.1, 3.0),
+    top_p=st.floats(0.05, 1.0),
+    top_k=st.integers(0, 60),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_tokens_are_drawn_from_exactly_what_is_sent(
+    model: DraftModel, temperature: float, top_p: float, top_k: int, seed: int
+) -> None:
+    sampling = SamplingParams(temperature, top_p, top_k, seed)
+    window = model.draft(model.open(sampling), PROMPT, 4, NEVER, go_on)
+    for index, token in enumerate(window.tokens):
+        q = warp(from_wire(window.q_ids[index], window.q_probs[index]), sampling)
+        assert token == q.draw(uniform(seed, window.start + index, Purpose.DRAFT))
+
+
+def test_windows_of_any_size_give_the_same_tokens(model: DraftModel) -> None:
+    """Uniforms belong to positions: the split into windows changes nothing."""
+    whole = model.draft(model.open(SAMPLED), PROMPT, 9, NEVER, go_on).tokens
+    cache, tokens = model.open(SAMPLED), list(PROMPT)
+    for size in (2, 1, 4, 2):
+        window = model.draft(cache, tokens[cache.length :], size, NEVER, go_on)
+        assert window.start == len(tokens)
+        tokens += window.tokens
+    assert tuple(tokens[len(PROMPT) :]) == whole
+
+
+def test_the_last_token_is_drawn_and_not_run(model: DraftModel) -> None:
+    cache = model.open(GREEDY)
+    window = model.draft(cache, PROMPT, 5, NEVER, go_on)
+    assert cache.length == window.start + 5 - 1
+
+
+def test_drafting_stops_behind_an_end_token(model: DraftModel) -> None:
+    free = model.draft(model.open(SAMPLED), PROMPT, 8, NEVER, go_on).tokens
+    third = free[2]
+    window = model.draft(model.open(SAMPLED), PROMPT, 8, frozenset({third}), go_on)
+    stopped_at = free.index(third) + 1
+    assert window.tokens == free[:stopped_at]
+    assert window.q_ids.shape == window.q_probs.shape == (stopped_at, 48)
+
+
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_drafting_stops_between_tokens_when_told(model: DraftModel, allowed: int) -> None:
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) > allowed
+
+    cache = model.open(SAMPLED)
+    window = model.draft(cache, PROMPT, 8, NEVER, stop)
+    assert len(window.tokens) == allowed
+    assert cache.length == window.start + allowed - 1
+    assert window.tokens == model.draft(model.open(SAMPLED), PROMPT, allowed, NEVER, go_on).tokens
+
+
+def test_a_stop_before_the_first_token_changes_nothing(model: DraftModel) -> None:
+    cache = model.open(SAMPLED)
+    model.prefill(cache, PROMPT[:3])
+    window = model.draft(cache, PROMPT[3:], 8, NEVER, lambda: True)
+    assert (window.tokens, window.q_ids.shape, cache.length) == ((), (0, 48), 3)
+    assert window.start == len(PROMPT)
+
+
+def test_after_a_rollback_drafting_equals_a_fresh_run(model: DraftModel) -> None:
+    cache = model.open(SAMPLED)
+    first = model.draft(cache, PROMPT, 8, NEVER, go_on)
+    kept = PROMPT + list(first.tokens[:3])
+    model.crop(cache, len(kept))
+    again = model.draft(cache, [77], 5, NEVER, go_on)
+    fresh = model.draft(model.open(SAMPLED), [*kept, 77], 5, NEVER, go_on)
+    assert (again.start, again.tokens) == (fresh.start, fresh.tokens)
+    np.testing.assert_array_equal(again.q_ids[:, :5], fresh.q_ids[:, :5])
+
+
+def test_prefill_in_chunks_equals_one_pass(model: DraftModel) -> None:
+    prompt = [(7 * i) % 280 + 2 for i in range(90)]
+    cache = model.open(GREEDY)
+    for begin in range(0, 80, 32):
+        model.prefill(cache, prompt[begin : min(begin + 32, 80)])
+    model.prefill(cache, [])
+    assert cache.length == 80
+    chunked = model.draft(cache, prompt[80:], 4, NEVER, go_on)
+    whole = model.draft(model.open(GREEDY), prompt, 4, NEVER, go_on)
+    assert (chunked.start, chunked.tokens) == (whole.start, whole.tokens)
+    np.testing.assert_allclose(chunked.q_probs, whole.q_probs, rtol=2e-3, atol=1e-6)
+
+
+def test_rows_of_a_trimmed_head_stand_for_the_targets_ids(loaded: LoadedDraft) -> None:
+    class Trimmed:
+        """The whole network cut to every third token."""
+
+        vocab: Int32Array | None = np.arange(0, 290, 3, dtype=np.int32)
+        head_size = 97
+
+        def forward(self, input_ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
+            return loaded.network.forward(input_ids, cache)[::3]
+
+    from dataclasses import replace
+
+    model = DraftModel(replace(loaded, network=Trimmed()), num_sparse=500)
+    assert model.num_sparse == 97  # cut to the head
+    window = model.draft(model.open(GREEDY), PROMPT, 4, NEVER, go_on)
+    assert (window.q_ids % 3 == 0).all()
+    logits = logits_after(loaded, PROMPT)
+    assert window.tokens[0] == 3 * logits[::3].argmax()
+    assert sorted(window.q_ids[0]) == list(range(0, 290, 3))
+    assert window.q_probs[0].astype(float).sum() == pytest.approx(1.0, abs=1e-2)
+
+
+@pytest.mark.parametrize(("feed", "count"), [([], 3), (PROMPT, 0)])
+def test_nothing_to_run_or_to_draw_is_an_error_of_the_caller(
+    model: DraftModel, feed: list[int], count: int
+) -> None:
+    with pytest.raises(LocalError):
+        model.draft(model.open(GREEDY), feed, count, NEVER, go_on)
+
+
+def test_a_draft_sends_at_least_one_probability(loaded: LoadedDraft) -> None:
+    with pytest.raises(LocalError, match="at least one probability"):
+        DraftModel(loaded, num_sparse=0)
