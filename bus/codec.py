@@ -66,7 +66,7 @@ def decode(frame: bytes, max_bytes: int = MAX_FRAME_BYTES) -> AnyMessage:
     """Decode and validate one frame.
 
     Raises:
-        VersionError: a MessagePack array whose first element is another protocol version.
+        VersionError: a MessagePack array whose first element is another version number.
         DecodeError: anything else that is not a valid message; the text says which field.
     """
     if len(frame) > max_bytes:
@@ -78,13 +78,15 @@ def decode(frame: bytes, max_bytes: int = MAX_FRAME_BYTES) -> AnyMessage:
     if not isinstance(array, list) or not array:
         raise DecodeError(f"expected an array [version, tag, …], got {type(array).__name__}")
     version = array[0]
-    if type(version) is not int or version != PROTOCOL_VERSION:
+    if type(version) is not int:  # not shown: the repr of a deep nest raises RecursionError
+        raise DecodeError(f"expected a protocol version first, got {type(version).__name__}")
+    if version != PROTOCOL_VERSION:
         raise VersionError(
-            f"protocol version {version!r:.40}, this side speaks {PROTOCOL_VERSION}; "
+            f"protocol version {version}, this side speaks {PROTOCOL_VERSION}; "
             "run the same release on both sides"
         )
     try:
-        message: AnyMessage = msgspec.convert(array[1:], AnyMessage)
+        message: AnyMessage = msgspec.convert(array[1:], AnyMessage, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise DecodeError(str(error)[:500]) from error
     return message

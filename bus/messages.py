@@ -50,7 +50,7 @@ MAX_SPARSE = 1024
 
 _MAX_MS = 1e9
 
-Identifier = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
+Identifier = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:-]+\Z")]
 Counter = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Millis = Annotated[float, Meta(ge=0, le=_MAX_MS)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
