@@ -57,34 +57,40 @@ class BusSettings(BaseSettings):
     toml_table: ClassVar[str] = ""
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0",
+        default="redis://127.0.0.1:6379/0",
         repr=False,
         description="Where Redis (7.0 or newer) or Valkey listens: redis://, rediss:// or unix://.",
     )
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = Field(
-        "e2sci:", description="What every Redis key starts with."
+        default="e2sci:", description="What every Redis key starts with."
     )
     curve_public_key: str | None = Field(
-        None, description="This installation's CURVE public key, Z85, 40 characters."
+        default=None, description="This installation's CURVE public key, Z85, 40 characters."
     )
     curve_secret_key: str | None = Field(
-        None, repr=False, description="The secret key that belongs to it, Z85, 40 characters."
+        default=None,
+        repr=False,
+        description="The secret key that belongs to it, Z85, 40 characters.",
     )
     insecure: bool = Field(
-        False, description="Allow sockets beyond loopback without keys (private networks only)."
+        default=False,
+        description="Allow sockets beyond loopback without keys (private networks only).",
     )
-    log_level: LogLevel = Field("INFO", description="Least severe records that are written.")
+    log_level: LogLevel = Field(
+        default="INFO", description="Least severe records that are written."
+    )
     lease_s: Annotated[float, Field(ge=0.05, le=3600)] = Field(
-        10.0, description="Seconds without renewal after which another edge takes a request over."
+        default=10.0,
+        description="Seconds without renewal after which another edge takes a request over.",
     )
     max_queue: Annotated[int, Field(ge=1)] = Field(
-        10_000, description="Requests, queued and running, at which new ones are refused."
+        default=10_000, description="Requests, queued and running, at which new ones are refused."
     )
     result_ttl_s: Annotated[int, Field(ge=1)] = Field(
-        3600, description="Seconds a result is kept after its end."
+        default=3600, description="Seconds a result is kept after its end."
     )
     max_deliveries: Annotated[int, Field(ge=1)] = Field(
-        3, description="Deliveries after which a request that never ends is given up."
+        default=3, description="Deliveries after which a request that never ends is given up."
     )
 
     @field_validator("redis_url")
