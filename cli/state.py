@@ -12,7 +12,17 @@ from pathlib import Path
 import msgspec
 import psutil
 
-__all__ = ["RunningStack", "StateFile", "find_running", "state_dir"]
+from bus.errors import ConfigurationError
+from bus.settings import BusSettings
+
+__all__ = [
+    "RunningStack",
+    "StateFile",
+    "configured_redis_url",
+    "find_running",
+    "settings_to_reach",
+    "state_dir",
+]
 
 _PATTERN = "up-*.json"
 _SAME_PROCESS_S = 1.0
@@ -86,3 +96,32 @@ def find_running() -> RunningStack | None:
         else:
             path.unlink(missing_ok=True)
     return max(found, key=lambda stack: stack.process_started_at, default=None)
+
+
+def configured_redis_url(option: str | None = None) -> str | None:
+    """The Redis somebody named: by the option, in the environment or in the settings file.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    if option is not None:
+        return BusSettings.load(redis_url=option).redis_url
+    settings = BusSettings.load()
+    return settings.redis_url if "redis_url" in settings.model_fields_set else None
+
+
+def settings_to_reach(option: str | None = None) -> BusSettings:
+    """Settings with the Redis to use: a configured one, else that of the running `e2sci up`.
+
+    Raises:
+        ConfigurationError: nothing is configured and nothing runs, or a setting is wrong.
+    """
+    url = configured_redis_url(option)
+    if url is None:
+        stack = find_running()
+        if stack is None:
+            raise ConfigurationError(
+                "nothing is running here; start `e2sci up` or set E2SCI_REDIS_URL"
+            )
+        url = stack.redis_url
+    return BusSettings.load(redis_url=url)

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
 from bus.errors import ConfigurationError
-from cli.embedded import EmbeddedServer
-from tests.cli.conftest import KeptLog, is_running, wait_gone
+from launch.embedded import EmbeddedServer
+from tests.launch.kept import KeptLog, is_running, wait_gone
 
 
 def leftovers() -> list[Path]:
@@ -98,9 +98,9 @@ async def test_an_unusable_directory_is_a_clear_error(log: KeptLog, tmp_path: Pa
 
 SCRIPT = """
 import asyncio
-from cli.embedded import EmbeddedServer
+from launch.embedded import EmbeddedServer
 async def main():
-    async with EmbeddedServer(lambda name, line: None) as server:
+    async with EmbeddedServer(lambda line: None) as server:
         print("pid", server.process.pid, flush=True)
         await asyncio.sleep(600)
 asyncio.run(main())

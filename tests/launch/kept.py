@@ -1,4 +1,4 @@
-"""Helpers of the CLI's tests: a log that is kept, and waiting without a clock of our own."""
+"""Helpers of process tests: a log that is kept, and waiting without a clock of our own."""
 
 from __future__ import annotations
 
@@ -7,28 +7,23 @@ import time
 from typing import TYPE_CHECKING
 
 import psutil
-import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class KeptLog:
-    """A `cli.supervisor.Log` that keeps its lines."""
+    """A `launch.supervisor.Log` that keeps its lines."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 
-    def __call__(self, name: str, line: str) -> None:
-        self.lines.append((name, line))
+    def __call__(self, line: str) -> None:
+        name, _, text = line.partition(" | ")
+        self.lines.append((name, text))
 
     def of(self, name: str) -> list[str]:
         return [line for who, line in self.lines if who == name]
-
-
-@pytest.fixture
-def log() -> KeptLog:
-    return KeptLog()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -2,8 +2,8 @@
 
 `ProcessTree` knows processes, signals and output lines. It does not know what the children do,
 nor Redis or models; whoever builds the tree says when it is ready (a probe). Each child is in a
-session of its own, so a terminal's Ctrl-C reaches only the supervisor, and behind `cli.guard`, so
-it cannot outlive the supervisor even after kill -9.
+session of its own, so a terminal's Ctrl-C reaches only the supervisor, and behind `launch.guard`,
+so it cannot outlive the supervisor even after kill -9.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from bus.errors import ConfigurationError, LocalError
-from cli import guard
+from launch import guard
 
 __all__ = ["ManagedProcess", "ProcessSpec", "ProcessTree", "RestartPolicy"]
 
-Log = Callable[[str, str], None]
-"""Takes (process name, line). The supervisor's own lines come under the child's name too."""
+Log = Callable[[str], None]
+"""Takes a line `<process name> | <text>`: a child's own, or what happened to the child."""
 Probe = Callable[[], Awaitable[set[str]]]
 """Gives the names of the processes that are ready now."""
 
@@ -141,7 +141,7 @@ class ManagedProcess:
             self._signal(signal.SIGTERM)
         done, _ = await asyncio.wait({self._task}, timeout=grace_s)
         if not done:
-            self._log(self.name, f"still running {grace_s:g} s after SIGTERM; killed")
+            self._say(f"still running {grace_s:g} s after SIGTERM; killed")
             self.kill()
             await asyncio.wait({self._task})
         if not self._task.cancelled():
@@ -168,7 +168,7 @@ class ManagedProcess:
             if self._is_final():
                 return
             delay_s = self._policy.next_delay_s(delay_s, time.monotonic() - began)
-            self._log(self.name, f"{self._how_it_ended()}; starting it again in {delay_s:g} s")
+            self._say(f"{self._how_it_ended()}; starting it again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
 
     def _is_final(self) -> bool:
@@ -176,10 +176,10 @@ class ManagedProcess:
         if self._stopping:
             return True
         if self.exit_status == EXIT_CONFIGURATION:
-            self._log(self.name, "stopped: its configuration is wrong; not started again")
+            self._say("stopped: its configuration is wrong; not started again")
             return True
         if not self._settled and self.starts >= self._policy.start_attempts:
-            self._log(self.name, f"{self._how_it_ended()}, {self.starts} times; given up")
+            self._say(f"{self._how_it_ended()}, {self.starts} times; given up")
             return True
         return False
 
@@ -241,7 +241,10 @@ class ManagedProcess:
             if line := raw.decode(errors="replace").rstrip():
                 self.last_lines.append(line)
                 if not self.spec.quiet:
-                    self._log(self.name, line)
+                    self._say(line)
+
+    def _say(self, text: str) -> None:
+        self._log(f"{self.name} | {text}")
 
     def _how_it_ended(self) -> str:
         status = self.exit_status
@@ -308,7 +311,7 @@ class ProcessTree:
         """Wait until the probe has seen every child at once.
 
         Raises:
-            ConfigurationError: a child cannot be brought up; the text holds its last lines.
+            ConfigurationError: a child cannot be brought up; the text holds its last line.
         """
         while not (await self._probe()).issuperset(self._processes):
             for process in self.processes:
@@ -319,18 +322,22 @@ class ProcessTree:
             process.settle()
 
     async def stop(self) -> None:
-        """SIGTERM to all, up to the grace period to finish, SIGKILL to the rest."""
-        await asyncio.gather(*(process.stop(self._grace_s) for process in self.processes))
+        """SIGTERM to all, up to the grace period to finish, SIGKILL to the rest.
 
-    def kill(self) -> None:
-        """SIGKILL to all, at once; `stop` then only collects them."""
-        for process in self.processes:
-            process.kill()
+        Cancelled (a second Ctrl-C), it kills at once, collects the dead and re-raises.
+        """
+        try:
+            await asyncio.gather(*(process.stop(self._grace_s) for process in self.processes))
+        except asyncio.CancelledError:
+            for process in self.processes:
+                process.kill()
+            await asyncio.gather(*(process.stop(self._grace_s) for process in self.processes))
+            raise
 
     async def _running(self) -> set[str]:
         return {process.name for process in self.processes if process.running}
 
 
 def _failure_text(process: ManagedProcess) -> str:
-    words = "\n".join(list(process.last_lines)[-5:]) or "(it wrote nothing)"
-    return f"{process.name} could not be started. Its last words:\n{words}"
+    last_words = process.last_lines[-1] if process.last_lines else "it wrote nothing"
+    return f"{process.name} could not be started: {last_words}"

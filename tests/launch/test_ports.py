@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from bus.errors import ConfigurationError
-from cli import ports
-from cli.ports import claim_port
+from launch import ports
+from launch.ports import claim_port
 
 
 def test_a_claimed_port_is_not_given_twice_and_can_be_listened_on() -> None:

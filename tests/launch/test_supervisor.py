@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from bus.errors import ConfigurationError, LocalError
-from cli.supervisor import ProcessSpec, ProcessTree, RestartPolicy
-from tests.cli.conftest import KeptLog, is_running, until, wait_gone
+from launch.supervisor import ProcessSpec, ProcessTree, RestartPolicy
+from tests.launch.kept import KeptLog, is_running, until, wait_gone
 
 QUICK = RestartPolicy(first_s=0.01, max_s=0.05)
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -97,16 +97,17 @@ async def test_stop_kills_what_does_not_finish_in_time(log: KeptLog) -> None:
     assert log.of("w")[1:] == ["still running 0.2 s after SIGTERM; killed"]
 
 
-async def test_kill_ends_a_running_stop(log: KeptLog) -> None:
-    tree = ProcessTree([python("w", DEAF)], log=log, grace_s=600)
+async def test_a_cancelled_stop_kills_at_once_and_leaves_nothing(log: KeptLog) -> None:
+    tree = ProcessTree([python("w", DEAF), python("v", DEAF)], log=log, grace_s=600)
     tree.start()
-    await until(lambda: log.of("w") == ["up"])
-    pid = tree.process("w").pid
+    await until(lambda: log.of("w") == log.of("v") == ["up"])
+    pids = [process.pid for process in tree.processes]
     stop = asyncio.create_task(tree.stop())
     await asyncio.sleep(0)
-    tree.kill()
-    await stop
-    assert not is_running(pid)
+    stop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stop
+    assert not any(is_running(pid) for pid in pids)
 
 
 async def test_stop_while_a_child_waits_for_its_restart(log: KeptLog) -> None:
@@ -182,11 +183,11 @@ def test_names_are_unique(log: KeptLog) -> None:
 
 SUPERVISOR = """
 import asyncio, sys
-from cli.supervisor import ProcessSpec, ProcessTree
+from launch.supervisor import ProcessSpec, ProcessTree
 async def main():
     code = {code!r}
     specs = [ProcessSpec(f"w{{i}}", (sys.executable, "-c", code)) for i in range(3)]
-    async with ProcessTree(specs, log=lambda name, line: None) as tree:
+    async with ProcessTree(specs, log=lambda line: None) as tree:
         await tree.ready()
         print(*(process.pid for process in tree.processes), flush=True)
         await asyncio.sleep(600)

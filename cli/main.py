@@ -1,0 +1,297 @@
+"""The command `e2sci`: what can be asked for. How it is done stands in the modules beside this.
+
+Modules that load torch, Streamlit or rich's tables are imported where they are used, so that
+`e2sci --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from bus.errors import ConfigurationError, RequestError
+from bus.requests import GenerationRequest
+from cli import __version__, options
+from cli.group import OneLineErrors, run
+from cli.state import configured_redis_url, settings_to_reach
+
+if TYPE_CHECKING:
+    from launch.stack import StackOptions
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+app.add_typer(bench_app, name="bench")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"e2sci {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version_asked: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Speculative decoding between edge and cloud.
+
+    A small draft model at the edge guesses the next tokens; a large target
+    in the cloud checks many guesses in one pass. The answer is the target's.
+    Prompts wait in Redis and answers stream back through it.
+    Begin: `e2sci up` in one terminal, `e2sci submit "Hello"` in another.
+    """
+
+
+@app.command()
+def up(
+    cloud: Annotated[int, typer.Option(min=0, help="How many cloud workers (target model).")] = 1,
+    edge: Annotated[int, typer.Option(min=0, help="How many edge workers (draft model).")] = 1,
+    target: options.Target = "default",
+    draft: options.Draft = "default",
+    dtype: options.Dtype = "auto",
+    window: options.Window = None,
+    threads: options.Threads = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Use this Redis.", show_default="E2SCI_REDIS_URL, else an embedded Valkey"
+        ),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard/--no-dashboard", help="Also serve the dashboard.")
+    ] = True,
+    dashboard_port: Annotated[
+        int,
+        typer.Option(min=1, max=65535, help="Port of the dashboard; if taken, the next free one."),
+    ] = 8501,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep the embedded Valkey's data here.", show_default="gone at the end"),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Start everything on this machine and keep it running until Ctrl-C.
+
+    Valkey (unless a Redis is given), controller, cloud and edge workers, dashboard, each in a
+    process of its own. One that dies is started again.
+    """
+    from cli.up import up as run_up
+    from launch.stack import StackOptions
+
+    url = configured_redis_url(redis_url)
+    if url is not None and data_dir is not None:
+        raise ConfigurationError("--data-dir is for the embedded Valkey; this run uses a Redis")
+    stack = StackOptions(
+        cloud=cloud,
+        edge=edge,
+        target=target,
+        draft=draft,
+        dtype=_checked_dtype(dtype),
+        window=window,
+        threads=threads,
+        redis_url=url,
+        data_dir=data_dir,
+        dashboard_port=dashboard_port if dashboard else None,
+    )
+    run(lambda: run_up(stack, json), interrupted=0)
+
+
+@app.command()
+def submit(
+    prompt: options.Prompt,
+    method: options.Method = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    raw: options.Raw = False,
+    client: options.ClientName = None,
+    timeout: options.Timeout = None,
+    redis_url: options.RedisUrl = None,
+    json: options.Json = False,
+) -> None:
+    """Send a prompt to the running system and print the answer as it comes.
+
+    Ctrl-C cancels the request. With --json, one object a line: pieces of the answer, then its end.
+    """
+    from cli.submit import show_json, show_text
+    from cli.submit import submit as run_submit
+
+    sampling = options.Sampling(
+        method, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), raw, client
+    )
+    request = sampling.request(options.read_prompt(prompt))
+    settings = settings_to_reach(redis_url)
+    run(lambda: run_submit(settings, request, show_json if json else show_text, timeout))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt, in quotes; - reads it from standard input.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answer many: a file of JSON lines, each with a prompt and any option "
+            'that differs, e.g. {"prompt": "Hi", "seed": 7}.'
+        ),
+    ] = None,
+    target_only: Annotated[
+        bool, typer.Option("--target-only", help="The target model alone, without a draft.")
+    ] = False,
+    target: options.Target = "default",
+    draft: options.Draft = "default",
+    dtype: options.Dtype = "auto",
+    window: options.Window = None,
+    threads: options.Threads = None,
+    method: options.Method = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    raw: options.Raw = False,
+    client: options.ClientName = None,
+    json: options.Json = False,
+) -> None:
+    """Answer a prompt without a running system: start one, answer, stop it.
+
+    With --json, one object on one line for each prompt: token_ids, text, finish_reason, stats.
+    """
+    from launch.stack import StackOptions
+
+    if target_only and (method or window):
+        raise typer.BadParameter("--target-only has no --method and no --window")
+    sampling = options.Sampling(
+        method, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), raw, client
+    )
+    requests = _requests(prompt, prompts, sampling)
+    dtype = _checked_dtype(dtype)
+    if target_only:
+        run(lambda: _print_alone(requests, target, dtype, threads, json))
+    else:
+        stack = StackOptions(
+            target=target, draft=draft, dtype=dtype, window=window, threads=threads
+        )
+        run(lambda: _print_together(requests, stack, json))
+
+
+@app.command()
+def status(
+    worker: Annotated[
+        str | None,
+        typer.Option(help="Only check this worker: exit status 0 if its heartbeat is live."),
+    ] = None,
+    redis_url: options.RedisUrl = None,
+    json: options.Json = False,
+) -> None:
+    """Show workers, queue and sessions of the running system."""
+    from rich.console import Console
+
+    from cli.status import read_status, require_worker, show
+
+    settings = settings_to_reach(redis_url)
+    if worker is not None:
+        run(lambda: require_worker(settings, worker))
+        return
+    found = run(lambda: read_status(settings))
+    if json:
+        typer.echo(msgspec.json.encode(found.to_builtins()))
+    else:
+        show(found, Console())
+
+
+@bench_app.command()
+def overhead(
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts to answer.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Timings of each forward pass.")] = 20,
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """What a window costs here, inside and outside the models, on one core each."""
+    from bench.overhead import run as run_overhead
+
+    run_overhead(prompts, max_new_tokens, repeats, _checked_dtype(dtype), json)
+
+
+@bench_app.command()
+def exactness(
+    prompts: Annotated[int, typer.Option(min=1, max=20, help="How many prompts to answer.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Compare what draft and target give together with what the target gives alone.
+
+    Exit status 1 where they differ by more than rounding explains.
+    """
+    from bench.exactness import run as run_exactness
+
+    if not run_exactness(prompts, max_new_tokens, _checked_dtype(dtype), json):
+        raise typer.Exit(1)
+
+
+def _checked_dtype(dtype: str) -> str:
+    known = ("auto", "float32", "bfloat16")
+    if dtype not in known:
+        raise typer.BadParameter(f"--dtype {dtype!r} is unknown; use one of {', '.join(known)}")
+    return dtype
+
+
+def _requests(
+    prompt: str | None, prompts: Path | None, sampling: options.Sampling
+) -> list[GenerationRequest]:
+    from cli.generate import parse_prompts
+
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give either a prompt or --prompts FILE")
+    if prompts is None:
+        assert prompt is not None
+        return [sampling.request(options.read_prompt(prompt))]
+    requests = parse_prompts(options.read_text(prompts), sampling)
+    if not requests:
+        raise RequestError(f"{prompts} holds no prompts; expected one JSON object a line")
+    return requests
+
+
+async def _print_together(
+    requests: list[GenerationRequest], stack: StackOptions, json: bool
+) -> None:
+    from cli.generate import answers_together
+
+    async with aclosing(answers_together(requests, stack, stream=not json)) as answers:
+        async for answer in answers:
+            if json:
+                typer.echo(msgspec.json.encode(answer))
+
+
+async def _print_alone(
+    requests: list[GenerationRequest], target: str, dtype: str, threads: int | None, json: bool
+) -> None:
+    from cli.generate import answers_alone
+
+    for answer in answers_alone(requests, target, dtype, threads, stream=not json):
+        if json:
+            typer.echo(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    app()

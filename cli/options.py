@@ -1,0 +1,187 @@
+"""Options that several commands share: how to sample, which models, where Redis is.
+
+Ranges are checked where every request is checked, in `bus.requests`; here only the types are.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import typer
+
+from bus.errors import RequestError
+from bus.requests import GenerationRequest, new_request
+from decoding import methods
+
+__all__ = ["Sampling", "read_prompt"]
+
+STDIN = "-"
+
+_METHODS = ", ".join(methods.names())
+
+Prompt = Annotated[
+    str, typer.Argument(help="The prompt, in quotes; - reads it from standard input.")
+]
+Method = Annotated[
+    str | None, typer.Option(help=f"How to decode: {_METHODS}.", show_default="sd, exact")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help="Longest answer, in tokens.", show_default="256")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="0 always takes the most probable token; 1 samples as the model is.", show_default="0"
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Sample only among the most probable tokens that together reach this "
+        "probability; 1 is off.",
+        show_default="1",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        help="Sample only among this many most probable tokens; 0 is off.", show_default="0"
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Fixes every random choice: the same seed gives the same text.", show_default="random"
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End the answer before this text; may be given several times."),
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Give the model the prompt as it is, without chat template.")
+]
+ClientName = Annotated[
+    str | None,
+    typer.Option(
+        help="Who asks; what is learnt about pace carries over to the client's next prompts.",
+        show_default="anonymous",
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Seconds to wait for the whole answer; then the prompt is cancelled.",
+        show_default="as long as it takes",
+    ),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Redis to use, e.g. redis://:password@host:6379/0.",
+        show_default="E2SCI_REDIS_URL, else the running `e2sci up`",
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="Target model: default (SmolLM2-135M-Instruct), a Hugging Face id, a "
+        "directory or a .gguf file."
+    ),
+]
+Draft = Annotated[
+    str,
+    typer.Option(
+        help="Draft model: default (shipped with this project), a Hugging Face id, a "
+        "directory or a .gguf file."
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Number format: float32, bfloat16, or auto (bfloat16 where the hardware has it)."
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, help="Tokens drafted before each check.", show_default="4"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads of each model worker.", show_default="the cores, shared"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The request options as given; None is "not given"."""
+
+    method: str | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    raw: bool = False
+    client: str | None = None
+
+    def updated(self, values: dict[str, Any]) -> Self:
+        """These options with some replaced, e.g. by a line of a prompts file.
+
+        Raises:
+            RequestError: there is no such option.
+        """
+        known = asdict(self)
+        for name in values:
+            if name not in known:
+                raise RequestError(f"{name!r}: no such field; known are prompt, {', '.join(known)}")
+        return replace(self, **values)
+
+    def request(self, prompt: str) -> GenerationRequest:
+        """The request, checked.
+
+        Raises:
+            RequestError: a value is wrong or the method unknown; the text says which.
+        """
+        request = new_request(prompt, **asdict(self))
+        if methods.find(request.method) is None:
+            raise RequestError(f"method: there is no {request.method!r}; known are {_METHODS}")
+        return request
+
+
+def read_prompt(argument: str) -> str:
+    """The prompt as given, or all of standard input for `-`.
+
+    Raises:
+        RequestError: standard input is not UTF-8.
+    """
+    if argument != STDIN:
+        return argument
+    return _decoded(sys.stdin.buffer.read(), "standard input")
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        RequestError: it cannot be read or is not UTF-8.
+    """
+    try:
+        return _decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{source} is not UTF-8 (byte {error.start}); encode the text as UTF-8"
+        ) from None

@@ -1,0 +1,116 @@
+"""`e2sci status`: who works, how full the queue is, which sessions run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bus.errors import ConfigurationError
+from bus.settings import BusSettings
+from bus.store import TIME_TO_LIVE_S, QueueDepth, SessionRecord, Store, WorkerRecord
+
+__all__ = ["Status", "read_status", "require_worker", "show"]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Everything at one moment; lists by id."""
+
+    workers: list[WorkerRecord]
+    queue: QueueDepth
+    sessions: list[SessionRecord]
+
+    def to_builtins(self) -> dict[str, Any]:
+        """As JSON shows it: records as they are kept, and the age of each heartbeat."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        for worker, record in zip(plain["workers"], self.workers, strict=True):
+            worker["heartbeat_age_s"] = round(heartbeat_age_s(record), 3)
+        return plain
+
+
+async def read_status(settings: BusSettings) -> Status:
+    """Raises StoreUnavailableError without Redis."""
+    store = await Store.connect(settings)
+    try:
+        return Status(
+            workers=await store.registry.workers(),
+            queue=await store.queue.depth(),
+            sessions=await store.sessions.all(),
+        )
+    finally:
+        await store.close()
+
+
+async def require_worker(settings: BusSettings, worker_id: str) -> None:
+    """Return if that worker's heartbeat is live; for health checks of containers.
+
+    Raises:
+        ConfigurationError: it is not.
+        StoreUnavailableError: Redis does not answer.
+    """
+    store = await Store.connect(settings)
+    try:
+        living = [record.worker_id for record in await store.registry.workers()]
+    finally:
+        await store.close()
+    if worker_id not in living:
+        raise ConfigurationError(
+            f"worker {worker_id!r} has no live heartbeat; alive are: {', '.join(living) or 'none'}"
+        )
+
+
+def heartbeat_age_s(record: WorkerRecord) -> float:
+    """Seconds since the last heartbeat, 0 … 5 (then the record is dead). Exact where this
+    machine's clock is Redis' clock."""
+    age_s = time.time() - (record.expires_at - TIME_TO_LIVE_S)
+    return min(max(age_s, 0.0), TIME_TO_LIVE_S)
+
+
+def show(status: Status, console: Console) -> None:
+    """Tables for people."""
+    queue = status.queue
+    console.print(
+        f"queue: {queue.length} requests, {queue.pending} of them with an edge worker, "
+        f"the oldest {queue.oldest_age_s:.1f} s old"
+        if queue.length
+        else "queue: empty"
+    )
+    if not status.workers:
+        console.print("workers: none is running; start them with `e2sci up`")
+        return
+    console.print(_workers_table(status.workers))
+    if status.sessions:
+        console.print(_sessions_table(status.sessions))
+
+
+def _workers_table(workers: list[WorkerRecord]) -> Table:
+    table = Table("role", "worker", "model", "load", "heartbeat", "counters", title="workers")
+    for record in workers:
+        table.add_row(
+            record.role,
+            record.worker_id,
+            f"{record.model} ({record.dtype}, {record.device})" if record.model else "-",
+            f"{record.load}/{record.capacity}" if record.capacity else "-",
+            f"{heartbeat_age_s(record):.1f} s ago",
+            ", ".join(f"{name} {count}" for name, count in record.counters.items()) or "-",
+        )
+    return table
+
+
+def _sessions_table(sessions: list[SessionRecord]) -> Table:
+    table = Table("session", "client", "edge", "cloud", "method", "window", "credit",
+                  title="sessions")  # fmt: skip
+    for record in sessions:
+        table.add_row(
+            record.session,
+            record.client,
+            record.edge,
+            record.cloud,
+            record.method,
+            str(record.window),
+            f"{record.credit:.2f}",
+        )
+    return table

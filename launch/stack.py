@@ -1,0 +1,288 @@
+"""The whole system as one process tree: Valkey, controller, cloud workers, edge workers, dashboard.
+
+`Stack` is what `e2sci up`, `e2sci generate`, the demo and the tests start. It knows which
+processes there are, what they are told through the environment, and that a worker is ready once
+it has a live record in the registry. It does not know what the workers do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from bus.errors import LocalError, StoreUnavailableError
+from bus.settings import BusSettings
+from bus.store import Store, WorkerRecord
+from launch.embedded import EmbeddedServer
+from launch.ports import PortClaim, claim_port
+from launch.supervisor import Log, ManagedProcess, ProcessSpec, ProcessTree, RestartPolicy
+
+DASHBOARD = "dashboard"
+DEFAULT_DASHBOARD_PORT = 8501
+_ROOT = Path(__file__).resolve().parent.parent
+_HEALTH_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What to start.
+
+    Attributes:
+        cloud, edge: how many workers of each role.
+        target, draft: models, as `models.sources` takes them.
+        dtype: number format of both models.
+        window: tokens drafted at a time; None leaves it to the controller's settings.
+        threads: CPU threads of each model worker; None shares the cores among them.
+        redis_url: an existing Redis; None starts the embedded Valkey.
+        data_dir: where the embedded Valkey keeps its data beyond this run.
+        dashboard_port: first port to try for the dashboard; None starts none.
+        log_level: of all workers; None leaves it to the settings.
+    """
+
+    cloud: int = 1
+    edge: int = 1
+    target: str = "default"
+    draft: str = "default"
+    dtype: str = "auto"
+    window: int | None = None
+    threads: int | None = None
+    redis_url: str | None = None
+    data_dir: Path | None = None
+    dashboard_port: int | None = None
+    log_level: str | None = None
+
+    @property
+    def threads_each(self) -> int:
+        if self.threads is not None:
+            return self.threads
+        return max(1, len(os.sched_getaffinity(0)) // max(1, self.cloud + self.edge))
+
+
+class Stack:
+    """All processes of one installation on this machine.
+
+    `await start()` returns once every worker is registered; `await stop()` drains and ends them.
+    Processes are named `valkey`, `controller`, `cloud-1` …, `edge-1` …, `dashboard`. With the
+    embedded Valkey these are the workers' ids too; in a Redis shared with other machines the ids
+    get a suffix (`worker_id`).
+    """
+
+    def __init__(
+        self,
+        options: StackOptions | None = None,
+        *,
+        log: Log,
+        quiet: bool = False,
+        policy: RestartPolicy | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        """A stack, not started yet.
+
+        Args:
+            log: takes lines `<process name> | <text>`: the workers' own and news of restarts.
+            quiet: log only the latter.
+            policy: how dead processes are restarted.
+            env: more environment for all processes.
+        """
+        self.options = options or StackOptions()
+        self._log = log
+        self._quiet = quiet
+        self._policy = policy
+        self._env = env or {}
+        self._suffix = _suffix() if self.options.redis_url else ""
+        self._server: EmbeddedServer | None = None
+        self._store: Store | None = None
+        self._tree: ProcessTree | None = None
+        self._dashboard: PortClaim | None = None
+
+    @property
+    def redis_url(self) -> str:
+        """Where the queue is; with the embedded Valkey known only after `start`."""
+        if self._server is not None:
+            return self._server.url
+        if self.options.redis_url is None:
+            raise LocalError("the stack has no Redis before start()")
+        return self.options.redis_url
+
+    @property
+    def dashboard_url(self) -> str | None:
+        return None if self._dashboard is None else f"http://127.0.0.1:{self._dashboard.port}"
+
+    @property
+    def processes(self) -> tuple[ManagedProcess, ...]:
+        """Every child, the embedded Valkey first."""
+        server = () if self._server is None else (self._server.process,)
+        return server + (() if self._tree is None else self._tree.processes)
+
+    def process(self, name: str) -> ManagedProcess:
+        """The child of this name.
+
+        Raises:
+            LocalError: there is none.
+        """
+        for process in self.processes:
+            if process.name == name:
+                return process
+        known = ", ".join(process.name for process in self.processes)
+        raise LocalError(f"no process {name!r} in this stack; there are {known}")
+
+    def worker_id(self, name: str) -> str:
+        """The registry's id of the worker that runs as process `name`."""
+        return name + self._suffix
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        return (
+            "controller",
+            *(f"cloud-{number + 1}" for number in range(self.options.cloud)),
+            *(f"edge-{number + 1}" for number in range(self.options.edge)),
+        )
+
+    async def start(self) -> None:
+        """Start everything and wait until it is ready.
+
+        Raises:
+            ConfigurationError: a process cannot be brought up, or Redis refuses us.
+            StoreUnavailableError: the given Redis does not answer.
+        """
+        try:
+            if self.options.redis_url is None:
+                self._server = EmbeddedServer(self._log, self.options.data_dir)
+                await self._server.start()
+            self._store = await Store.connect(BusSettings.load(redis_url=self.redis_url))
+            if self.options.dashboard_port is not None:
+                self._dashboard = claim_port(self.options.dashboard_port)
+            self._tree = ProcessTree(
+                self._specs(), log=self._log, probe=self._ready_names, policy=self._policy
+            )
+            self._tree.start()
+            await self._tree.ready()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Drain and end the workers, then the embedded Valkey. Cancelled, it kills instead."""
+        try:
+            if self._tree is not None:
+                await self._tree.stop()
+        finally:
+            if self._store is not None:
+                await self._store.close()
+            if self._dashboard is not None:
+                self._dashboard.close()
+            if self._server is not None:
+                await self._server.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def _specs(self) -> list[ProcessSpec]:
+        specs = [
+            ProcessSpec(name, _python(_module(name)), self._worker_env(name), self._quiet)
+            for name in self.worker_names
+        ]
+        if self._dashboard is not None:
+            command = _streamlit_command(self._dashboard.port)
+            specs.append(ProcessSpec(DASHBOARD, command, self._shared_env(), quiet=True))
+        return specs
+
+    def _shared_env(self) -> dict[str, str]:
+        env = {"E2SCI_REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
+        if self.options.log_level is not None:
+            env["E2SCI_LOG_LEVEL"] = self.options.log_level
+        # The packages are importable here, perhaps only because of where we were started.
+        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
+        return {**env, "PYTHONPATH": path, **self._env}
+
+    def _worker_env(self, name: str) -> dict[str, str]:
+        options = self.options
+        env = {
+            "E2SCI_WORKER_ID": self.worker_id(name),
+            "E2SCI_TARGET": options.target,
+            "E2SCI_DRAFT": options.draft,
+            "E2SCI_DTYPE": options.dtype,
+            "E2SCI_THREADS": str(options.threads_each),
+        }
+        if options.window is not None:
+            env["E2SCI_WINDOW"] = str(options.window)
+        return {**env, **self._shared_env()}
+
+    async def records(self) -> dict[str, WorkerRecord]:
+        """The registry's records of the workers that run now, by process name.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        if self._store is None or self._tree is None:
+            return {}
+        found = {record.worker_id: record for record in await self._store.registry.workers()}
+        mine = ((process, found.get(self.worker_id(process.name))) for process in self.processes)
+        return {
+            process.name: record
+            for process, record in mine
+            # An older record is of an earlier process of the same id.
+            if record is not None and process.running and record.started_at >= process.started_at
+        }
+
+    async def _ready_names(self) -> set[str]:
+        try:
+            ready = set(await self.records())
+        except StoreUnavailableError:  # the server may be being restarted
+            return set()
+        if self._dashboard is not None and await _is_healthy(self._dashboard.port):
+            ready.add(DASHBOARD)
+        return ready
+
+
+def _module(name: str) -> str:
+    role = name.partition("-")[0]
+    return role if role == "controller" else f"{role}_worker"
+
+
+def _suffix() -> str:
+    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:32]
+    return f"-{host}-{secrets.token_hex(2)}"
+
+
+def _streamlit_command(port: int) -> tuple[str, ...]:
+    settings = {
+        "server.port": str(port),
+        "server.address": "127.0.0.1",
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+    }
+    app = _ROOT / "dashboard" / "app.py"
+    flags = (f"--{name}={value}" for name, value in settings.items())
+    return (*_python("streamlit"), "run", str(app), *flags)
+
+
+def _python(module: str) -> tuple[str, ...]:
+    # -P: a folder `models` or `controller` where the user stands must not shadow our packages.
+    return (sys.executable, "-P", "-m", module)
+
+
+async def _is_healthy(port: int) -> bool:
+    """Whether Streamlit answers its health check with 200."""
+    try:
+        async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(b"GET /_stcore/health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
