@@ -374,11 +374,21 @@ def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
     index = next((i for i, f in enumerate(state.in_flight) if f.message.seq == feedback.seq), None)
     if feedback.epoch != state.epoch or index is None or feedback.outcome is Outcome.STALE:
         return state, ()
-    given = 0 if feedback.next_token is None else 1
-    num_accepted = feedback.committed_length - given - len(state.tokens)
-    if not 0 <= num_accepted <= len(state.drafted):
+    num_before = sum(flight.message.num_tokens for flight in state.in_flight[:index])
+    num_accepted = num_before + feedback.num_accepted
+    if not _fits(feedback, state.in_flight[index].message, len(state.tokens) + num_accepted):
         return _open(state, now_ms)  # the two ends disagree about the text: start over from ours
     return _judged(state, feedback, index, num_accepted, now_ms)
+
+
+def _fits(feedback: Feedback, window: DraftWindow, verified: int) -> bool:
+    """Whether a verdict can be one on `window`, with `verified` tokens behind it."""
+    given = 0 if feedback.next_token is None else 1
+    if feedback.outcome is Outcome.ACCEPTED:
+        counted = feedback.num_accepted == window.num_tokens
+    else:
+        counted = feedback.num_accepted < window.num_tokens and given == 1
+    return counted and feedback.committed_length == verified + given
 
 
 def _judged(

@@ -1,0 +1,101 @@
+"""What a method is made of: names, paces, and the exact rule's use of uniforms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bus.messages import OpenSession
+from decoding import methods
+from decoding.acceptance import TargetRow, draw_residual
+from decoding.methods.base import Control, Proposal
+from decoding.methods.exact import ExactRule
+from decoding.methods.paces import Lockstep
+from decoding.sampling import SamplingParams, from_wire, warp
+from decoding.uniforms import Purpose, uniform
+
+GREEDY = SamplingParams()
+SAMPLED = SamplingParams(temperature=0.5, seed=3)
+Q1 = from_wire(np.array([9, 2, 5], dtype=np.int32), np.array([0.5, 0.25, 0.125], np.float16))
+
+
+def test_methods_are_found_by_name() -> None:
+    assert methods.names()[0] == "sd"
+    for name in methods.names():
+        method = methods.find(name)
+        assert method is not None
+        assert method.name == name
+        assert method.summary
+        assert ("lossless" in method.summary) is method.lossless
+    assert methods.find("") is methods.find("SD") is methods.find("nonsense") is None
+
+
+def test_method_names_can_travel() -> None:
+    for name in methods.names():
+        OpenSession("s", "c", "e", 1, 0, 0, name, b"\0\0\0\0", b"", 0, 1, 0.0, 1.0, 0, "d")
+        assert len(name) <= 64
+
+
+def test_sd_is_exact_in_lockstep_under_fixed_control() -> None:
+    sd = methods.sd.METHOD
+    assert sd.lossless
+    assert sd.pace.name == "lockstep"
+    assert sd.control is Control.FIXED
+
+
+@pytest.mark.parametrize("window", [1, 2, 8])
+def test_lockstep_has_one_window_in_flight(window: int) -> None:
+    pace = Lockstep()
+    assert pace.num_to_draft(window, greedy=True, num_in_flight=0) == window
+    for greedy in (True, False):
+        for num_in_flight in (1, 2, 9):
+            assert pace.num_to_draft(window, greedy, num_in_flight) == 0
+
+
+@pytest.mark.parametrize("window", [1, 2, 8])
+def test_above_temperature_zero_one_more_is_drafted_and_no_bonus_committed(window: int) -> None:
+    """Either way a full acceptance yields W + 1 tokens for one pass over W new ones."""
+    pace = Lockstep()
+    assert pace.num_to_draft(window, greedy=False, num_in_flight=0) == window + 1
+    assert pace.commits_bonus(greedy=True)
+    assert not pace.commits_bonus(greedy=False)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 1.0])
+def test_greedy_acceptance_is_equality_with_the_argmax(threshold: float) -> None:
+    row = TargetRow(5, np.array([0.3, 0.3, 0.3]), np.empty(0))
+    rule = ExactRule()
+    for token in (9, 2, 5):
+        proposal = Proposal(token, Q1, warp(Q1, GREEDY))
+        assert rule.accepts(proposal, row, GREEDY, 17, threshold) is (token == 5)
+
+
+@pytest.mark.parametrize("token", [9, 2, 5])
+def test_sampled_acceptance_compares_warped_p_with_warped_q(token: int) -> None:
+    """p(x) stands at x's place in q₁; q is the warped one; the uniform is ACCEPT's."""
+    index = {9: 0, 2: 1, 5: 2}[token]
+    q = warp(Q1, SAMPLED)
+    rule = ExactRule()
+    for position in range(200):
+        u = uniform(SAMPLED.seed, position, Purpose.ACCEPT)
+        p = np.full(3, 0.01)
+        for p_x, expected in (
+            (u * q.prob(token) * 0.999, False),
+            (u * q.prob(token) * 1.001, True),
+        ):
+            p[index] = p_x
+            row = TargetRow(0, np.full(3, 0.99), p)
+            assert rule.accepts(Proposal(token, Q1, q), row, SAMPLED, position, 1.0) is expected
+
+
+def test_recovery_draws_from_the_residual_of_the_warped_draft() -> None:
+    target = np.zeros(12)
+    target[[9, 2, 5, 11]] = 0.25
+    q = warp(Q1, SAMPLED)
+    tokens = set()
+    for position in range(50):
+        u = uniform(SAMPLED.seed, position, Purpose.RESIDUAL)
+        token = ExactRule().recover(Proposal(9, Q1, q), target, SAMPLED, position)
+        assert token == draw_residual(target, q, u)
+        tokens.add(token)
+    assert tokens == {2, 5, 11}  # of token 9 the draft has more than the target
