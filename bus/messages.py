@@ -49,6 +49,8 @@ MAX_SPARSE = 1024
 """Most probabilities a draft may send for one token (K)."""
 
 _MAX_MS = 1e9
+_ONE_BITS = 0x3C00
+"""The bits of 1.0 in float16."""
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:-]+\Z")]
 Counter = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -166,10 +168,11 @@ class DraftWindow(Message, frozen=True, tag=2):
             raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with 1 ≤ K ≤ {MAX_SPARSE}")
         if len(self.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
             raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
-        probs = self.q_prob_rows
-        if not bool(np.all((probs >= 0) & (probs <= 1))):  # NaN fails both
+        # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
+        highest = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1).max(axis=1)
+        if highest.max() > _ONE_BITS:
             raise ValueError("q_probs: probabilities must lie in [0, 1]")
-        if not bool(np.all(probs.max(axis=1) > 0)):
+        if highest.min() == 0:
             raise ValueError("q_probs: a row without any probability")
 
     @property

@@ -25,10 +25,12 @@ from decoding.cloud_events import (
     Prefill,
     Prefilled,
     Report,
+    ReportWindow,
     RowsReady,
     Send,
 )
 from decoding.methods import Method
+from decoding.verification import window_report
 
 PREFILL_CHUNK = 256
 
@@ -96,6 +98,8 @@ class CloudSession:
                     self._send(self.state.edge, message)
                 case Report(message):
                     self._report(message)
+                case ReportWindow():
+                    asyncio.get_running_loop().call_soon(self._report_window, effect)
                 case Crop(length):
                     pending = self._crop_to
                     self._crop_to = length if pending is None else min(pending, length)
@@ -105,6 +109,14 @@ class CloudSession:
                     self._start(self._forward(effect, self._take_crop()))
                 case FetchRow():
                     self._start(self._fetch_row(effect))
+
+    def _report_window(self, effect: ReportWindow) -> None:
+        state = self.state
+        self._report(
+            window_report(
+                effect.verification, effect.feedback, state.edge, state.client, state.method.name
+            )
+        )
 
     def _take_crop(self) -> int | None:
         crop_to, self._crop_to = self._crop_to, None

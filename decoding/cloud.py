@@ -5,9 +5,9 @@
     (open)                               PREFILLING  Send SessionReady, Report, Prefill
     PREFILLING  Prefilled                IDLE        then the window that waits, if any
     IDLE        WindowArrived, expected  VERIFYING   Forward
-    VERIFYING   RowsReady                IDLE        Crop, Send Feedback, Report
+    VERIFYING   RowsReady                IDLE        Crop, Send Feedback, ReportWindow
                 … rejected, sampled      RECOVERING  FetchRow
-    RECOVERING  FullRowReady             IDLE        Crop, Send Feedback, Report
+    RECOVERING  FullRowReady             IDLE        Crop, Send Feedback, ReportWindow
     any         WindowArrived, repeated  same        Send the feedback it had; compute nothing
                 … behind a gap, or busy  same        held
                 … of an older epoch      same        Send the rejecting feedback again
@@ -37,9 +37,8 @@ from bus.messages import (
     Outcome,
     SessionOpened,
     SessionReady,
-    WindowReport,
 )
-from decoding.acceptance import TargetRow, expected_accepted, jensen_shannon, overlap
+from decoding.acceptance import TargetRow
 from decoding.cloud_events import (
     Crop,
     Effect,
@@ -51,16 +50,18 @@ from decoding.cloud_events import (
     Prefill,
     Prefilled,
     Report,
+    ReportWindow,
     RowsReady,
     Send,
     WindowArrived,
 )
 from decoding.methods import Method
 from decoding.methods.base import Proposal
-from decoding.sampling import SamplingParams, from_wire, warp
+from decoding.sampling import SamplingParams, from_wire_rows, warp
+from decoding.verification import Arrived, Verification
 
 MAX_HELD = 64
-"""Windows a session may hold behind a gap or a running pass [ours]."""
+"""Windows a session may hold behind a gap, besides the one that is due [ours]."""
 MAX_KEPT_FEEDBACKS = 64
 """Feedbacks kept for repeated windows; more are never in flight [ours]."""
 
@@ -87,30 +88,6 @@ class Limits:
     context_length: int
     threshold_min: float
     threshold_max: float
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A window and when it came."""
-
-    message: DraftWindow
-    arrived_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """A window under judgement.
-
-    Attributes:
-        rejected_at: index of the first rejected token, once known.
-    """
-
-    arrived: Arrived
-    proposals: tuple[Proposal, ...]
-    rows: tuple[TargetRow, ...] = ()
-    verify_ms: float = 0.0
-    done_ms: float = 0.0
-    rejected_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +259,10 @@ def _window(state: CloudState, arrived: Arrived) -> Step:
     verification = state.verification
     if verification is not None and verification.arrived.message.seq == message.seq:
         return state, ()
-    if all(h.message.seq != message.seq for h in state.held) and len(state.held) < MAX_HELD:
+    is_due = message.seq == state.next_seq  # never shut out by those that came too early
+    if all(h.message.seq != message.seq for h in state.held) and (
+        is_due or len(state.held) < MAX_HELD
+    ):
         state = replace(state, held=(*state.held, arrived))
     return _next_window(state)
 
@@ -354,12 +334,12 @@ def _check_window(state: CloudState, message: DraftWindow) -> Fault | None:
 
 def _verify(state: CloudState, arrived: Arrived) -> Step:
     message = arrived.message
-    proposals = []
-    for token, ids, probs in zip(
-        message.token_ids, message.q_id_rows, message.q_prob_rows, strict=True
-    ):
-        q1 = from_wire(ids, probs)
-        proposals.append(Proposal(token, q1, warp(q1, state.sampling)))
+    proposals = [
+        Proposal(token, q1, warp(q1, state.sampling))
+        for token, q1 in zip(
+            message.token_ids, from_wire_rows(message.q_id_rows, message.q_prob_rows), strict=True
+        )
+    ]
     if any(proposal.q.prob(proposal.token) <= 0.0 for proposal in proposals):
         fault = _fault(
             state.session, FaultCode.BAD_TOKENS, "a token that its own distribution rules out"
@@ -433,9 +413,9 @@ def _conclude(state: CloudState, verification: Verification, next_token: int | N
         next_token=next_token,
         threshold=_clipped(state, message.threshold),
         verify_ms=verification.verify_ms,
-        queue_ms=max(0.0, verification.done_ms - verification.verify_ms - arrived.arrived_ms),
+        queue_ms=verification.queue_ms,
     )
-    effects: tuple[Effect, ...] = (Send(feedback), Report(_report(state, verification, feedback)))
+    effects: tuple[Effect, ...] = (Send(feedback), ReportWindow(verification, feedback))
     num_run = min(state.num_run, verified)
     if num_run < state.num_run:
         effects = (Crop(num_run), *effects)
@@ -452,28 +432,6 @@ def _conclude(state: CloudState, verification: Verification, next_token: int | N
     )
     state, more = _next_window(state)
     return state, effects + more
-
-
-def _report(state: CloudState, verification: Verification, feedback: Feedback) -> WindowReport:
-    pairs = [
-        (row.p1_at_q, proposal.q1.probs)
-        for row, proposal in zip(verification.rows, verification.proposals, strict=False)
-    ]
-    divergences = [jensen_shannon(p1, q1) for p1, q1 in pairs]
-    message = verification.arrived.message
-    return WindowReport(
-        feedback=feedback,
-        edge=state.edge,
-        client=state.client,
-        method=state.method.name,
-        expected_accepted=expected_accepted([overlap(p1, q1) for p1, q1 in pairs]),
-        mean_jsd=sum(divergences) / len(divergences),
-        num_drafted=message.num_tokens,
-        edge_ms=message.edge_ms,
-        cloud_ms=verification.done_ms - verification.arrived.arrived_ms,
-        rework_ms=message.rework_ms,
-        energy_j=None,
-    )
 
 
 def _fault(session: str, code: FaultCode, detail: str) -> Fault:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bus.arrays import Float64Array, Int32Array
-from bus.messages import DraftWindow, Message, OpenSession
+from bus.messages import DraftWindow, Feedback, Message, OpenSession
 from decoding.acceptance import TargetRow
+from decoding.verification import Verification
 
 # --- events -----------------------------------------------------------------------------------
 
@@ -110,4 +111,12 @@ class Report:
     message: Message
 
 
-Effect = Prefill | Forward | FetchRow | Crop | Send | Report
+@dataclass(frozen=True, slots=True)
+class ReportWindow:
+    """Tell the controller (`decoding.verification.window_report`), once the edge has its answer."""
+
+    verification: Verification
+    feedback: Feedback
+
+
+Effect = Prefill | Forward | FetchRow | Crop | Send | Report | ReportWindow

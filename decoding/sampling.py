@@ -15,7 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bus.arrays import Float64Array, Int32Array
+from bus.arrays import Float16Array, Float64Array, Int32Array
+
+
+_ONE = np.ones(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +73,32 @@ class SparseDistribution:
         return int(self.ids[0])
 
 
-def from_wire(ids: Int32Array, probs: np.ndarray) -> SparseDistribution:
-    """q₁ from one row as it was sent.
+def from_wire(ids: Int32Array, probs: Float16Array) -> SparseDistribution:
+    """q₁ from one row as it was sent. `ids`: int32[K]; `probs`: float16[K], not all zero."""
+    return from_wire_rows(ids[None], probs[None])[0]
+
+
+def from_wire_rows(ids: Int32Array, probs: Float16Array) -> list[SparseDistribution]:
+    """q₁ of every row as it was sent.
 
     The sum of float16 values is exact in float64 (at most 1,024 terms of 11 bits, spread over
     2⁻²⁴…1), so both ends divide by the very same number whatever the order of summation.
 
     Args:
-        ids: int32[K]. probs: float16[K], not all zero.
+        ids: int32[W, K]. probs: float16[W, K], no row all zero.
     """
     wide = probs.astype(np.float64)
-    keep = wide > 0
-    ids, wide = ids[keep], wide[keep]
-    order = np.lexsort((ids, -wide))
-    ids, wide = ids[order], wide[order]
-    return SparseDistribution(ids, wide / wide.sum())
+    rows, order = np.arange(len(ids))[:, None], np.lexsort((ids, -wide), axis=-1)
+    ids, wide = ids[rows, order], wide[rows, order]
+    wide /= wide.sum(axis=-1, keepdims=True)
+    sizes = np.count_nonzero(wide, axis=-1).tolist()  # zeros have sorted to the end
+    return [SparseDistribution(ids[i, :size], wide[i, :size]) for i, size in enumerate(sizes)]
 
 
 def warp(q1: SparseDistribution, params: SamplingParams) -> SparseDistribution:
     """q: q₁ under temperature, top-k and top-p. At temperature 0, one-hot on the argmax."""
     if params.greedy:
-        return SparseDistribution(q1.ids[:1], np.ones(1))
+        return SparseDistribution(q1.ids[:1], _ONE)
     if params.plain:
         return q1
     ids, probs = q1.ids, q1.probs

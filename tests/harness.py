@@ -18,6 +18,7 @@ from bus.messages import CloseSession, DraftWindow, Fault, Message, OpenSession
 from decoding import cloud, cloud_events, edge, edge_events, methods
 from decoding.methods import Method, find
 from decoding.sampling import SamplingParams
+from decoding.verification import window_report
 from tests.toy import ToyDraft, ToyPair, ToyTarget
 
 LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
@@ -212,6 +213,9 @@ class EdgeCloudPair:
                     self._transmit(message, self._arrive_at_edge)
                 case cloud_events.Report(message):
                     decode(encode(message))
+                case cloud_events.ReportWindow(verification, feedback):
+                    report = window_report(verification, feedback, "edge-1", "c1", "sd")
+                    decode(encode(report))
         self._check_cloud()
 
     def _later_cloud(self, event: Callable[[], cloud_events.Event]) -> None:
