@@ -1,0 +1,159 @@
+"""`e2sci bench overhead`: what a window costs outside the models, and what the models cost.
+
+Measured on real processes: edge worker and cloud worker pinned to one core each, Redis, controller
+and this client sharing those cores. Overhead is the time from one feedback handled to the next
+minus what the two models took: sockets, codec, state machines, event loops, thread hand-overs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench.passes import PassTiming, measure_passes, num_ticks
+from bench.prompts import PROMPTS
+from bus.client import Client
+from bus.settings import BusSettings
+from bus.store import Store, WindowEntry
+from cloud_worker.target_model import TargetModel
+from edge_worker.draft_model import DraftModel
+from launch.stack import Stack, StackOptions
+
+
+@dataclass(frozen=True, slots=True)
+class WindowCosts:
+    """Medians over sessions of a session's mean, in milliseconds a window."""
+
+    num_windows: int
+    cycle_ms: float
+    draft_ms: float
+    verify_ms: float
+    overhead_ms: float
+    rtt_ms: float
+    queue_ms: float
+
+
+def run(prompts: int, max_new_tokens: int, repeats: int, dtype: str, as_json: bool) -> None:
+    """Measure and print: tables for people, one JSON object on one line for programs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("windows", total=prompts)
+        tick = lambda: progress.advance(task)  # noqa: E731 - a name for one argument
+        costs = asyncio.run(_measure_windows(prompts, max_new_tokens, dtype, tick))
+        task = progress.add_task("passes", total=num_ticks(repeats))
+        timings = _measure_models(repeats, dtype, tick)
+    if as_json:
+        passes = [asdict(t) | {"ratio": t.ratio} for t in timings]
+        print(json.dumps({"windows": asdict(costs), "passes": passes}))
+    else:
+        _print(costs, timings)
+
+
+async def _measure_windows(
+    prompts: int, max_new_tokens: int, dtype: str, tick: Callable[[], None]
+) -> WindowCosts:
+    stack = Stack(StackOptions(threads=1, dtype=dtype), log=lambda _: None)
+    await stack.start()
+    try:
+        pin(stack)
+        async with Client(redis_url=stack.redis_url) as client:
+            for prompt in (PROMPTS * prompts)[:prompts]:
+                await client.generate(prompt, max_new_tokens=max_new_tokens)
+                tick()
+        return _summarize(await _windows(stack.redis_url))
+    finally:
+        await stack.stop()
+
+
+def pin(stack: Stack) -> None:
+    """Edge and cloud to one core each; everything else where it likes."""
+    cores = sorted(os.sched_getaffinity(0))
+    for process in stack.processes:
+        if process.name.startswith(("edge", "cloud")):
+            core = cores[0] if process.name.startswith("edge") else cores[-1]
+            psutil.Process(process.pid).cpu_affinity([core])
+
+
+async def _windows(redis_url: str) -> list[WindowEntry]:
+    store = await Store.connect(BusSettings.load(redis_url=redis_url))
+    try:
+        entries: list[WindowEntry] = []
+        after = "0"
+        while batch := await store.telemetry.read(after):
+            after = batch[-1][0]
+            entries += [entry for _, entry in batch if isinstance(entry, WindowEntry)]
+        return entries
+    finally:
+        await store.close()
+
+
+def _summarize(entries: list[WindowEntry]) -> WindowCosts:
+    """A session's first window waits for the prompt's prefill and is left out."""
+    sessions: dict[str, list[WindowEntry]] = defaultdict(list)
+    for entry in entries:
+        sessions[entry.session].append(entry)
+    rows = []
+    for windows in sessions.values():
+        rest = windows[1:]
+        if len(rest) < 2:
+            continue
+        cycle_ms = (windows[-1].at_ms - windows[0].at_ms) / len(rest)
+        draft_ms = statistics.fmean(w.draft_ms for w in rest)
+        verify_ms = statistics.fmean(w.verify_ms for w in rest)
+        rtt_ms = statistics.fmean(w.rtt_ms for w in rest)
+        queue_ms = statistics.fmean(w.queue_ms for w in rest)
+        overhead_ms = cycle_ms - draft_ms - verify_ms
+        rows.append((cycle_ms, draft_ms, verify_ms, overhead_ms, rtt_ms, queue_ms))
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return WindowCosts(len(entries), *medians)
+
+
+def _measure_models(repeats: int, dtype: str, tick: Callable[[], None]) -> list[PassTiming]:
+    torch.set_num_threads(1)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        target = TargetModel.load("default", dtype)
+        draft = DraftModel.load("default", dtype)
+        return measure_passes(target, draft, repeats, tick)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _print(costs: WindowCosts, timings: list[PassTiming]) -> None:
+    console = Console()
+    table = Table(title="One core: a draft step and target passes (measured, medians)")
+    for heading in ("what", "tokens", "ours ms", "plain model(...) ms", "ratio", "floor ms"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for timing in timings:
+        plain = "–" if timing.plain_ms is None else f"{timing.plain_ms:.1f}"
+        ratio = "–" if timing.ratio is None else f"{timing.ratio:.2f}"
+        table.add_row(
+            timing.name, str(timing.num_tokens), f"{timing.ours_ms:.1f}", plain, ratio,
+            f"{timing.floor_ms:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    table = Table(title=f"A window, {costs.num_windows} windows (measured, edge and cloud pinned)")
+    for heading in ("cycle", "drafting", "verifying", "overhead outside the models"):
+        table.add_column(f"{heading} ms", justify="right")
+    table.add_row(
+        f"{costs.cycle_ms:.2f}", f"{costs.draft_ms:.2f}", f"{costs.verify_ms:.2f}",
+        f"{costs.overhead_ms:.2f}",
+    )  # fmt: skip
+    console.print(table)

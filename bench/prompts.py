@@ -1,0 +1,31 @@
+"""Twenty varied prompts of our own: chat, code, arithmetic."""
+
+from __future__ import annotations
+
+CHAT = (
+    "Why is the sky blue? Answer in two sentences.",
+    "Write a short poem about a train in the rain.",
+    "Give me three tips for learning a new language.",
+    "Explain to a child what a computer is.",
+    "Write a polite email that declines a meeting on Friday.",
+    "What is the difference between weather and climate?",
+    "Suggest a name for a small bakery and explain it.",
+    "Summarize: The river rose, the bridge was closed, and for a week the town used boats.",
+)
+CODE = (
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "Write a SQL query that counts orders per customer.",
+    "Explain what this does: for i in range(10): print(i * i)",
+    "Write a Python function that checks whether a string is a palindrome.",
+    "Write a bash command that finds all files larger than 100 MB.",
+    "Write a Python class Stack with push, pop and peek.",
+)
+ARITHMETIC = (
+    "What is 17 + 26? Explain step by step.",
+    "A shop sells pens for 3 dollars each. How much do 14 pens cost?",
+    "Tom has 5 apples and buys 7 more, then gives away 4. How many are left?",
+    "What is 12 * 7?",
+    "A train travels 60 miles in 1.5 hours. What is its average speed?",
+    "List the first ten even numbers.",
+)
+PROMPTS = CHAT + CODE + ARITHMETIC
