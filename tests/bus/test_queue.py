@@ -165,6 +165,21 @@ async def test_an_entry_read_but_never_claimed_costs_no_delivery(
     assert (claim.term, claim.deliveries) == (1, 1)
 
 
+async def test_a_claim_that_comes_too_late_is_refused(
+    store: Store, redis: Any, keys: Keys, expire_leases: Expire
+) -> None:
+    """edge-1 read the entry and slept; edge-2 claimed it before edge-1 went on."""
+    await store.queue.ensure_group()
+    await submitted(store)
+    ((_, ((entry_id, _),)),) = await redis.xreadgroup(GROUP, "edge-1", {keys.prompts: ">"})
+    await expire_leases()
+    owner = await take(store, "edge-2")
+    assert await store.queue._claim("edge-1", entry_id) is None
+    await store.results.append(owner, 0, [1], [True], "x")
+    await store.queue.finish(owner, STOP)
+    assert await store.queue._claim("edge-1", entry_id) is None
+
+
 async def test_many_living_leases_do_not_hide_an_idle_one(
     store: Store, redis: Any, keys: Keys
 ) -> None:
@@ -338,8 +353,13 @@ async def test_nothing_of_an_unfinished_request_expires(
     request_id = await submitted(store)
     claim = await take(store)
     await store.results.append(claim, 0, [7], [True], "Hi")
-    assert await redis.ttl(keys.request(request_id)) == -1
-    assert await redis.ttl(keys.result(request_id)) == -1
+    for key in (keys.request(request_id), keys.result(request_id)):
+        assert await redis.ttl(key) == -1
+        await redis.expire(key, 60)  # as a renewal does that finds the entry gone for a while
+    await store.queue.release(claim)
+    await take(store)
+    for key in (keys.request(request_id), keys.result(request_id)):
+        assert await redis.ttl(key) == -1
 
 
 async def test_a_lost_reply_to_finish_ends_once(
@@ -424,10 +444,10 @@ async def test_cancelling_between_reading_and_claiming(
     request_id = await submitted(store)
     await redis.xreadgroup(GROUP, "edge-1", {keys.prompts: ">"})
     await store.queue.cancel(request_id)
-    await expire_leases()
-    assert await store.queue.take("edge-2", NO_WAIT_MS) is None
     depth = await store.queue.depth()
     assert (depth.length, depth.pending) == (0, 0)
+    await expire_leases()
+    assert await store.queue.take("edge-2", NO_WAIT_MS) is None
 
 
 async def test_cancelling_a_released_request_reports_its_tokens(
