@@ -423,6 +423,7 @@ def _judged(
         drafted=() if rolled_back else state.drafted[num_accepted:],
         in_flight=() if rolled_back else state.in_flight[index + 1 :],
         epoch=state.epoch + 1 if rolled_back else state.epoch,
+        next_seq=flight.message.seq + 1 if rolled_back else state.next_seq,
         drafting=state.drafting and not rolled_back,
     )
     effects: tuple[Effect, ...] = (commit, facts)

@@ -1,0 +1,67 @@
+"""What the controller is told about a judged window."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from bus.arrays import pack_tokens
+from bus.codec import decode, encode
+from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
+from decoding.acceptance import TargetRow, jensen_shannon
+from decoding.methods.base import Proposal
+from decoding.sampling import from_wire
+from decoding.verification import Arrived, Verification, window_report
+
+PROBS = np.array([0.5, 0.5], dtype="<f2")
+WINDOW = DraftWindow(
+    "s1", 1, 0, 0, 3, pack_tokens((7, 9)), pack_tokens((7, 0, 9, 0)), np.tile(PROBS, 2).tobytes(),
+    0.1, 0, 6.0, 26.0, 3.0, 9.0,
+)  # fmt: skip
+FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.1, 10.0, 5.0)
+HALVES = [np.array([0.5, 0.25]), np.array([0.25, 0.25])]
+
+
+def verification(num_rows: int) -> Verification:
+    proposals = tuple(
+        Proposal(token, from_wire(np.array([token, 0], np.int32), PROBS), q)
+        for token, q in ((7, from_wire(np.array([7], np.int32), PROBS[:1])),
+                         (9, from_wire(np.array([9], np.int32), PROBS[:1])))
+    )  # fmt: skip
+    rows = [TargetRow(7, p1, np.zeros(2)) for p1 in HALVES]
+    rows.append(TargetRow(7, np.empty(0), np.empty(0)))
+    return Verification(
+        Arrived(WINDOW, 100.0), proposals, tuple(rows[:num_rows]), verify_ms=10.0, done_ms=117.5
+    )
+
+
+@pytest.mark.parametrize("num_rows", [2, 3])
+def test_a_report_has_the_verdict_the_divergences_and_the_costs(num_rows: int) -> None:
+    """q₁ and temperature-1 p, over all positions judged or not, and not the bonus row."""
+    report = window_report(verification(num_rows), FEEDBACK, "edge-1", "c1", "sd")
+    half = np.array([0.5, 0.5])
+    assert report == WindowReport(
+        feedback=FEEDBACK,
+        edge="edge-1",
+        client="c1",
+        method="sd",
+        expected_accepted=0.75 + 0.75 * 0.5,
+        mean_jsd=(jensen_shannon(HALVES[0], half) + jensen_shannon(HALVES[1], half)) / 2,
+        num_drafted=2,
+        edge_ms=26.0,
+        cloud_ms=17.5,
+        rework_ms=3.0,
+        energy_j=None,
+    )
+    decoded = decode(encode(report))
+    assert isinstance(decoded, WindowReport)
+    assert decoded.expected_accepted == 1.125
+
+
+@pytest.mark.parametrize(("done_ms", "queue_ms"), [(117.5, 7.5), (110.0, 0.0), (109.0, 0.0)])
+def test_waiting_is_never_negative(done_ms: float, queue_ms: float) -> None:
+    judged = verification(2)
+    judged = Verification(judged.arrived, judged.proposals, judged.rows, 10.0, done_ms)
+    assert judged.queue_ms == queue_ms
+    assert msgspec.structs.replace(FEEDBACK, queue_ms=queue_ms).queue_ms >= 0
