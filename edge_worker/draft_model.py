@@ -60,6 +60,7 @@ class DraftModel:
 
     Attributes:
         num_sparse: K, probabilities sent for each token, at most the head's size.
+        weight_bytes: bytes of weights that one step reads.
         Others as in `models.loading.LoadedModel`.
     """
 
@@ -74,6 +75,7 @@ class DraftModel:
         self.device = loaded.device
         self.context_length = loaded.context_length
         self.vocab_size = loaded.vocab_size
+        self.weight_bytes = loaded.network.weight_bytes
         self.num_sparse = min(num_sparse, loaded.network.head_size)
 
     @classmethod

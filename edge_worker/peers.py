@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from bus.codec import AnyMessage
-from bus.errors import TokenizerMismatchError
+from bus.errors import ConfigurationError, TokenizerMismatchError
 from bus.messages import Message
 from bus.sockets import Listener, Outbox, Sockets
 from bus.store import Store, WorkerRecord
@@ -59,6 +59,7 @@ class Peers:
         self._digest = digest
         self._receive = receive
         self._peers: dict[str, Peer] = {}  # by boot: a restarted worker is another peer
+        self._unreachable: set[str] = set()  # boots whose addresses are none
 
     async def find(self, mismatch_wait_s: float) -> Peer:
         """The least loaded fitting worker; waits while there is none.
@@ -70,9 +71,16 @@ class Peers:
         waited_s, said = 0.0, False
         while True:
             live = await self._store.registry.workers(role="cloud")
+            live = [r for r in live if r.boot not in self._unreachable]
             fitting = [r for r in live if r.tokenizer_digest == self._digest]
             if fitting:
-                return self._connect(min(fitting, key=lambda r: (r.load, r.worker_id)), live)
+                best = min(fitting, key=lambda r: (r.load, r.worker_id))
+                try:
+                    return self._connect(best, live)
+                except ConfigurationError as error:
+                    log.warning("cloud worker %s: %s; looking for another", best.worker_id, error)
+                    self._unreachable.add(best.boot)
+                    continue
             waited_s += SEEK_INTERVAL_S
             if live and waited_s >= mismatch_wait_s:
                 names = ", ".join(f"{r.worker_id} ({r.model})" for r in live)
@@ -96,11 +104,11 @@ class Peers:
             self._peers.pop(boot).close()
         peer = self._peers.get(record.boot)
         if peer is None:
-            log.info("cloud worker %s at %s", record.worker_id, record.endpoints["windows"])
+            log.info("cloud worker %s at %s", record.worker_id, record.endpoints.get("windows"))
             peer = Peer(
                 record,
-                self._sockets.outbox(record.endpoints["windows"]),
-                self._sockets.listener(record.endpoints["feedback"], self._edge),
+                self._sockets.outbox(record.endpoints.get("windows", "")),
+                self._sockets.listener(record.endpoints.get("feedback", ""), self._edge),
             )
             peer.listen(self._receive)
             self._peers[record.boot] = peer

@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from bus.codec import AnyMessage
-from bus.errors import RequestError, StoreUnavailableError
+from bus.errors import E2SCIError, RequestError, StoreUnavailableError
 from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
 from bus.requests import GenerationRequest, session_id
 from bus.sockets import Sockets
@@ -92,6 +92,7 @@ class Running:
         self.request = request
         self.session = session
         self.lost = False
+        self.ended = asyncio.Event()
 
 
 class EdgeWorker:
@@ -138,13 +139,14 @@ class EdgeWorker:
             claim = None
             try:
                 claim = await self._store.queue.take(self.name, TAKE_BLOCK_MS)
-            except StoreUnavailableError:
+            except E2SCIError as error:
+                log.warning("no prompt taken: %s", error)
                 await asyncio.sleep(RETRY_S)
             if claim is None:
                 self._free.release()
                 continue
             if lifecycle.draining.is_set():
-                await self._store.queue.release(claim)
+                await self._hand_back(claim)
                 return
             task = asyncio.create_task(self._answer(claim))
             self._tasks.add(task)
@@ -174,13 +176,17 @@ class EdgeWorker:
         request = claim.request
         if request is None:
             raise RequestError(claim.problem or "it cannot be read")
-        spec = await self._spec(request)
+        spec = self._spec(request)
         answer = AnswerText(self._model.tokenizer, request.stop)
         answer.push(claim.streamed_tokens)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens))
         writer = ResultWriter(self._store, claim, lambda: self._lose(spec.session))
         session = EdgeSession(self._workshop, answer, meter, writer)
-        self._running[spec.session] = Running(claim, request, session)
+        previous = self._running.get(spec.session)
+        if previous is not None:  # our own lease ran out, and we claimed the prompt again
+            self._lose(spec.session)
+            await previous.ended.wait()
+        running = self._running[spec.session] = Running(claim, request, session)
         try:
             session.begin(
                 spec, self._control(), claim.streamed_tokens, claim.term * REOPENS_PER_TERM
@@ -190,9 +196,10 @@ class EdgeWorker:
             await writer.run()
         finally:
             session.close()
-            self._running.pop(spec.session, None)
+            del self._running[spec.session]
+            running.ended.set()
 
-    async def _spec(self, request: GenerationRequest) -> edge.SessionSpec:
+    def _spec(self, request: GenerationRequest) -> edge.SessionSpec:
         """Check the request against what this worker can do.
 
         Raises:
@@ -307,6 +314,10 @@ class EdgeWorker:
         for task in list(self._tasks):
             task.cancel()
         for running in list(self._running.values()):
-            with contextlib.suppress(StoreUnavailableError):
-                await self._store.queue.release(running.claim)
+            await self._hand_back(running.claim)
         self._peers.close()
+
+    async def _hand_back(self, claim: Claim) -> None:
+        """Give the prompt to the next edge; without Redis its lease runs out by itself."""
+        with contextlib.suppress(StoreUnavailableError):
+            await self._store.queue.release(claim)

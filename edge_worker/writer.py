@@ -14,7 +14,7 @@ from functools import partial
 
 from bus.errors import OwnershipLostError, StoreUnavailableError
 from bus.messages import FinishReason
-from bus.store import Claim, End, SessionEntry, Store, Usage, WindowEntry
+from bus.store import Claim, End, ResultGapError, SessionEntry, Store, Usage, WindowEntry
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,12 @@ class ResultWriter:
         self._store = store
         self._claim = claim
         self._lost = lost
+        self._put: list[Piece] = []
         self._writes: asyncio.Queue[Callable[[], Awaitable[None]] | None] = asyncio.Queue()
 
     def put(self, piece: Piece) -> None:
         """Write `piece` after all that was put before."""
+        self._put.append(piece)
         self._writes.put_nowait(partial(self._append, piece))
 
     def end(self, reason: FinishReason, error: str, usage: Usage, entry: SessionEntry) -> None:
@@ -82,6 +84,17 @@ class ResultWriter:
             self._lost()
 
     async def _append(self, piece: Piece) -> None:
+        """Write one piece; a Redis restored from an older copy gets what it has lost first."""
+        try:
+            await self._append_one(piece)
+        except ResultGapError as gap:
+            missing = [p for p in self._put if gap.next_position <= p.start <= piece.start]
+            if not missing or missing[0].start != gap.next_position:
+                raise
+            for again in missing[: missing.index(piece) + 1]:
+                await self._append_one(again)
+
+    async def _append_one(self, piece: Piece) -> None:
         store, claim = self._store, self._claim
         if piece.entry is None:
             await store.results.append(claim, piece.start, piece.tokens, piece.accepted, piece.text)

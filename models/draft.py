@@ -11,6 +11,7 @@ the head's rows. Input embedding and head rows are the target's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -49,10 +50,12 @@ class DraftNetwork(Protocol):
     Attributes:
         vocab: int32[H], the token id of each head row, or None where row and id are the same.
         head_size: H.
+        weight_bytes: bytes of weights that one step reads (of the embedding only the head's rows).
     """
 
     vocab: Int32Array | None
     head_size: int
+    weight_bytes: int
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Run int64[1, n] behind what `cache` holds; float[H] logits of the last position."""
@@ -81,6 +84,7 @@ class WholeDraft:
     def __init__(self, model: torch.nn.Module, head_size: int) -> None:
         self._model = model
         self.head_size = head_size
+        self.weight_bytes = _num_bytes(model.parameters())
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         logits: Tensor = self._model(input_ids, cache=cache.states, logits_to_keep=1).logits
@@ -96,10 +100,16 @@ class TrimmedDraft:
         self._head = head
         self.vocab: Int32Array | None = vocab
         self.head_size = int(vocab.size)
+        layers = (weight for name, weight in body.named_parameters() if "embed_tokens" not in name)
+        self.weight_bytes = _num_bytes((*layers, head))
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         hidden: Tensor = self._body(input_ids, cache=cache.states).last_hidden_state
         return torch.nn.functional.linear(hidden[0, -1], self._head)
+
+
+def _num_bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def load_draft(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedDraft:

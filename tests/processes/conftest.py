@@ -7,19 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from launch.stack import Stack, StackOptions
 from tests.models.tiny import save_tiny
 
 LEASE_S = 1.0
+NOISE = 0.1
 
 
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A target and a draft that agree on some tokens: the draft is the target's first layer."""
+    """A target, and a draft that agrees on many tokens: the target's weights with some noise."""
     folder = tmp_path_factory.mktemp("pair")
-    target = save_tiny(folder / "target", num_layers=3)
-    return target, save_tiny(folder / "draft", num_layers=1)
+    target = save_tiny(folder / "target")
+    draft = save_tiny(folder / "draft")
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(draft)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(NOISE * weight.std() * torch.randn_like(weight))
+    model.save_pretrained(draft)
+    return target, draft
 
 
 @pytest.fixture

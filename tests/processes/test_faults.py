@@ -23,7 +23,7 @@ from launch.stack import Stack
 pytestmark = pytest.mark.slow
 
 StartStack = Callable[..., Awaitable[Stack]]
-REQUEST = {"max_new_tokens": 300, "temperature": 0.8, "seed": 5, "raw": True}
+REQUEST = {"max_new_tokens": 200, "temperature": 0.8, "seed": 1, "raw": True}
 PROMPT = "the cat sat on the mat and"
 
 
@@ -109,7 +109,7 @@ async def _lost_leases(store: Store) -> bool:
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - what changes is in another process
             await asyncio.sleep(0.1)
 
 
