@@ -40,10 +40,11 @@ def test_the_digest_survives_saving_and_ignores_name_and_chat_template(
 def test_tokenizers_that_disagree_about_an_id_have_different_digests() -> None:
     digests = {tokenizer_digest(tokenizer) for tokenizer in TOKENIZERS}
     digests.add(tokenizer_digest(byte_level_tokenizer(vocab_size=280)))
-    extended = byte_level_tokenizer()
-    extended.add_tokens([AddedToken("<tool>")])
-    digests.add(tokenizer_digest(extended))
-    assert len(digests) == 4
+    for added in ("<tool>", "<call>"):
+        extended = byte_level_tokenizer()
+        extended.add_tokens([AddedToken(added)])
+        digests.add(tokenizer_digest(extended))
+    assert len(digests) == 5
 
 
 def test_real_tokens_end_where_the_tokenizer_ends_or_the_model_does() -> None:
