@@ -1,12 +1,12 @@
-"""Real process trees on tiny random models: everything real but the size of the weights."""
+"""A real process tree on tiny random models: everything real but the size of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -32,28 +32,14 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return target, draft
 
 
-@pytest.fixture
-async def start_stack(
-    tiny_pair: tuple[Path, Path],
-) -> AsyncIterator[Callable[..., Awaitable[Stack]]]:
-    """Starts a stack with the options given; stops it after the test."""
-    stacks: list[Stack] = []
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tiny_pair: tuple[Path, Path]) -> AsyncIterator[Stack]:
+    """Valkey, controller, one cloud worker and two edge workers, with short leases.
 
-    async def start(**options: Any) -> Stack:
-        target, draft = tiny_pair
-        lines: list[str] = []
-        env = {"E2SCI_LEASE_S": str(LEASE_S), "OMP_NUM_THREADS": "1"}
-        stack = Stack(
-            StackOptions(
-                target=str(target), draft=str(draft), dtype="float32", threads=1, **options
-            ),
-            log=lines.append,
-            env=env,
-        )
-        stacks.append(stack)
-        await stack.start()
-        return stack
-
-    yield start
-    for stack in stacks:
-        await stack.stop()
+    One for all tests of a module: a worker takes seconds of CPU to import torch.
+    """
+    target, draft = tiny_pair
+    options = StackOptions(target=str(target), draft=str(draft), dtype="float32", threads=1, edge=2)
+    env = {"E2SCI_LEASE_S": str(LEASE_S), "OMP_NUM_THREADS": "1"}
+    async with Stack(options, log=lambda _: None, env=env) as running:
+        yield running
