@@ -41,11 +41,12 @@ class OneLineErrors(TyperGroup):
                 args, prog_name, complete_var, False, windows_expand_args, **extra
             )
         except typer.TyperException as error:
-            if not error.message:  # called without arguments: the help has been printed
+            text = error.format_message()
+            if not text:  # called without arguments: the help has been printed
                 sys.exit(_USAGE)
             context = getattr(error, "ctx", None)
             where = f" (see {context.command_path} --help)" if context is not None else ""
-            fail(f"{error.format_message().rstrip('.')}{where}", _USAGE)
+            fail(f"{text.rstrip('.')}{where}", _USAGE)
         except E2SCIError as error:
             fail(str(error), 1)
         if standalone_mode:

@@ -185,7 +185,7 @@ def generate(
     requests = _requests(prompt, prompts, sampling)
     dtype = _checked_dtype(dtype)
     if target_only:
-        run(lambda: _print_alone(requests, target, dtype, threads, json))
+        _print_alone(requests, target, dtype, threads, json)
     else:
         stack = StackOptions(
             target=target, draft=draft, dtype=dtype, window=window, threads=threads
@@ -283,7 +283,7 @@ async def _print_together(
                 typer.echo(msgspec.json.encode(answer))
 
 
-async def _print_alone(
+def _print_alone(
     requests: list[GenerationRequest], target: str, dtype: str, threads: int | None, json: bool
 ) -> None:
     from cli.generate import answers_alone

@@ -1,0 +1,108 @@
+"""`e2sci generate` on tiny random models; the whole tree is real, only the weights are small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bus.errors import RequestError
+from cli.generate import parse_prompts
+from cli.options import Sampling
+from tests.cli.conftest import Done, e2sci
+from tests.models.tiny import save_tiny
+
+
+def test_lines_override_the_options() -> None:
+    text = '{"prompt": "a"}\n\n{"prompt": "b", "seed": 4, "stop": ["x"], "max_new_tokens": 2}\n'
+    one, two = parse_prompts(text, Sampling(seed=1, max_new_tokens=9))
+    assert (one.prompt, one.seed, one.max_new_tokens) == ("a", 1, 9)
+    assert (two.prompt, two.seed, two.max_new_tokens, two.stop) == ("b", 4, 2, ("x",))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nonsense", "line 2: expected a JSON object"),
+        ("[1]", "line 2: expected a JSON object"),
+        ("{}", "line 2: prompt: empty"),
+        ('{"prompt": 3}', "line 2: prompt: expected text"),
+        ('{"prompt": "a", "sead": 1}', "line 2: 'sead': no such field; known are prompt, method"),
+        ('{"prompt": "a", "seed": "x"}', "line 2: seed: expected a whole number"),
+        ('{"prompt": "a", "seed": [1]}', "line 2: seed: expected a whole number"),
+        ('{"prompt": "a", "method": "magic"}', "line 2: method: there is no 'magic'"),
+    ],
+)
+def test_a_wrong_line_is_named(line: str, words: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_prompts(f'{{"prompt": "a"}}\n{line}\n', Sampling())
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        ([], 2, "give either a prompt or --prompts FILE"),
+        (["a", "--prompts", "x"], 2, "give either a prompt or --prompts FILE"),
+        (["a", "--target-only", "--method", "sd"], 2, "--target-only has no --method"),
+        (["a", "--dtype", "int3"], 2, "'int3' is unknown; use one of auto, float32, bfloat16"),
+        (["--prompts", "/nowhere"], 1, "/nowhere cannot be read: No such file"),
+        (["--prompts", "/dev/null"], 1, "/dev/null holds no prompts"),
+        (["a", "--target-only", "--target", "/nowhere"], 1, "no such model directory: '/nowhere'"),
+    ],
+)
+async def test_bad_input_is_one_clear_line(args: list[str], status: int, words: str) -> None:
+    done = await e2sci("generate", *args)
+    assert (done.status, done.out) == (status, "")
+    assert words in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pair")
+    target = save_tiny(folder / "target", num_layers=3)
+    draft = save_tiny(folder / "draft", num_layers=1)
+    return ["--target", str(target), "--draft", str(draft), "--dtype", "float32"]
+
+
+def objects(done: Done) -> list[dict[str, object]]:
+    assert done.status == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+@pytest.mark.slow
+async def test_together_and_alone_give_the_same_tokens_in_the_same_shape(
+    pair: list[str], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the cat"}\n{"prompt": "a dog", "max_new_tokens": 5}\n')
+    flags = ["--prompts", str(prompts), "--json", "--max-new-tokens", "16", *pair]
+    together = await e2sci("generate", "--window", "3", *flags)
+    assert together.err == ""
+    alone = await e2sci("generate", "--target-only", *flags)
+    ours, theirs = objects(together), objects(alone)
+    assert len(ours) == 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["token_ids"] == other["token_ids"]
+        assert one["text"] == other["text"]
+        assert one["finish_reason"] == other["finish_reason"]
+        assert one.keys() == other.keys() == {"token_ids", "text", "finish_reason", "stats"}
+        assert one["stats"].keys() == other["stats"].keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+async def test_plain_output_is_the_text(pair: list[str]) -> None:
+    flags = ["the cat", "--max-new-tokens", "8", "--target-only", *pair]
+    (answer,) = objects(await e2sci("generate", "--json", *flags))
+    plain = await e2sci("generate", *flags)
+    assert plain.out == f"{answer['text']}\n"
+
+
+@pytest.mark.slow
+async def test_an_unknown_model_is_one_clear_line(pair: list[str]) -> None:
+    done = await e2sci("generate", "a", "--target", "/nowhere/model", *pair[2:])
+    assert done.status == 1
+    assert "no such model directory: '/nowhere/model'" in done.err
+    assert done.err.count("\n") == 1

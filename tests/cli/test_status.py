@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bus.requests import new_request
+from bus.store import SessionRecord, Store
+from tests.cli.conftest import ScriptedEdge, e2sci
+
+pytestmark = pytest.mark.usefixtures("reachable")
+
+
+async def fill(store: Store) -> None:
+    await ScriptedEdge(store).beat()
+    await store.queue.submit(new_request("waits"))
+    await store.sessions.save(
+        SessionRecord(
+            session="abc", client="me", edge="edge-x", cloud="cloud-x", method="sd", term=1,
+            version=1, threshold=0.1, window=4, credit=0.5, credit_delta=0.0, updated_at=1.0,
+        )
+    )  # fmt: skip
+
+
+async def test_json_holds_workers_queue_and_sessions(store: Store) -> None:
+    await fill(store)
+    done = await e2sci("status", "--json")
+    assert done.status == 0
+    assert done.out.count("\n") == 1
+    found = json.loads(done.out)
+    (worker,) = found["workers"]
+    assert (worker["worker_id"], worker["role"], worker["load"]) == ("edge-x", "edge", 1)
+    assert worker["counters"] == {"faults": 2}
+    assert 0 <= worker["heartbeat_age_s"] <= 5
+    assert (found["queue"]["length"], found["queue"]["pending"]) == (1, 0)
+    assert [session["session"] for session in found["sessions"]] == ["abc"]
+
+
+async def test_tables_name_everything(store: Store) -> None:
+    await fill(store)
+    done = await e2sci("status")
+    assert done.status == 0
+    for word in ("edge-x", "tiny", "1/4", "faults 2", "queue: 1 requests", "abc", "cloud-x"):
+        assert word in done.out
+
+
+async def test_an_empty_system_is_said_to_be_empty(store: Store) -> None:
+    done = await e2sci("status")
+    assert done.status == 0
+    assert "queue: empty" in done.out
+    assert "none is running" in done.out
+
+
+async def test_the_health_check_of_one_worker(store: Store) -> None:
+    await fill(store)
+    alive = await e2sci("status", "--worker", "edge-x")
+    assert (alive.status, alive.out, alive.err) == (0, "", "")
+    dead = await e2sci("status", "--worker", "edge-y")
+    assert dead.status == 1
+    assert dead.err == "error: worker 'edge-y' has no live heartbeat; alive are: edge-x\n"

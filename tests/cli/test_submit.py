@@ -1,0 +1,155 @@
+"""`e2sci submit` as a user runs it, against a real Valkey and a scripted edge worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+
+import pytest
+
+from bus.store import EndEntry, FinishReason, Store
+from cli.state import StateFile
+from tests.cli.conftest import ScriptedEdge, e2sci, finish, start, stop
+
+pytestmark = pytest.mark.usefixtures("reachable")
+
+
+async def test_text_streams_to_stdout_and_nothing_to_stderr(edge: ScriptedEdge) -> None:
+    done = await e2sci("submit", "Hi")
+    assert (done.status, done.out, done.err) == (0, "Hello wörld\n", "")
+
+
+async def test_json_gives_the_entries_one_a_line(edge: ScriptedEdge) -> None:
+    done = await e2sci("submit", "Hi", "--json")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line.pop("id") for line in lines] == [edge.claims[0].request_id] * 3
+    assert lines[0] == {
+        "kind": "tokens", "start": 0, "tokens": [11, 12], "text": "Hello", "accepted": [1, 1],
+    }  # fmt: skip
+    assert (lines[1]["start"], lines[1]["tokens"]) == (2, [13])
+    assert lines[2]["kind"] == "end"
+    assert lines[2]["finish_reason"] == "stop"
+    assert lines[2]["usage"]["completion_tokens"] == 3
+
+
+async def test_every_option_reaches_the_request(edge: ScriptedEdge) -> None:
+    done = await e2sci(
+        "submit", "-", "--method", "sd", "--max-new-tokens", "7", "--temperature", "0.5",
+        "--top-p", "0.9", "--top-k", "40", "--seed", "3", "--stop", "a", "--stop", "b",
+        "--raw", "--client", "me", stdin="Grüße\n".encode(),
+    )  # fmt: skip
+    assert done.status == 0
+    request = edge.claims[0].request
+    assert request is not None
+    assert request.prompt == "Grüße\n"
+    assert (request.method, request.max_new_tokens) == ("sd", 7)
+    assert (request.temperature, request.top_p, request.top_k) == (0.5, 0.9, 40)
+    assert (request.seed, request.stop, request.raw, request.client) == (3, ("a", "b"), True, "me")
+
+
+async def test_an_answer_that_ends_with_an_error_fails_in_one_line(edge: ScriptedEdge) -> None:
+    edge.error = "the prompt is\ntoo long"
+    done = await e2sci("submit", "Hi")
+    assert (done.status, done.err) == (1, "error: the prompt is too long\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_ctrl_c_cancels_the_request(edge: ScriptedEdge, number: signal.Signals) -> None:
+    edge.hold = True
+    process = await start("submit", "Hi", "--json")
+    assert process.stdout is not None
+    first = await process.stdout.readline()
+    process.send_signal(number)
+    done = await finish(process)
+    assert done.status == 130
+    entries = [json.loads(line) for line in [first.decode(), *done.out.splitlines()]]
+    assert entries[-1]["finish_reason"] == FinishReason.CANCELLED
+    assert "Traceback" not in done.err
+
+
+async def test_a_timeout_cancels_the_request(edge: ScriptedEdge, store: Store) -> None:
+    edge.hold = True
+    done = await e2sci("submit", "Hi", "--timeout", "1")
+    assert done.status == 1
+    assert "no end within 1 s" in done.err
+    assert done.err.count("\n") == 1
+    assert (await store.queue.depth()).length == 0
+
+
+async def test_without_an_edge_worker_it_says_so_and_waits(store: Store) -> None:
+    process = await start("submit", "Hi")
+    assert process.stderr is not None
+    assert b"no edge worker is running" in await process.stderr.readline()
+    scripted = ScriptedEdge(store)
+    serving = asyncio.create_task(scripted.serve())
+    done = await finish(process)
+    await stop(serving)
+    assert (done.status, done.out) == (0, "Hello wörld\n")
+
+
+async def test_a_reader_that_leaves_cancels_the_request(edge: ScriptedEdge, store: Store) -> None:
+    edge.hold = True
+    process = await start("submit", "Hi", "--json")
+    assert process.stdout is not None
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    await process.wait()
+    assert process.returncode == 1
+    entries = [entry async for entry in store.results.read(edge.claims[0].request_id)]
+    assert isinstance(entries[-1], EndEntry)
+    assert entries[-1].end.finish_reason is FinishReason.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "status", "words"),
+    [
+        (["", "--raw"], b"", 1, "prompt: empty"),
+        (["-"], b"ok \xff", 1, "standard input is not UTF-8 (byte 3)"),
+        (["Hi", "--temperature", "nan"], b"", 1, "temperature: expected a finite number"),
+        (["Hi", "--temperature", "-1"], b"", 1, "temperature:"),
+        (["Hi", "--max-new-tokens", "0"], b"", 1, "max_new_tokens: expected 1"),
+        (["Hi", "--top-p", "1.5"], b"", 1, "top_p:"),
+        (["Hi", "--top-k", "-1"], b"", 1, "top_k:"),
+        (["Hi", "--seed", "-1"], b"", 1, "seed:"),
+        (["Hi", "--stop", ""], b"", 1, "stop:"),
+        (["Hi", "--method", "magic"], b"", 1, "there is no 'magic'; known are sd"),
+        (["Hi", "--client", "a b"], b"", 1, "client:"),
+        (["Hi", "--max-new-tokens", "many"], b"", 2, "--max-new-tokens"),
+        (["Hi", "--timeout", "-1"], b"", 2, "--timeout"),
+        (["Hi", "--no-such-option"], b"", 2, "--no-such-option"),
+        ([], b"", 2, "prompt"),
+        (["Hi", "--redis-url", "http://x"], b"", 1, "redis_url: expected redis://"),
+    ],
+)
+async def test_bad_input_is_one_clear_line_and_nothing_is_queued(
+    args: list[str], stdin: bytes, status: int, words: str, store: Store
+) -> None:
+    done = await e2sci("submit", *args, stdin=stdin)
+    assert done.status == status
+    assert done.err.startswith("error: ")
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert done.out == ""
+    assert (await store.queue.depth()).length == 0
+
+
+async def test_a_redis_that_is_away_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = await e2sci("submit", "Hi", "--redis-url", "redis://:secret@127.0.0.1:1/0")
+    assert done.status == 1
+    assert "does not answer" in done.err
+    assert "secret" not in done.err
+    assert done.err.count("\n") == 1
+
+
+async def test_the_state_file_of_up_leads_to_its_redis(
+    edge: ScriptedEdge, monkeypatch: pytest.MonkeyPatch, valkey_url: str
+) -> None:
+    monkeypatch.delenv("E2SCI_REDIS_URL")
+    done = await e2sci("submit", "Hi")
+    assert done.status == 1
+    assert done.err == "error: nothing is running here; start `e2sci up` or set E2SCI_REDIS_URL\n"
+    state = StateFile()
+    state.write(redis_url=valkey_url)
+    done = await e2sci("submit", "Hi")
+    state.remove()
+    assert (done.status, done.out) == (0, "Hello wörld\n")
