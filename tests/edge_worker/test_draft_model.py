@@ -158,6 +158,7 @@ def test_rows_of_a_trimmed_head_stand_for_the_targets_ids(loaded: LoadedDraft) -
 
         vocab: Int32Array | None = np.arange(0, 290, 3, dtype=np.int32)
         head_size = 97
+        weight_bytes = loaded.network.weight_bytes
 
         def forward(self, input_ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
             return loaded.network.forward(input_ids, cache)[::3]
