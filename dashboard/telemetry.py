@@ -1,0 +1,155 @@
+"""The telemetry stream, folded as it is read: counts per second, running progress, last answers.
+
+`Tail` is fed raw stream entries and forgets them at once. Knows no Redis connection, no charts.
+Times are those of the entries' ids, which Redis gives: one clock for all edges.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import pandas as pd
+
+from bus.store import SessionEntry, WindowEntry
+from dashboard.frames import BIN_S, Traffic
+
+KEEP_S = max(BIN_S) + max(BIN_S.values())
+"""Seconds of counts kept: the longest range on the page and its unfinished bin."""
+
+_PROGRESS_KEEP_S = 600
+_MAX_FINISHED = 50
+
+FINISHED_COLUMNS = (
+    "ended_s_ago",
+    "request",
+    "method",
+    "client",
+    "edge",
+    "finish_reason",
+    "tokens",
+    "tokens_per_s",
+    "seconds",
+    "acceptance",
+    "rollbacks",
+)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the windows of one running request have said so far; `at_s` is the last one's time."""
+
+    cloud: str | None = None
+    drafted: int = 0
+    accepted: int = 0
+    threshold: float | None = None
+    window: int | None = None
+    credit: float | None = None
+    at_s: float = 0.0
+
+
+class Tail:
+    """All that is kept of the telemetry stream. Mutable; whoever shares it holds a lock.
+
+    Attributes:
+        last_id: id of the last entry read, None before `begin`.
+        since_s: from here on the record is complete; before it, nothing is known.
+        any_windows: whether any window was ever read.
+        unreadable: entries that are not of this release, skipped.
+    """
+
+    def __init__(self) -> None:
+        self.last_id: str | None = None
+        self.since_s = 0.0
+        self.any_windows = False
+        self.unreadable = 0
+        self.traffic = Traffic()
+        self.progress: dict[str, Progress] = {}
+        self._finished: deque[tuple[float, SessionEntry]] = deque(maxlen=_MAX_FINISHED)
+
+    def begin(self, since_s: float, last_id: str) -> None:
+        """Set out to read the entries behind `last_id`; none before `since_s` will come."""
+        self.since_s = since_s
+        self.last_id = last_id
+
+    def add(self, entries: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+        """Fold stream entries in, oldest first."""
+        for entry_id, fields in entries:
+            self.last_id = entry_id
+            try:
+                entry = _parse(fields)
+            except msgspec.ValidationError:
+                self.unreadable += 1
+                continue
+            at_s = entry_time_s(entry_id)
+            if isinstance(entry, SessionEntry):
+                self.progress.pop(entry.request, None)
+                self._finished.append((at_s, entry))
+            else:
+                self._add_window(at_s, entry)
+
+    def _add_window(self, at_s: float, entry: WindowEntry) -> None:
+        self.any_windows = True
+        self.traffic.add(
+            int(at_s),
+            entry.edge,
+            entry.method,
+            drafted=entry.num_drafted,
+            accepted=entry.num_accepted,
+            committed=entry.num_committed,
+            rollback=entry.rollback,
+        )
+        seen = self.progress.setdefault(entry.request, Progress())
+        seen.at_s = at_s
+        seen.cloud = entry.cloud
+        seen.drafted += entry.num_drafted
+        seen.accepted += entry.num_accepted
+        seen.threshold, seen.window, seen.credit = entry.threshold, entry.window, entry.credit
+
+    def forget(self, now_s: float) -> None:
+        """Drop what no chart or table can show any more."""
+        self.traffic.forget_before(int(now_s) - KEEP_S)
+        stale = [
+            request
+            for request, seen in self.progress.items()
+            if seen.at_s < now_s - _PROGRESS_KEEP_S
+        ]
+        for request in stale:
+            del self.progress[request]
+
+    def finished_frame(self, now_s: float) -> pd.DataFrame:
+        """The last answers, newest first; columns `FINISHED_COLUMNS`."""
+        rows = [
+            (
+                max(0.0, now_s - at_s),
+                entry.request,
+                entry.method,
+                entry.client,
+                entry.edge,
+                entry.finish_reason,
+                entry.usage.completion_tokens,
+                entry.usage.tokens_per_s,
+                entry.usage.seconds,
+                entry.usage.acceptance if entry.usage.drafted_tokens else None,
+                entry.usage.rollbacks,
+            )
+            for at_s, entry in reversed(self._finished)
+        ]
+        return pd.DataFrame(rows, columns=list(FINISHED_COLUMNS))
+
+
+def entry_time_s(entry_id: str) -> float:
+    """When a stream entry was added, by Redis's clock, in seconds since the epoch."""
+    return int(entry_id.partition("-")[0]) / 1000
+
+
+def _parse(fields: Mapping[str, str]) -> WindowEntry | SessionEntry:
+    """One entry; the numbers of `usage` lie flat beside its other fields.
+
+    Raises:
+        msgspec.ValidationError: it is not an entry of this release.
+    """
+    nested = {**fields, "usage": fields} if fields.get("kind") == "session" else fields
+    return msgspec.convert(nested, WindowEntry | SessionEntry, strict=False)
