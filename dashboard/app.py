@@ -133,6 +133,8 @@ def draw_charts(snapshot: Snapshot) -> None:
         ("Rollbacks", "rollback", charts.rollbacks),
         ("Windows rolled back", "rollback share", charts.rollback_share),
     )
+    if snapshot.traffic.empty:
+        st.caption(f"No windows in the last {st.session_state['time_range']}.")
     zone = viewer_zone()
     for row in (panels[:2], panels[2:]):
         for column, (title, term, draw) in zip(st.columns(2, gap="medium"), row, strict=True):

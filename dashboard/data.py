@@ -161,7 +161,7 @@ class Feed:
             ) from error
         except (RedisError, OSError) as error:
             raise StoreUnavailableError(
-                f"Redis at {self._where} does not answer: {error}; "
+                f"Redis at {self._where} does not answer: {str(error).rstrip('.')}; "
                 "check that it runs and that redis_url (E2SCI_REDIS_URL) is right"
             ) from error
 

@@ -31,7 +31,7 @@ def of(snapshot: Snapshot) -> list[Tile]:
     now_s = int(snapshot.now_s)
     now = Totals.of(snapshot.traffic, now_s - NOW_S, now_s)
     span = snapshot.span.clipped(snapshot.since_s)
-    shown = Totals.of(snapshot.traffic, span.start_s, now_s)
+    shown = Totals.of(snapshot.traffic, span.start_s, now_s + 1)  # this second's windows too
     queue = snapshot.queue
     waited = "" if queue.oldest_wait_s is None else f" · {duration(queue.oldest_wait_s)}"
     up, known = workers_up(snapshot)
@@ -65,7 +65,7 @@ def notices(snapshot: Snapshot) -> list[str]:
     down = workers[workers["status"] == DOWN]
     if not down.empty:
         names = [
-            f"{worker} (silent for {duration(age_s)})"
+            f"`{worker}` (silent for {duration(age_s)})"
             for worker, age_s in zip(down["worker"], down["heartbeat_age_s"], strict=True)
         ]
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import streamlit as st
+from redis.asyncio import Redis
 from streamlit.testing.v1 import AppTest
 
 from bus.settings import BusSettings
-from bus.store import Role, Store
-from tests.dashboard.conftest import control, ended, run_one_window, worker
+from bus.store import Keys, Role, Store
+from tests.dashboard.conftest import control, ended, run_one_window, window, worker
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 
@@ -79,10 +81,24 @@ async def test_every_time_range_draws(page: AppTest, store: Store, length: str) 
     assert len(page.get("plotly_chart")) == 4
 
 
+async def test_a_quiet_time_range_says_so(
+    page: AppTest, redis: Redis, bus_settings: BusSettings
+) -> None:
+    stream = Keys(bus_settings.key_prefix).telemetry
+    ten_minutes_ago = int((time.time() - 600) * 1000)
+    await redis.xadd(stream, dict(window("a").to_fields().items()), id=f"{ten_minutes_ago}-0")
+    quiet = "No windows in the last 5 min."
+    page.run()
+    assert not page.info
+    assert quiet in [caption.value for caption in page.caption]
+    page.segmented_control(key="time_range").set_value("15 min").run()
+    assert quiet not in [caption.value for caption in page.caption]
+
+
 async def test_a_dead_worker_is_named(page: AppTest, store: Store) -> None:
     await store.registry.beat(worker("edge-7"), ttl_s=-1)
     page.run()
-    assert any("Down: edge-7" in warning.value for warning in page.warning)
+    assert any("Down: `edge-7`" in warning.value for warning in page.warning)
     assert tile(page, "Workers up") == "0 of 1"
 
 
