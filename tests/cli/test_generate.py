@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bus.errors import RequestError
 from cli.generate import parse_prompts
+from cli.main import app
 from cli.options import Sampling
-from tests.cli.conftest import Done, e2sci
+from tests.cli.conftest import e2sci
 from tests.models.tiny import save_tiny
 
 
@@ -52,11 +54,11 @@ def test_a_wrong_line_is_named(line: str, words: str) -> None:
         (["a", "--target-only", "--target", "/nowhere"], 1, "no such model directory: '/nowhere'"),
     ],
 )
-async def test_bad_input_is_one_clear_line(args: list[str], status: int, words: str) -> None:
-    done = await e2sci("generate", *args)
-    assert (done.status, done.out) == (status, "")
-    assert words in done.err
-    assert done.err.count("\n") == 1
+def test_bad_input_is_one_clear_line(args: list[str], status: int, words: str) -> None:
+    done = CliRunner().invoke(app, ["generate", *args])
+    assert (done.exit_code, done.stdout) == (status, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--target", str(target), "--draft", str(draft), "--dtype", "float32"]
 
 
-def objects(done: Done) -> list[dict[str, object]]:
-    assert done.status == 0, done.err
-    return [json.loads(line) for line in done.out.splitlines()]
+def alone(*args: str) -> str:
+    """What `e2sci generate --target-only` prints; it runs in this process."""
+    done = CliRunner().invoke(app, ["generate", "--target-only", *args])
+    assert (done.exit_code, done.stderr) == (0, "")
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -80,24 +84,39 @@ async def test_together_and_alone_give_the_same_tokens_in_the_same_shape(
     prompts.write_text('{"prompt": "the cat"}\n{"prompt": "a dog", "max_new_tokens": 5}\n')
     flags = ["--prompts", str(prompts), "--json", "--max-new-tokens", "16", *pair]
     together = await e2sci("generate", "--window", "3", *flags)
-    assert together.err == ""
-    alone = await e2sci("generate", "--target-only", *flags)
-    ours, theirs = objects(together), objects(alone)
-    assert len(ours) == 2
-    for one, other in zip(ours, theirs, strict=True):
-        assert one["token_ids"] == other["token_ids"]
-        assert one["text"] == other["text"]
-        assert one["finish_reason"] == other["finish_reason"]
-        assert one.keys() == other.keys() == {"token_ids", "text", "finish_reason", "stats"}
-        assert one["stats"].keys() == other["stats"].keys()  # type: ignore[attr-defined]
+    assert (together.status, together.err) == (0, "")
+    lines = zip(together.out.splitlines(), alone(*flags).splitlines(), strict=True)
+    answers = [(json.loads(one), json.loads(other)) for one, other in lines]
+    assert len(answers) == 2
+    for ours, theirs in answers:
+        assert ours["token_ids"] == theirs["token_ids"]
+        assert ours["text"] == theirs["text"]
+        assert ours["finish_reason"] == theirs["finish_reason"]
+        assert ours.keys() == theirs.keys() == {"token_ids", "text", "finish_reason", "stats"}
+        assert ours["stats"].keys() == theirs["stats"].keys()
+    assert answers[0][0]["stats"]["windows"] > 0
 
 
-@pytest.mark.slow
-async def test_plain_output_is_the_text(pair: list[str]) -> None:
-    flags = ["the cat", "--max-new-tokens", "8", "--target-only", *pair]
-    (answer,) = objects(await e2sci("generate", "--json", *flags))
-    plain = await e2sci("generate", *flags)
-    assert plain.out == f"{answer['text']}\n"
+def test_plain_output_is_the_text(pair: list[str]) -> None:
+    flags = ["the cat", "--max-new-tokens", "8", *pair]
+    assert alone(*flags) == f"{json.loads(alone('--json', *flags))['text']}\n"
+
+
+def test_a_stop_string_ends_the_answer_before_it(pair: list[str]) -> None:
+    flags = ["the cat", "--max-new-tokens", "12", "--json", *pair]
+    whole = json.loads(alone(*flags))
+    stop = whole["text"][3:5]
+    cut = json.loads(alone(*flags, "--stop", stop))
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == whole["text"][: whole["text"].index(stop)]
+    assert cut["token_ids"] == whole["token_ids"][: len(cut["token_ids"])]
+
+
+def test_a_prompt_beyond_the_context_is_refused(pair: list[str]) -> None:
+    args = ["generate", "--target-only", "the cat", "--max-new-tokens", "100000", *pair]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 1
+    assert "more than the 512 of the model's context" in done.stderr
 
 
 @pytest.mark.slow

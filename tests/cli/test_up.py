@@ -30,6 +30,10 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["up", "--json", "--target", str(target), "--draft", str(draft), "--threads", "1"]
 
 
+BARE = ["up", "--json", "--cloud", "0", "--edge", "0"]
+"""No models, so it starts at once; supervision is the same for every process."""
+
+
 class Up:
     """A running `e2sci up --json`."""
 
@@ -96,28 +100,28 @@ async def test_from_start_to_ctrl_c(ups: list[Up], flags: list[str]) -> None:
     assert find_running() is None
 
 
-async def test_kill_9_leaves_no_process(ups: list[Up], flags: list[str]) -> None:
-    up = await begin(ups, flags)
+async def test_kill_9_leaves_no_process(ups: list[Up]) -> None:
+    up = await begin(ups, BARE)
     up.process.kill()
     await up.process.wait()
     await until(lambda: not any(is_running(pid) for pid in up.pids))
     assert find_running() is None
 
 
-async def test_two_at_once_do_not_collide(ups: list[Up], flags: list[str]) -> None:
-    one, two = await asyncio.gather(begin(ups, flags), begin(ups, flags))
+async def test_two_at_once_do_not_collide(ups: list[Up]) -> None:
+    one, two = await asyncio.gather(begin(ups, BARE), begin(ups, BARE))
     assert one.ready["redis_url"] != two.ready["redis_url"]
     assert one.ready["dashboard_url"] != two.ready["dashboard_url"]
     for up in (one, two):
         done = await e2sci("status", "--json", "--redis-url", up.ready["redis_url"])
         workers = {worker["worker_id"] for worker in json.loads(done.out)["workers"]}
-        assert workers == {"controller", "cloud-1", "edge-1"}
+        assert workers == {"controller"}
         up.process.send_signal(signal.SIGTERM)
     assert [(await finish(up.process)).status for up in (one, two)] == [0, 0]
 
 
-async def test_a_second_ctrl_c_kills_at_once(ups: list[Up], flags: list[str]) -> None:
-    up = await begin(ups, [*flags, "--no-dashboard"])
+async def test_a_second_ctrl_c_kills_at_once(ups: list[Up]) -> None:
+    up = await begin(ups, [*BARE, "--no-dashboard"])
     controller = psutil.Process(up.ready["processes"]["controller"])
     controller.suspend()  # it will not answer SIGTERM
     up.process.send_signal(signal.SIGINT)
@@ -137,11 +141,11 @@ async def test_a_given_redis_is_used_and_ids_are_unique_there(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("E2SCI_REDIS_URL", valkey_url)
     monkeypatch.setenv("E2SCI_KEY_PREFIX", key_prefix)
-    up = await begin(ups, [*flags, "--no-dashboard"])
+    up = await begin(ups, [*BARE, "--no-dashboard"])
     assert "valkey" not in up.ready["processes"]
     assert up.ready["redis_url"] == valkey_url
-    worker_id = up.ready["workers"]["edge-1"]["worker_id"]
-    assert worker_id.startswith("edge-1-")
+    worker_id = up.ready["workers"]["controller"]["worker_id"]
+    assert worker_id.startswith("controller-")
     assert (await e2sci("status", "--worker", worker_id)).status == 0
 
 
@@ -150,13 +154,10 @@ async def test_a_given_redis_is_used_and_ids_are_unique_there(
     [
         (["--redis-url", "redis://127.0.0.1:1/0"], "does not answer"),
         (["--redis-url", "redis://127.0.0.1:1/0", "--data-dir", "x"], "--data-dir is for"),
-        (["--target", "/nowhere/model"], "no such model directory: '/nowhere/model'"),
     ],
 )
-async def test_what_cannot_start_fails_with_a_clear_last_line(
-    flags: list[str], extra: list[str], words: str
-) -> None:
-    done = await e2sci(*flags, "--no-dashboard", *extra)
+async def test_what_cannot_start_fails_with_a_clear_last_line(extra: list[str], words: str) -> None:
+    done = await e2sci(*BARE, "--no-dashboard", *extra)
     assert done.status == 1
     last = done.err.splitlines()[-1]
     assert last.startswith("error: ")
@@ -164,11 +165,9 @@ async def test_what_cannot_start_fails_with_a_clear_last_line(
     assert find_running() is None
 
 
-async def test_a_data_directory_outlives_the_run(
-    ups: list[Up], flags: list[str], tmp_path: Path
-) -> None:
+async def test_a_data_directory_outlives_the_run(ups: list[Up], tmp_path: Path) -> None:
     directory = tmp_path / "data"
-    keep = [*flags, "--no-dashboard", "--edge", "0", "--data-dir", str(directory)]
+    keep = [*BARE, "--no-dashboard", "--data-dir", str(directory)]
     up = await begin(ups, keep)
     waiting = await start("submit", "the cat")
     assert waiting.stderr is not None
