@@ -32,6 +32,7 @@ from bus.store import HEARTBEAT_S, Role, Store, WorkerRecord
 log = logging.getLogger(__name__)
 
 PARENT_CHECK_S = 1.0
+INSIST_S = 0.2
 
 AnySettings = TypeVar("AnySettings", bound="WorkerSettings")
 
@@ -86,21 +87,28 @@ class Lifecycle:
         """Run `jobs` until told to leave, then `drain`, then stop them.
 
         Raises:
-            BaseExceptionGroup: a job failed; the others were stopped.
+            ExceptionGroup: a job failed; the others were stopped.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(job)
-                for job in (*jobs, self._beat_forever(), self._watch_parent())
-            ]
+        all_jobs = (*jobs, self._beat_forever(), self._watch_parent())
+        tasks = [loop.create_task(job) for job in all_jobs]
+        for task in tasks:
+            task.add_done_callback(self._on_end)
+        try:
             await self.draining.wait()
-            await self._leave()
-            await drain()
-            for task in tasks:
-                task.cancel()
+            if not _failures(tasks):
+                await self._leave()
+                await drain()
+        finally:
+            await _stop(tasks)
+        if failures := _failures(tasks):
+            raise ExceptionGroup("this worker's jobs failed", failures)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if _failures([task]):
+            self.draining.set()
 
     def _on_signal(self) -> None:
         if self.draining.is_set():
@@ -139,6 +147,20 @@ class Lifecycle:
         """Remove the record, if Redis lets us."""
         with contextlib.suppress(StoreUnavailableError):
             await self._store.registry.remove(self.record.worker_id, self.record.boot)
+
+
+def _failures(tasks: list[asyncio.Task[None]]) -> list[Exception]:
+    ended = [task for task in tasks if task.done() and not task.cancelled()]
+    return [error for task in ended if isinstance(error := task.exception(), Exception)]
+
+
+async def _stop(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended. Once is not enough where a task is sending to Redis: redis-py
+    waits in `asyncio.wait_for`, and Python 3.11's loses a cancellation now and then (gh-86296)."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=INSIST_S)
 
 
 def new_record(settings: WorkerSettings, role: str) -> WorkerRecord:
@@ -196,6 +218,8 @@ class ControllerLink:
 
     Reports go to whoever is registered; with nobody there they are dropped, since nobody waits
     for the controller. `on_update` gets every message the controller publishes for `edge`.
+    An address in the registry that is no address is logged: one wrong setting over there must not
+    end the workers here.
     """
 
     def __init__(
@@ -226,20 +250,26 @@ class ControllerLink:
                 with contextlib.suppress(StoreUnavailableError):
                     for record in await self._store.registry.workers(role="controller"):
                         if record.boot != self._boot:
-                            self._connect(record)
+                            self._try_connect(record)
                         break
                 await asyncio.sleep(HEARTBEAT_S)
         finally:
             self._disconnect()
 
-    def _connect(self, record: WorkerRecord) -> None:
+    def _try_connect(self, record: WorkerRecord) -> None:
         self._disconnect()
         self._boot = record.boot
         log.info("controller %s at %s", record.worker_id, record.endpoints.get("reports"))
+        try:
+            self._connect(record)
+        except ConfigurationError as error:
+            log.warning("controller %s: %s; going on without it", record.worker_id, error)
+
+    def _connect(self, record: WorkerRecord) -> None:
         if self._edge is None:
-            self._reports = self._sockets.outbox(record.endpoints["reports"])
+            self._reports = self._sockets.outbox(record.endpoints.get("reports", ""))
             return
-        self._listener = self._sockets.listener(record.endpoints["updates"], self._edge)
+        self._listener = self._sockets.listener(record.endpoints.get("updates", ""), self._edge)
         self._listening = asyncio.create_task(self._listen(self._listener))
 
     async def _listen(self, listener: Listener) -> None:
