@@ -180,8 +180,10 @@ class Controller:
             )  # fmt: skip
             self._keep(known)
         control = self._policy.after(known.control, report)
+        # Also without a change: a session that is reported about is not forgotten.
+        self._sessions[session] = replace(known, control=control, updated_at=time.time())
         if control is not known.control:
-            self._keep(replace(known, control=control, updated_at=time.time()))
+            self._changed.put_nowait(session)
 
     def _closed(self, message: SessionClosed) -> None:
         known = self._sessions.get(message.session)
