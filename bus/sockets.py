@@ -145,6 +145,7 @@ class Sockets:
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
+            socket.close()
             raise ConfigurationError(f"cannot connect to {endpoint!r}: {error}") from error
 
     def _count_disconnects(self, socket: zmq.asyncio.Socket) -> None:
