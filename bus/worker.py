@@ -195,14 +195,17 @@ def run_worker(
     try:
         settings = settings_class.from_cli()
     except ConfigurationError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        sys.exit(2)
     configure_logging(settings.log_level, settings.id_for(role))
     try:
         asyncio.run(serve(settings))
     except* E2SCIError as group:
-        for leaf in _leaves(group):
+        leaves = _leaves(group)
+        for leaf in leaves:
             log.error("%s", leaf)
-        sys.exit(1)
+        # 2: starting again would not help.
+        sys.exit(2 if all(isinstance(leaf, ConfigurationError) for leaf in leaves) else 1)
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

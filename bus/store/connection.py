@@ -7,8 +7,9 @@ carried out. Scripts are written for that. What still fails becomes `StoreUnavai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import cache
 from hashlib import sha1
 from importlib import resources
@@ -54,36 +55,34 @@ class CommandRefusedError(LocalError):
 
 
 class Connection:
-    """Two pools of connections: one for commands, one for reads that block on the server.
+    """A pool of connections, and how long a command may be silent.
 
-    They differ in the socket timeout alone: a blocking read is silent for as long as it waits, a
-    command that is silent for seconds has lost its server.
+    The time limits are ours and not redis-py's `socket_timeout`: that one waits in
+    `asyncio.wait_for`, which on Python 3.11 now and then swallows the cancellation of a task.
     """
 
     def __init__(self, settings: BusSettings) -> None:
         self._where = settings.redacted_redis_url
-        self._commands = _client(settings.redis_url, _COMMAND_TIMEOUT_S)
-        self._reads = _client(settings.redis_url, _COMMAND_TIMEOUT_S + MAX_BLOCK_MS / 1000)
+        self._redis = _client(settings.redis_url)
 
     async def close(self) -> None:
-        with self._translated():
-            await self._commands.aclose()
-            await self._reads.aclose()
+        async with self._translated():
+            await self._redis.aclose()
 
     async def execute(self, *command: Any) -> Any:
         """One command, by its words. Raises StoreUnavailableError."""
-        with self._translated():
-            return await self._commands.execute_command(*command)  # type: ignore[no-untyped-call]
+        async with self._translated():
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def execute_blocking(self, *command: Any) -> Any:
         """One command that waits on the server, at most MAX_BLOCK_MS. Raises as `execute`."""
-        with self._translated():
-            return await self._reads.execute_command(*command)  # type: ignore[no-untyped-call]
+        async with self._translated(_COMMAND_TIMEOUT_S + MAX_BLOCK_MS / 1000):
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Several commands in one round trip, not atomic. Raises as `execute`."""
-        with self._translated():
-            pipeline: Pipeline = self._commands.pipeline(transaction=False)
+        async with self._translated():
+            pipeline: Pipeline = self._redis.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
             return await pipeline.execute()
@@ -91,21 +90,27 @@ class Connection:
     async def run_script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run `scripts/<name>.lua`; loads it where the server does not know it (any more)."""
         source, sha = _script(name)
-        with self._translated():
+        async with self._translated():
             try:
-                return await self._commands.evalsha(sha, len(keys), *keys, *args)
+                return await self._redis.evalsha(sha, len(keys), *keys, *args)
             except NoScriptError:
-                return await self._commands.eval(source, len(keys), *keys, *args)
+                return await self._redis.eval(source, len(keys), *keys, *args)
 
     async def scan(self, pattern: str) -> list[bytes]:
         """All keys that match the glob `pattern`."""
-        with self._translated():
-            return [key async for key in self._commands.scan_iter(match=pattern, count=1000)]
+        async with self._translated():
+            return [key async for key in self._redis.scan_iter(match=pattern, count=1000)]
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _translated(self, timeout_s: float = _COMMAND_TIMEOUT_S) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                f"Redis at {self._where} does not answer within {timeout_s:g} s; "
+                "check that it runs and that redis_url (E2SCI_REDIS_URL) is right"
+            ) from error
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
             raise ConfigurationError(
                 f"Redis at {self._where} refuses us: {error}; "
@@ -130,10 +135,10 @@ class Connection:
             ) from error
 
 
-def _client(url: str, timeout_s: float) -> Redis:
+def _client(url: str) -> Redis:
     return Redis.from_url(
         url,
-        socket_timeout=timeout_s,
+        socket_timeout=None,
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
         socket_keepalive=True,
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=_RETRIES),
