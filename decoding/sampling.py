@@ -17,7 +17,6 @@ import numpy as np
 
 from bus.arrays import Float16Array, Float64Array, Int32Array
 
-
 _ONE = np.ones(1)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from bus.codec import decode, encode
@@ -127,8 +128,8 @@ class EdgeCloudPair:
                     self.answer += tokens
                     self.accepted += accepted
                 case edge_events.WindowJudged():
-                    control = edge.replace(self.edge.control, window=next(self._windows))
-                    self.edge = edge.replace(self.edge, control=control)
+                    control = replace(self.edge.control, window=next(self._windows))
+                    self.edge = replace(self.edge, control=control)
                 case edge_events.SeekPeer():
                     self._at(
                         1.0, lambda: self._step_edge(edge_events.Started(self.eos, self.now_ms))
@@ -194,19 +195,13 @@ class EdgeCloudPair:
             match effect:
                 case cloud_events.Prefill(job, tokens):
                     self._target.prefill(tokens)
-                    self._later_cloud(lambda j=job: cloud_events.Prefilled(j, self.now_ms))
+                    self._later_cloud(partial(cloud_events.Prefilled, job))
                 case cloud_events.Forward(job, feed, row_ids):
                     rows = self._target.forward(feed, row_ids)
-                    self._later_cloud(
-                        lambda j=job, r=rows: cloud_events.RowsReady(
-                            j, r, self.verify_ms, self.now_ms
-                        )
-                    )
+                    self._later_cloud(partial(cloud_events.RowsReady, job, rows, self.verify_ms))
                 case cloud_events.FetchRow(job, index):
                     row = self._target.full_row(index)
-                    self._later_cloud(
-                        lambda j=job, r=row: cloud_events.FullRowReady(j, r, self.now_ms)
-                    )
+                    self._later_cloud(partial(cloud_events.FullRowReady, job, row))
                 case cloud_events.Crop(length):
                     self._target.crop(length)
                 case cloud_events.Send(message):
@@ -218,9 +213,15 @@ class EdgeCloudPair:
                     decode(encode(report))
         self._check_cloud()
 
-    def _later_cloud(self, event: Callable[[], cloud_events.Event]) -> None:
+    def _later_cloud(self, event: Callable[[float], cloud_events.Event]) -> None:
+        """Deliver `event(now_ms)` after the pass, unless the worker has restarted meanwhile."""
         boot = self._boot
-        self._at(self.verify_ms, lambda: self._step_cloud(event()) if boot == self._boot else None)
+
+        def deliver() -> None:
+            if boot == self._boot:
+                self._step_cloud(event(self.now_ms))
+
+        self._at(self.verify_ms, deliver)
 
     def _check_cloud(self) -> None:
         state = self._cloud

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -119,9 +120,8 @@ async def test_many_outboxes_reach_one_inbox_in_their_order(sockets: Sockets) ->
 
 
 async def test_messages_wait_for_a_peer_that_is_not_up_yet(sockets: Sockets) -> None:
-    first = sockets.inbox(LOOPBACK)
-    endpoint = first.endpoint
-    first.close()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     sockets.outbox(endpoint).send(close(7))
     assert await take(sockets.inbox(endpoint), 1) == [close(7)]
 
