@@ -108,10 +108,14 @@ class House:
         return record
 
     async def stop(self) -> None:
-        assert not any(task.done() for task in self.tasks), "the controller lives on"
         for task in self.tasks:
-            task.cancel()
-        await asyncio.wait(self.tasks, timeout=PATIENCE_S)
+            if task.done():
+                task.result()
+            assert not task.done(), "the controller lives on"
+        while not all(task.done() for task in self.tasks):  # once may get lost: `bus.worker._stop`
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.wait(self.tasks, timeout=0.1)
         self.sockets.close()
 
 
