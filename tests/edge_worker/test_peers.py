@@ -1,0 +1,204 @@
+"""Cloud workers as an edge finds them, in a real registry, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from bus.codec import AnyMessage
+from bus.errors import TokenizerMismatchError
+from bus.messages import CloseSession, SessionReady
+from bus.settings import BusSettings
+from bus.sockets import Inbox, Publisher, Sockets
+from bus.store import Role, Store, WorkerRecord
+from edge_worker import peers as module
+from edge_worker.peers import Peers
+
+PATIENCE_S = 20.0
+LOOPBACK = "tcp://127.0.0.1:*"
+CLOSE = CloseSession("s1", 1, "done")
+
+
+@pytest.fixture(autouse=True)
+def quick_seeking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEEK_INTERVAL_S", 0.01)
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]]) -> None:
+    async def wait() -> None:
+        while not await condition():  # noqa: ASYNC110 - polls other processes
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(wait(), PATIENCE_S)
+
+
+class CloudWorker:
+    """The sockets and the record of a cloud worker."""
+
+    def __init__(self, store: Store, sockets: Sockets, name: str, **fields: Any) -> None:
+        self._store = store
+        self.inbox: Inbox = sockets.inbox(LOOPBACK)
+        self.publisher: Publisher = sockets.publisher(LOOPBACK)
+        plain = WorkerRecord(
+            worker_id=name,
+            role=Role.CLOUD,
+            boot=f"boot-of-{name}",
+            endpoints={"windows": self.inbox.endpoint, "feedback": self.publisher.endpoint},
+            model="tiny",
+            tokenizer_digest="digest",
+        )
+        self.record = msgspec.structs.replace(plain, **fields)
+
+    async def registers(self, **changes: Any) -> None:
+        self.record = msgspec.structs.replace(self.record, **changes)
+        await self._store.registry.beat(self.record)
+
+    async def receives(self) -> AnyMessage:
+        message, _ = await asyncio.wait_for(anext(self.inbox.messages()), PATIENCE_S)
+        return message
+
+
+@pytest.fixture
+async def sockets(bus_settings: BusSettings) -> AsyncIterator[Sockets]:
+    sockets = Sockets(bus_settings)
+    yield sockets
+    sockets.close()
+
+
+@pytest.fixture
+def heard() -> list[tuple[AnyMessage, int]]:
+    return []
+
+
+@pytest.fixture
+async def peers(
+    store: Store, sockets: Sockets, heard: list[tuple[AnyMessage, int]]
+) -> AsyncIterator[Peers]:
+    peers = Peers(store, sockets, "edge-1", "digest", lambda m, size: heard.append((m, size)))
+    yield peers
+    peers.close()
+
+
+async def found(peers: Peers, mismatch_wait_s: float = PATIENCE_S) -> module.Peer:
+    return await asyncio.wait_for(peers.find(mismatch_wait_s), PATIENCE_S)
+
+
+async def test_messages_go_to_the_worker_and_come_back_with_their_size(
+    store: Store, sockets: Sockets, peers: Peers, heard: list[tuple[AnyMessage, int]]
+) -> None:
+    cloud = CloudWorker(store, sockets, "cloud-1")
+    await cloud.registers()
+    peer = await found(peers)
+    size = peer.send(CLOSE)
+    assert await cloud.receives() == CLOSE
+
+    async def answered() -> bool:
+        cloud.publisher.publish("edge-2", CLOSE)
+        cloud.publisher.publish("edge-1", SessionReady("s1", 1, "cloud-1"))
+        return bool(heard)
+
+    await eventually(answered)
+    assert {message for message, _ in heard} == {SessionReady("s1", 1, "cloud-1")}
+    assert size > 0
+    assert heard[0][1] > 0
+
+
+async def test_the_least_loaded_fitting_worker_is_taken(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    workers: dict[str, dict[str, Any]] = {
+        "cloud-1": {"load": 5},
+        "cloud-2": {"load": 2},
+        "cloud-3": {"load": 2},
+        "cloud-4": {"load": 0, "tokenizer_digest": "another"},
+    }
+    for name, fields in workers.items():
+        await CloudWorker(store, sockets, name, **fields).registers()
+    await store.registry.beat(WorkerRecord(worker_id="e", role=Role.EDGE, boot="b"))
+    assert (await found(peers)).record.worker_id == "cloud-2"
+
+
+async def test_a_worker_is_connected_to_once_and_shared(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    cloud = CloudWorker(store, sockets, "cloud-1")
+    await cloud.registers()
+    peer = await found(peers)
+    await cloud.registers(load=1)
+    assert await found(peers) is peer
+    await cloud.registers(boot="another")
+    again = await found(peers)
+    assert again is not peer
+    assert again.record.boot == "another"
+
+
+async def test_with_nobody_there_it_waits(store: Store, sockets: Sockets, peers: Peers) -> None:
+    finding = asyncio.create_task(peers.find(mismatch_wait_s=0.0))
+    await asyncio.sleep(0.05)
+    assert not finding.done()
+    await CloudWorker(store, sockets, "cloud-1").registers()
+    assert (await asyncio.wait_for(finding, PATIENCE_S)).record.worker_id == "cloud-1"
+
+
+async def test_workers_of_another_tokenizer_only_are_an_error_that_names_them(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1", tokenizer_digest="another").registers()
+    with pytest.raises(TokenizerMismatchError, match=r"live ones: cloud-1 \(tiny\)"):
+        await found(peers, mismatch_wait_s=0.02)
+
+
+async def test_a_fitting_worker_that_comes_in_time_is_no_error(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1", tokenizer_digest="another").registers()
+    finding = asyncio.create_task(peers.find(mismatch_wait_s=PATIENCE_S))
+    await asyncio.sleep(0.05)
+    await CloudWorker(store, sockets, "cloud-2").registers()
+    assert (await asyncio.wait_for(finding, PATIENCE_S)).record.worker_id == "cloud-2"
+
+
+async def test_who_has_left_or_restarted_is_gone(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    cloud = CloudWorker(store, sockets, "cloud-1")
+    await cloud.registers()
+    peer = await found(peers)
+    assert not await peers.is_gone(peer)
+    await cloud.registers(boot="another")
+    assert await peers.is_gone(peer)
+    await store.registry.remove("cloud-1", "another")
+    assert await peers.is_gone(peer)
+
+
+async def test_a_session_that_holds_on_to_a_worker_that_left_loses_its_messages_only(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    """Another session's search closes the peer; the holder must not fall over it."""
+    cloud = CloudWorker(store, sockets, "cloud-1")
+    await cloud.registers()
+    held = await found(peers)
+    await store.registry.remove("cloud-1", cloud.record.boot)
+    await CloudWorker(store, sockets, "cloud-2").registers()
+    assert (await found(peers)).record.worker_id == "cloud-2"
+    assert held.send(CLOSE) > 0
+    assert sockets.counters["dropped_sends"] == 1
+
+
+@pytest.mark.parametrize(
+    "endpoints",
+    [{}, {"windows": "nonsense", "feedback": "nonsense"}, {"windows": "tcp://127.0.0.1:9999"}],
+)
+async def test_a_worker_with_an_address_that_is_none_is_passed_over(
+    store: Store, sockets: Sockets, peers: Peers, endpoints: dict[str, str]
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1", endpoints=endpoints).registers()
+    finding = asyncio.create_task(peers.find(mismatch_wait_s=0.0))
+    await asyncio.sleep(0.05)
+    assert not finding.done()
+    await CloudWorker(store, sockets, "cloud-2", load=9).registers()
+    assert (await asyncio.wait_for(finding, PATIENCE_S)).record.worker_id == "cloud-2"
