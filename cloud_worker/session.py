@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from bus.messages import Message, OpenSession
@@ -104,11 +105,11 @@ class CloudSession:
                     pending = self._crop_to
                     self._crop_to = length if pending is None else min(pending, length)
                 case Prefill():
-                    self._start(self._prefill(effect, self._take_crop()))
+                    self._start(partial(self._prefill, effect, self._take_crop()))
                 case Forward():
-                    self._start(self._forward(effect, self._take_crop()))
+                    self._start(partial(self._forward, effect, self._take_crop()))
                 case FetchRow():
-                    self._start(self._fetch_row(effect))
+                    self._start(partial(self._fetch_row, effect))
 
     def _report_window(self, effect: ReportWindow) -> None:
         state = self.state
@@ -122,20 +123,18 @@ class CloudSession:
         crop_to, self._crop_to = self._crop_to, None
         return crop_to
 
-    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+    def _start(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Jobs of one session run in the order they were asked for (asyncio.Lock is fair)."""
         task = asyncio.create_task(self._in_turn(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
 
-    async def _in_turn(self, job: Coroutine[Any, Any, None]) -> None:
+    async def _in_turn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             async with self._turn:
-                await job
+                await job()
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends this session only
             self._failed(self, error)
-        finally:
-            job.close()
 
     async def _in_model_thread(self, job: Callable[..., Any], *args: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, job, *args)
