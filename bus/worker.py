@@ -155,8 +155,8 @@ def _failures(tasks: list[asyncio.Task[None]]) -> list[Exception]:
 
 
 async def _stop(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel until all have ended. Once is not enough where a task is sending to Redis: redis-py
-    waits in `asyncio.wait_for`, and Python 3.11's loses a cancellation now and then (gh-86296)."""
+    """Cancel until all have ended. Once is not always enough: on Python 3.11 a task that waits in
+    `asyncio.wait_for`, as libraries do, may lose its cancellation (gh-86296)."""
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()

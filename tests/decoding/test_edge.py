@@ -586,6 +586,14 @@ def test_a_lost_peer_is_replaced(session: Any) -> None:
     assert told.tell(PeerLost(20.0)) == ()
 
 
+@pytest.mark.parametrize("message", [ALL_ACCEPTED, TWO_ACCEPTED, UNKNOWN])
+def test_while_a_peer_is_sought_the_one_that_is_gone_is_not_listened_to(message: Feedback) -> None:
+    session = waiting().is_told(PeerLost(20.0))
+    before = session.state
+    assert session.tell(FeedbackArrived(message, 25.0)) == ()
+    assert session.state == before
+
+
 def test_a_window_in_flight_survives_the_move_to_another_worker() -> None:
     session = waiting().is_told(PeerLost(20.0))
     reopened = msgspec.structs.replace(OPEN, incarnation=2)

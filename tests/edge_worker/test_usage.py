@@ -1,0 +1,85 @@
+"""What `usage` and telemetry say about an answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bus.messages import Feedback, FinishReason, Outcome
+from decoding import methods
+from decoding.edge import SessionSpec
+from decoding.edge_events import WindowJudged
+from decoding.sampling import SamplingParams
+from edge_worker.usage import UsageMeter
+
+SPEC = SessionSpec(
+    "s1", "c1", "edge-1", methods.sd.METHOD, (1, 2, 3), SamplingParams(), 20, "digest"
+)
+PEER: Any = SimpleNamespace(record=SimpleNamespace(worker_id="cloud-1"))
+
+
+def judged(num_drafted: int, num_accepted: int, rolled_back: bool) -> WindowJudged:
+    outcome = Outcome.PARTIAL if rolled_back else Outcome.ACCEPTED
+    feedback = Feedback("s1", 1, 2, 3, 9, outcome, num_accepted, 8, 0.25, 10.0, 0.5)
+    return WindowJudged(feedback, num_drafted, num_accepted + 1, rolled_back, 4, 0.5, 6.0, 9.0)
+
+
+def test_an_answer_is_added_up() -> None:
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    for num_accepted, rolled_back in ((4, False), (1, True)):
+        meter.sent_window(600, num_tokens=4)
+        meter.bytes_down += 40
+        meter.committed(num_accepted + 1)
+        meter.judged(judged(4, num_accepted, rolled_back))
+    meter.sent_window(600, num_tokens=4)  # sent again: bytes, but no new window
+    meter.bytes_up += 100  # anything that is no window
+    usage = meter.usage()
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 7)
+    assert (usage.drafted_tokens, usage.accepted_tokens, usage.acceptance) == (8, 5, 5 / 8)
+    assert (usage.windows, usage.rollbacks) == (2, 1)
+    assert (usage.bytes_up, usage.bytes_down) == (1900, 80)
+    assert usage.bytes_per_drafted_token == 150.0
+    assert usage.seconds > 0
+    assert usage.tokens_per_s == pytest.approx(7 / usage.seconds)
+    assert usage.lossless
+
+
+def test_after_a_takeover_speed_counts_new_tokens_only() -> None:
+    meter = UsageMeter("r1", SPEC, num_committed=10)
+    meter.committed(5)
+    usage = meter.usage()
+    assert usage.completion_tokens == 15
+    assert usage.tokens_per_s == pytest.approx(5 / usage.seconds)
+
+
+def test_before_the_first_window_nothing_is_divided_by_zero() -> None:
+    usage = UsageMeter("r1", SPEC, num_committed=0).usage()
+    assert (usage.acceptance, usage.bytes_per_drafted_token) == (0.0, 0.0)
+
+
+def test_a_window_entry_has_the_verdict_and_the_bytes_since_the_entry_before() -> None:
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    meter.sent_window(600, 4)
+    meter.bytes_down += 40
+    first = meter.entry(judged(4, 1, True), PEER)
+    assert (first.request, first.session, first.client) == ("r1", "s1", "c1")
+    assert (first.edge, first.cloud, first.method) == ("edge-1", "cloud-1", "sd")
+    assert (first.epoch, first.seq, first.outcome, first.rollback) == (2, 3, "partial", True)
+    assert (first.num_drafted, first.num_accepted, first.num_committed) == (4, 1, 2)
+    assert (first.threshold, first.window, first.credit) == (0.25, 4, 0.5)
+    assert (first.draft_ms, first.verify_ms, first.queue_ms, first.rtt_ms) == (6.0, 10.0, 0.5, 9.0)
+    assert (first.bytes_up, first.bytes_down) == (600, 40)
+    meter.sent_window(500, 4)
+    second = meter.entry(judged(4, 1, True), None)
+    assert (second.bytes_up, second.bytes_down, second.cloud) == (500, 0, "")
+
+
+def test_the_closing_entry_says_why_and_what_it_took() -> None:
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    meter.entry(judged(4, 1, True), PEER)
+    meter.committed(2)
+    closing = meter.closing(FinishReason.LENGTH)
+    assert (closing.finish_reason, closing.cloud) == ("length", "cloud-1")
+    assert closing.usage.completion_tokens == 2
