@@ -29,7 +29,7 @@ TIMEOUT_S = 300.0
 async def demo(console: Console) -> bool:
     """Run it; whether every prompt was answered."""
     console.print("[bold]Starting[/] Valkey, controller, cloud worker, edge worker, dashboard …")
-    options = StackOptions(dashboard_port=DEFAULT_DASHBOARD_PORT)
+    options = StackOptions(dashboard_port=DEFAULT_DASHBOARD_PORT, log_level="WARNING")
     stack = Stack(options, log=lambda line: console.print(line, style="dim", markup=False))
     await stack.start()
     try:

@@ -210,7 +210,12 @@ class _Receiver:
     async def messages(self) -> AsyncIterator[tuple[AnyMessage, int]]:
         """Messages as they come, each with the size of its frame in bytes."""
         while True:
-            parts = await self._socket.recv_multipart()
+            try:
+                parts = await self._socket.recv_multipart()
+            except zmq.Again:
+                # libzmq reports a CURVE peer's credential as input when its first frame is a
+                # heartbeat, although there is no message to receive.
+                continue
             frame = parts[-1]
             try:
                 message = decode(frame)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import uvloop
 from pydantic import Field
 
 from bus.errors import ConfigurationError, E2SCIError, StoreUnavailableError
@@ -199,7 +200,7 @@ def run_worker(
         sys.exit(2)
     configure_logging(settings.log_level, settings.id_for(role))
     try:
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except* E2SCIError as group:
         leaves = _leaves(group)
         for leaf in leaves:

@@ -7,11 +7,10 @@ counted, and the worker lives on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-import torch
 
 from bus.codec import AnyMessage
 from bus.messages import (
@@ -31,6 +30,7 @@ from cloud_worker.settings import CloudSettings
 from cloud_worker.target_model import TargetModel
 from decoding import cloud, methods
 from decoding.cloud_events import OpenArrived, WindowArrived
+from models.thread import ModelThread
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +43,15 @@ async def serve(settings: CloudSettings) -> None:
     Raises:
         ConfigurationError: the model, an address or a setting is wrong.
     """
-    executor = ThreadPoolExecutor(
-        1,
-        "model",
-        initializer=torch.set_num_threads,
-        initargs=(settings.threads or torch.get_num_threads(),),
-    )
+    thread = ModelThread(settings.threads)
     sockets = Sockets(settings)
     try:
-        model = await asyncio.get_running_loop().run_in_executor(
-            executor, TargetModel.load, settings.target, settings.dtype, settings.device
+        model = await thread.call(
+            TargetModel.load, settings.target, settings.dtype, settings.device
         )
         store = await connect_store(settings)
         controller = ControllerLink(store, sockets)
-        worker = CloudWorker(settings, model, executor, sockets, controller)
+        worker = CloudWorker(settings, model, thread, sockets, controller)
         lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "cloud")))
         log.info("serving %s (%s); windows at %s", model.name, model.dtype, worker.endpoint)
         await lifecycle.run(
@@ -66,7 +61,7 @@ async def serve(settings: CloudSettings) -> None:
         await store.close()
     finally:
         sockets.close()
-        executor.shutdown(wait=False, cancel_futures=True)
+        thread.close()
 
 
 class CloudWorker:
@@ -76,13 +71,13 @@ class CloudWorker:
         self,
         settings: CloudSettings,
         model: TargetModel,
-        executor: ThreadPoolExecutor,
+        thread: ModelThread,
         sockets: Sockets,
         controller: ControllerLink,
     ) -> None:
         self._settings = settings
         self._model = model
-        self._executor = executor
+        self._thread = thread
         self._controller = controller
         self._name = settings.id_for("cloud")
         self._counters = sockets.counters
@@ -165,7 +160,7 @@ class CloudWorker:
             known.handle(OpenArrived(message))
         else:
             session = CloudSession(
-                self._model, self._executor, self._send, self._controller.report, self._failed
+                self._model, self._thread, self._send, self._controller.report, self._failed
             )
             self._sessions[message.session] = session
             session.begin(message, method, self._name, self._limits)
@@ -178,7 +173,7 @@ class CloudWorker:
             return True
         oldest = min(self._sessions.values(), key=lambda session: session.last_used_ms)
         idle_s = (now_ms() - oldest.last_used_ms) / 1e3
-        if oldest.jobs or idle_s < self._settings.evict_idle_s:
+        if oldest.turns.busy or idle_s < self._settings.evict_idle_s:
             return False
         self._counters["evictions"] += 1
         self._drop(oldest, "evicted")
@@ -206,7 +201,7 @@ class CloudWorker:
         while True:
             limit_ms = now_ms() - self._settings.session_ttl_s * 1e3
             for session in list(self._sessions.values()):
-                if session.last_used_ms < limit_ms and not session.jobs:
+                if session.last_used_ms < limit_ms and not session.turns.busy:
                     self._counters["expired_sessions"] += 1
                     self._drop(session, "expired")
             lifecycle.update(load=len(self._sessions), counters=dict(self._counters))
@@ -218,9 +213,10 @@ class CloudWorker:
         for session in list(self._sessions.values()):
             fault = Fault(session.state.session, FaultCode.OVERLOADED, "this worker is leaving")
             self._send(session.state.edge, fault)
-        jobs = [job for session in self._sessions.values() for job in session.jobs]
-        if jobs:
-            await asyncio.wait(jobs, timeout=limit_s)
+        running = [session.turns.wait_idle() for session in self._sessions.values()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*running)
         for session in list(self._sessions.values()):
             self._drop(session, "worker left")
 

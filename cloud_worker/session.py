@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
+from bus.arrays import Float64Array, Int32Array
 from bus.messages import Message, OpenSession
 from cloud_worker.target_model import TargetCache, TargetModel
 from decoding import cloud
+from decoding.acceptance import TargetRow
 from decoding.cloud_events import (
     Crop,
     Effect,
@@ -32,6 +32,7 @@ from decoding.cloud_events import (
 )
 from decoding.methods import Method
 from decoding.verification import window_report
+from models.thread import ModelThread
 
 PREFILL_CHUNK = 256
 
@@ -42,7 +43,7 @@ def now_ms() -> float:
 
 
 class CloudSession:
-    """State machine, cache and pending jobs of one session.
+    """State machine, cache and jobs of one session.
 
     Args:
         send: delivers a message to an edge, given its id.
@@ -53,20 +54,17 @@ class CloudSession:
     def __init__(
         self,
         model: TargetModel,
-        executor: Executor,
+        thread: ModelThread,
         send: Callable[[str, Message], None],
         report: Callable[[Message], None],
         failed: Callable[[CloudSession, Exception], None],
     ) -> None:
         self._model = model
-        self._executor = executor
         self._send = send
         self._report = report
-        self._failed = failed
+        self.turns = thread.turns(partial(failed, self))
         self._cache: TargetCache
         self._crop_to: int | None = None
-        self._turn = asyncio.Lock()
-        self._jobs: set[asyncio.Task[None]] = set()
         self.state: cloud.CloudState
         self.last_used_ms = now_ms()
 
@@ -82,15 +80,9 @@ class CloudSession:
         self.state, effects = cloud.step(self.state, event)
         self._run(effects)
 
-    @property
-    def jobs(self) -> frozenset[asyncio.Task[None]]:
-        """Model jobs that run or wait."""
-        return frozenset(self._jobs)
-
     def close(self) -> None:
         """Forget pending jobs; a pass that runs ends by itself and nobody hears of it."""
-        for job in self._jobs:
-            job.cancel()
+        self.turns.close()
 
     def _run(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
@@ -105,11 +97,13 @@ class CloudSession:
                     pending = self._crop_to
                     self._crop_to = length if pending is None else min(pending, length)
                 case Prefill():
-                    self._start(partial(self._prefill, effect, self._take_crop()))
-                case Forward():
-                    self._start(partial(self._forward, effect, self._take_crop()))
-                case FetchRow():
-                    self._start(partial(self._fetch_row, effect))
+                    self._prefill(effect)
+                case Forward(job, feed, row_ids):
+                    run = partial(self._pass, feed, row_ids, self._take_crop())
+                    self.turns.submit(run, partial(self._passed, job))
+                case FetchRow(job, index):
+                    fetch = partial(self._model.full_row, self._cache, index)
+                    self.turns.submit(fetch, partial(self._fetched, job))
 
     def _report_window(self, effect: ReportWindow) -> None:
         state = self.state
@@ -123,48 +117,42 @@ class CloudSession:
         crop_to, self._crop_to = self._crop_to, None
         return crop_to
 
-    def _start(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Jobs of one session run in the order they were asked for (asyncio.Lock is fair)."""
-        task = asyncio.create_task(self._in_turn(job))
-        self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+    def _prefill(self, effect: Prefill) -> None:
+        """In chunks, so that other sessions get their turns between them."""
+        tokens, crop_to = effect.tokens, self._take_crop()
+        while len(tokens) > PREFILL_CHUNK:
+            self.turns.submit(partial(self._run_chunk, tokens[:PREFILL_CHUNK], crop_to), _nothing)
+            tokens, crop_to = tokens[PREFILL_CHUNK:], None
+        self.turns.submit(
+            partial(self._run_chunk, tokens, crop_to), partial(self._prefilled, effect.job)
+        )
 
-    async def _in_turn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            async with self._turn:
-                await job()
-        except Exception as error:  # noqa: BLE001 - whatever a model raises ends this session only
-            self._failed(self, error)
+    def _prefilled(self, job: int, _: None) -> None:
+        self.handle(Prefilled(job, now_ms()))
 
-    async def _in_model_thread(self, job: Callable[..., Any], *args: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, job, *args)
+    def _passed(self, job: int, result: tuple[list[TargetRow], float]) -> None:
+        rows, verify_ms = result
+        self.handle(RowsReady(job, tuple(rows), verify_ms, now_ms()))
 
-    async def _prefill(self, effect: Prefill, crop_to: int | None) -> None:
-        chunks = [
-            effect.tokens[i : i + PREFILL_CHUNK]
-            for i in range(0, len(effect.tokens), PREFILL_CHUNK)
-        ] or [()]
-        for chunk in chunks:
-            await self._in_model_thread(self._prefill_chunk, chunk, crop_to)
-            crop_to = None
-        self.handle(Prefilled(effect.job, now_ms()))
+    def _fetched(self, job: int, probs: Float64Array) -> None:
+        self.handle(FullRowReady(job, probs, now_ms()))
 
-    def _prefill_chunk(self, chunk: tuple[int, ...], crop_to: int | None) -> None:
+    # --- on the model thread --------------------------------------------------------------
+
+    def _run_chunk(self, chunk: tuple[int, ...], crop_to: int | None) -> None:
         self._crop(crop_to)
         self._model.prefill(self._cache, chunk)
 
-    async def _forward(self, effect: Forward, crop_to: int | None) -> None:
-        rows, verify_ms = await self._in_model_thread(self._pass, effect, crop_to)
-        self.handle(RowsReady(effect.job, tuple(rows), verify_ms, now_ms()))
-
-    def _pass(self, effect: Forward, crop_to: int | None) -> Any:
+    def _pass(
+        self, feed: tuple[int, ...], row_ids: tuple[Int32Array, ...], crop_to: int | None
+    ) -> tuple[list[TargetRow], float]:
         self._crop(crop_to)
-        return self._model.forward(self._cache, effect.feed, effect.row_ids)
-
-    async def _fetch_row(self, effect: FetchRow) -> None:
-        probs = await self._in_model_thread(self._model.full_row, self._cache, effect.index)
-        self.handle(FullRowReady(effect.job, probs, now_ms()))
+        return self._model.forward(self._cache, feed, row_ids)
 
     def _crop(self, crop_to: int | None) -> None:
         if crop_to is not None:
             self._model.crop(self._cache, min(crop_to, self._cache.length))
+
+
+def _nothing(_: None) -> None:
+    """A chunk in the middle of a prompt has run: nothing follows from it."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-import torch
 
 from bus.codec import AnyMessage
 from bus.errors import E2SCIError, RequestError, StoreUnavailableError
@@ -38,6 +36,7 @@ from edge_worker.settings import EdgeSettings
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
+from models.thread import ModelThread
 from models.tokenizer import encode_prompt
 
 log = logging.getLogger(__name__)
@@ -56,20 +55,14 @@ async def serve(settings: EdgeSettings) -> None:
     Raises:
         ConfigurationError: the model, an address or a setting is wrong.
     """
-    executor = ThreadPoolExecutor(
-        1,
-        "model",
-        initializer=torch.set_num_threads,
-        initargs=(settings.threads or torch.get_num_threads(),),
-    )
+    thread = ModelThread(settings.threads)
     sockets = Sockets(settings)
     try:
-        model = await asyncio.get_running_loop().run_in_executor(
-            executor, DraftModel.load, settings.draft, settings.dtype, settings.device,
-            settings.num_sparse,
-        )  # fmt: skip
+        model = await thread.call(
+            DraftModel.load, settings.draft, settings.dtype, settings.device, settings.num_sparse
+        )
         store = await connect_store(settings)
-        worker = EdgeWorker(settings, model, executor, sockets, store)
+        worker = EdgeWorker(settings, model, thread, sockets, store)
         controller = ControllerLink(store, sockets, worker.name, worker.on_message)
         lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "edge")))
         log.info("drafting with %s (%s)", model.name, model.dtype)
@@ -81,7 +74,7 @@ async def serve(settings: EdgeSettings) -> None:
         await store.close()
     finally:
         sockets.close()
-        executor.shutdown(wait=False, cancel_futures=True)
+        thread.close()
 
 
 class Running:
@@ -102,7 +95,7 @@ class EdgeWorker:
         self,
         settings: EdgeSettings,
         model: DraftModel,
-        executor: ThreadPoolExecutor,
+        thread: ModelThread,
         sockets: Sockets,
         store: Store,
     ) -> None:
@@ -112,7 +105,7 @@ class EdgeWorker:
         self._store = store
         self._counters = sockets.counters
         self._peers = Peers(store, sockets, self.name, model.tokenizer_digest, self._received)
-        self._workshop = Workshop(model, executor, self._peers, settings.peer_wait_s)
+        self._workshop = Workshop(model, thread, self._peers, settings.peer_wait_s)
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)

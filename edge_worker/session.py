@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bus.errors import E2SCIError, StoreUnavailableError
@@ -40,6 +40,7 @@ from edge_worker.peers import Peer, Peers
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import Piece, ResultWriter
+from models.thread import ModelThread
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Workshop:
     """What all sessions of an edge worker share."""
 
     model: DraftModel
-    executor: Executor
+    thread: ModelThread
     peers: Peers
     mismatch_wait_s: float
 
@@ -78,7 +79,7 @@ class EdgeSession:
         self._answer = answer
         self._meter = meter
         self._writer = writer
-        self._turn = asyncio.Lock()
+        self._turns = workshop.thread.turns(self._failed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._crop_to: int | None = None
         self._piece: Piece | None = None
@@ -113,6 +114,7 @@ class EdgeSession:
     def close(self) -> None:
         """Stop drafting and waiting; a window that is being drafted ends at its next token."""
         self.handle(Ended(FinishReason.CANCELLED))
+        self._turns.close()
         for task in self._tasks:
             task.cancel()
 
@@ -129,7 +131,7 @@ class EdgeSession:
                 case Finish(reason, error):
                     self._finish(FinishReason.STOP if stopped else reason, error)
                 case Draft() if not stopped:
-                    self._start(self._draft(effect, self._take_crop()))
+                    self._draft(effect)
                 case Crop(length):
                     pending = self._crop_to
                     self._crop_to = length if pending is None else min(pending, length)
@@ -191,48 +193,17 @@ class EdgeSession:
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except E2SCIError as error:
-            self.handle(Ended(FinishReason.ERROR, str(error)))
-        except Exception as error:
-            log.exception("session %s", self.state.spec.session)
-            self.handle(Ended(FinishReason.ERROR, f"the draft failed: {error}"))
+        except Exception as error:  # noqa: BLE001 - whatever is raised ends this prompt only
+            self._failed(error)
 
-    def _take_crop(self) -> int | None:
-        crop_to, self._crop_to = self._crop_to, None
-        return crop_to
-
-    async def _draft(self, effect: Draft, crop_to: int | None) -> None:
-        async with self._turn:  # jobs of one session in the order they were asked for
-            feed = effect.feed
-            while len(feed) > PREFILL_CHUNK:
-                await self._in_model_thread(self._prefill, feed[:PREFILL_CHUNK], crop_to)
-                feed, crop_to = feed[PREFILL_CHUNK:], None
-            window: DraftedWindow = await self._in_model_thread(self._window, effect, feed, crop_to)
-        self.handle(
-            Drafted(
-                effect.job, window.start, window.tokens, window.q_ids, window.q_probs,
-                window.draft_ms, now_ms(),
-            )
-        )  # fmt: skip
-
-    async def _in_model_thread(self, job: Any, *args: object) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workshop.executor, job, *args)
-
-    def _prefill(self, tokens: tuple[int, ...], crop_to: int | None) -> None:
-        self._crop(crop_to)
-        self._workshop.model.prefill(self._cache, tokens)
-
-    def _window(self, effect: Draft, feed: tuple[int, ...], crop_to: int | None) -> DraftedWindow:
-        self._crop(crop_to)
-        return self._workshop.model.draft(
-            self._cache, feed, effect.count, self.state.eos,
-            stop=lambda: self.state.job != effect.job or not self.state.drafting,
-        )  # fmt: skip
-
-    def _crop(self, crop_to: int | None) -> None:
-        if crop_to is not None:
-            self._workshop.model.crop(self._cache, min(crop_to, self._cache.length))
+    def _failed(self, error: Exception) -> None:
+        """End the answer with an error its author can read."""
+        if isinstance(error, E2SCIError):
+            why = str(error)
+        else:
+            log.error("session %s", self.state.spec.session, exc_info=error)
+            why = f"the draft failed: {error}"
+        self.handle(Ended(FinishReason.ERROR, why))
 
     async def _seek(self, why: str) -> None:
         if self.peer is not None:
@@ -256,3 +227,48 @@ class EdgeSession:
             return
         if gone and peer is self.peer:
             self.handle(PeerLost(now_ms()))
+
+    # --- drafting -------------------------------------------------------------------------
+
+    def _take_crop(self) -> int | None:
+        crop_to, self._crop_to = self._crop_to, None
+        return crop_to
+
+    def _draft(self, effect: Draft) -> None:
+        """A long feed (a prompt) in chunks, so that other sessions get turns between them."""
+        feed, crop_to = effect.feed, self._take_crop()
+        while len(feed) > PREFILL_CHUNK:
+            self._turns.submit(partial(self._prefill, feed[:PREFILL_CHUNK], crop_to), _nothing)
+            feed, crop_to = feed[PREFILL_CHUNK:], None
+        self._turns.submit(
+            partial(self._window, effect, feed, crop_to), partial(self._drafted, effect.job)
+        )
+
+    def _drafted(self, job: int, window: DraftedWindow) -> None:
+        self.handle(
+            Drafted(
+                job, window.start, window.tokens, window.q_ids, window.q_probs, window.draft_ms,
+                now_ms(),
+            )
+        )  # fmt: skip
+
+    # --- on the model thread --------------------------------------------------------------
+
+    def _prefill(self, tokens: tuple[int, ...], crop_to: int | None) -> None:
+        self._crop(crop_to)
+        self._workshop.model.prefill(self._cache, tokens)
+
+    def _window(self, effect: Draft, feed: tuple[int, ...], crop_to: int | None) -> DraftedWindow:
+        self._crop(crop_to)
+        return self._workshop.model.draft(
+            self._cache, feed, effect.count, self.state.eos,
+            stop=lambda: self.state.job != effect.job or not self.state.drafting,
+        )  # fmt: skip
+
+    def _crop(self, crop_to: int | None) -> None:
+        if crop_to is not None:
+            self._workshop.model.crop(self._cache, min(crop_to, self._cache.length))
+
+
+def _nothing(_: None) -> None:
+    """A chunk in the middle of a prompt has run: nothing follows from it."""

@@ -19,6 +19,8 @@ from bus.store import Claim, End, ResultGapError, SessionEntry, Store, Usage, Wi
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+AFTER_DRAFT_S = 0.001
+"""A write waits this long: the draft thread, which needs the interpreter too, starts first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class ResultWriter:
         """Write until the end is written or the prompt is lost to another edge."""
         try:
             while (write := await self._writes.get()) is not None:
+                await asyncio.sleep(AFTER_DRAFT_S)
                 await _until_written(write)
         except OwnershipLostError as error:
             log.warning("%s", error)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-import torch
 import zmq
 import zmq.asyncio
 
@@ -41,6 +39,7 @@ from cloud_worker.server import CloudWorker
 from cloud_worker.settings import CloudSettings
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
+from models.thread import ModelThread
 from tests.models.tiny import CONTEXT_LENGTH, save_tiny
 
 PATIENCE_S = 30.0
@@ -126,7 +125,7 @@ Start = Callable[..., House]
 @pytest.fixture
 async def start(target: TargetModel, bus_settings: BusSettings) -> AsyncIterator[Start]:
     houses: list[House] = []
-    executor = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    thread = ModelThread(1)
 
     def make(**settings: Any) -> House:
         full = CloudSettings.load(
@@ -135,7 +134,7 @@ async def start(target: TargetModel, bus_settings: BusSettings) -> AsyncIterator
         )  # fmt: skip
         sockets = Sockets(full)
         controller: Any = Controller()
-        worker = CloudWorker(full, target, executor, sockets, controller)
+        worker = CloudWorker(full, target, thread, sockets, controller)
         houses.append(House(worker, full, sockets))
         return houses[-1]
 
@@ -146,7 +145,7 @@ async def start(target: TargetModel, bus_settings: BusSettings) -> AsyncIterator
             task.cancel()
         await house.worker.drain(PATIENCE_S)
         house.sockets.close()
-    executor.shutdown()
+    thread.close()
 
 
 def opening(target: TargetModel, **changes: Any) -> OpenSession:

@@ -1,0 +1,109 @@
+"""The one thread that runs a worker's model, and how sessions take turns on it.
+
+A session's jobs run one at a time, in the order they were asked for; sessions take turns job by
+job. Results come back to the event loop by callback: a task and a lock for each job would cost
+more than all other work outside the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+_Job = tuple[Callable[[], Any], Callable[[Any], None]]
+
+
+class ModelThread:
+    """A single thread for all torch calls of a process. Use it within one event loop.
+
+    Args:
+        num_threads: torch's own threads for one operation; 0 leaves its default.
+    """
+
+    def __init__(self, num_threads: int = 0) -> None:
+        self._executor = ThreadPoolExecutor(
+            1,
+            "model",
+            initializer=torch.set_num_threads,
+            initargs=(num_threads or torch.get_num_threads(),),
+        )
+
+    async def call(self, job: Callable[..., T], *args: object) -> T:
+        """Run `job` there and wait for it; for loading a model."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, job, *args)
+
+    def turns(self, failed: Callable[[Exception], None]) -> Turns:
+        """A queue for one session's jobs; `failed` gets what a job raises."""
+        return Turns(self._executor, failed)
+
+    def close(self) -> None:
+        """Drop jobs that wait; the one that runs ends by itself."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class Turns:
+    """One session's jobs."""
+
+    def __init__(self, executor: ThreadPoolExecutor, failed: Callable[[Exception], None]) -> None:
+        self._executor = executor
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[_Job] = deque()
+        self._running = False
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs or waits."""
+        return not self._idle.is_set()
+
+    async def wait_idle(self) -> None:
+        """Return once no job runs or waits."""
+        await self._idle.wait()
+
+    def submit(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
+        """Run `job` on the model thread after this session's earlier jobs, then `done` here."""
+        if self._closed:
+            return
+        self._waiting.append((job, done))
+        self._idle.clear()
+        if not self._running:
+            self._start()
+
+    def close(self) -> None:
+        """Forget jobs that wait; one that runs ends by itself and nobody hears of it."""
+        self._closed = True
+        self._waiting.clear()
+
+    def _start(self) -> None:
+        job, done = self._waiting.popleft()
+        self._running = True
+        self._executor.submit(job).add_done_callback(partial(self._hand_over, done))
+
+    def _hand_over(self, done: Callable[[Any], None], future: Future[Any]) -> None:
+        """On the model thread: back to the event loop, if it is still there."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has left
+            self._loop.call_soon_threadsafe(self._finish, done, future)
+
+    def _finish(self, done: Callable[[Any], None], future: Future[Any]) -> None:
+        self._running = False
+        if self._waiting:
+            self._start()
+        else:
+            self._idle.set()
+        if self._closed or future.cancelled():
+            return
+        try:
+            done(future.result())
+        except Exception as error:  # noqa: BLE001 - whatever is raised ends this session only
+            self._failed(error)
