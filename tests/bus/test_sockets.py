@@ -15,6 +15,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+import bus.sockets
 from bus.codec import MAX_FRAME_BYTES, AnyMessage, VersionError, encode
 from bus.errors import ConfigurationError, DecodeError, InsecureBindError, MessageTooLargeError
 from bus.messages import CloseSession, Fault, FaultCode, SessionReady
@@ -287,6 +288,20 @@ async def test_holders_of_the_key_pair_talk(make_sockets: MakeSockets) -> None:
     assert await take(inbox, 1) == [close(5)]
     listener = client.listener(publisher.endpoint, "edge-1")
     assert await heard(lambda: publisher.publish("edge-1", close(6)), listener) == close(6)
+
+
+async def test_a_peer_that_is_silent_for_longer_than_a_heartbeat_ends_nobody(
+    make_sockets: MakeSockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With CURVE, libzmq reports such a peer as input although there is nothing to receive."""
+    monkeypatch.setattr(bus.sockets, "HEARTBEAT_MS", 50)
+    pair = keys()
+    inbox = make_sockets(**pair).inbox(LOOPBACK)
+    outbox = make_sockets(**pair).outbox(inbox.endpoint)
+    waiting = asyncio.ensure_future(take(inbox, 1))
+    await asyncio.sleep(0.5)
+    outbox.send(close(8))
+    assert await waiting == [close(8)]
 
 
 async def refused_on(server: Sockets, endpoint: str, client: Sockets) -> Counter[str]:
