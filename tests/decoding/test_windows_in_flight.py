@@ -13,6 +13,7 @@ from decoding import edge, methods
 from decoding.edge_events import Commit, Crop, Draft, FeedbackArrived, Send
 from decoding.sampling import SamplingParams
 from tests.decoding.test_edge import (
+    EOS,
     READY,
     SPEC,
     START,
@@ -90,6 +91,17 @@ def test_drafting_goes_on_behind_the_last_drafted_token() -> None:
     assert session.tell(drafted(3, 11, (30, 31, 32, 33))) == (
         Send(window(11, (30, 31, 32, 33), seq=2)),
     )
+
+
+def test_no_more_is_drafted_ahead_than_may_be_committed() -> None:
+    session = Edge(replace(SPEC, method=AHEAD, max_new_tokens=6)).is_told(START, READY)
+    assert session.tell(drafted(1, 3, (10, 11, 12, 13)))[1:] == (Draft(2, (13,), 2),)
+    assert session.tell(drafted(2, 7, (20, 21)))[1:] == ()
+
+
+def test_nothing_is_drafted_behind_an_end_token() -> None:
+    session = Edge(replace(SPEC, method=AHEAD)).is_told(START, READY)
+    assert session.tell(drafted(1, 3, (10, EOS)))[1:] == ()
 
 
 def test_a_verdict_frees_its_window_and_keeps_the_later_ones() -> None:
