@@ -87,7 +87,8 @@ def pin(stack: Stack) -> None:
     for process in stack.processes:
         if process.name.startswith(("edge", "cloud")):
             core = cores[0] if process.name.startswith("edge") else cores[-1]
-            psutil.Process(process.pid).cpu_affinity([core])
+            for thread in psutil.Process(process.pid).threads():  # new ones inherit it
+                os.sched_setaffinity(thread.id, {core})
 
 
 async def _windows(redis_url: str) -> list[WindowEntry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import msgspec
@@ -38,6 +38,9 @@ AnyMessage = (
     | ControlUpdate
     | Fault
 )
+
+
+_BY_TAG: dict[int | None, Any] = {kind.__struct_config__.tag: kind for kind in get_args(AnyMessage)}
 
 
 class VersionError(DecodeError):
@@ -85,8 +88,12 @@ def decode(frame: bytes, max_bytes: int = MAX_FRAME_BYTES) -> AnyMessage:
             f"protocol version {version}, this side speaks {PROTOCOL_VERSION}; "
             "run the same release on both sides"
         )
+    # The tag's own class where it has one: the union of all is worked out anew at each call.
+    tag = array[1] if len(array) > 1 and type(array[1]) is int else None
     try:
-        message: AnyMessage = msgspec.convert(array[1:], AnyMessage, builtin_types=(bytes,))
+        message: AnyMessage = msgspec.convert(
+            array[1:], _BY_TAG.get(tag, AnyMessage), builtin_types=(bytes,)
+        )
     except msgspec.ValidationError as error:
         raise DecodeError(str(error)[:500]) from error
     return message
