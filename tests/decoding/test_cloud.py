@@ -657,6 +657,17 @@ def test_what_the_model_says_about_the_life_before_is_ignored(session: Any, late
     assert run.feed[0] == 3
 
 
+@pytest.mark.parametrize("session", [verifying, recovering])
+def test_a_window_that_moved_is_judged_anew_though_the_life_before_was_judging_it(
+    session: Any,
+) -> None:
+    told = session().is_told(OpenArrived(reopening((), epoch=0, next_seq=0)))
+    assert told.state.verification is None
+    told.is_told(Prefilled(told.state.job, 200.0))
+    (run,) = told.tell(arrives(window(incarnation=2)))
+    assert run.feed[:2] == (3, 10)
+
+
 def test_reopened_while_a_pass_runs_it_crops_what_that_pass_will_have_run() -> None:
     """The pass ends before the crop; unverified tokens may be in the cache then."""
     session = verifying()
