@@ -35,6 +35,8 @@ from decoding.verification import window_report
 from models.thread import ModelThread
 
 PREFILL_CHUNK = 256
+AFTER_FEEDBACK_S = 0.002
+"""A report waits this long: the feedback, which the edge waits for, leaves this core first."""
 
 
 def now_ms() -> float:
@@ -92,7 +94,9 @@ class CloudSession:
                 case Report(message):
                     self._report(message)
                 case ReportWindow():
-                    asyncio.get_running_loop().call_soon(self._report_window, effect)
+                    asyncio.get_running_loop().call_later(
+                        AFTER_FEEDBACK_S, self._report_window, effect
+                    )
                 case Crop(length):
                     pending = self._crop_to
                     self._crop_to = length if pending is None else min(pending, length)
@@ -146,8 +150,11 @@ class CloudSession:
     def _pass(
         self, feed: tuple[int, ...], row_ids: tuple[Int32Array, ...], crop_to: int | None
     ) -> tuple[list[TargetRow], float]:
+        """Roll the cache back and run; both are the model's time."""
+        began_ms = now_ms()
         self._crop(crop_to)
-        return self._model.forward(self._cache, feed, row_ids)
+        rows, _ = self._model.forward(self._cache, feed, row_ids)
+        return rows, now_ms() - began_ms
 
     def _crop(self, crop_to: int | None) -> None:
         if crop_to is not None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -121,16 +121,15 @@ class EdgeSession:
     # --- effects --------------------------------------------------------------------------
 
     def _run(self, effects: tuple[Effect, ...]) -> None:
-        stopped = False
+        """Run effects: at once what others wait for; a turn of the loop later text and telemetry.
+
+        The draft thread needs the interpreter to begin. Should the text end at a stop string, the
+        draft that has begun is interrupted.
+        """
+        told: list[Commit | WindowJudged | Finish] = []
         for effect in effects:
             match effect:
-                case Commit():
-                    stopped = self._commit(effect)
-                case WindowJudged():
-                    self._judged(effect)
-                case Finish(reason, error):
-                    self._finish(FinishReason.STOP if stopped else reason, error)
-                case Draft() if not stopped:
+                case Draft():
                     self._draft(effect)
                 case Crop(length):
                     pending = self._crop_to
@@ -141,19 +140,34 @@ class EdgeSession:
                     self._start(self._seek(why))
                 case CheckPeer():
                     self._start(self._check_peer())
+                case Commit() | WindowJudged() | Finish():
+                    told.append(effect)
+        if told:
+            asyncio.get_running_loop().call_soon(self._tell, told)
+
+    def _tell(self, effects: list[Commit | WindowJudged | Finish]) -> None:
+        """Hand what one step has decided to the writer, as one piece."""
+        over = self._answer.stopped  # what was judged behind a stop string is not the user's
+        for effect in effects:
+            match effect:
+                case Commit() if not over:
+                    self._commit(effect)
+                case WindowJudged() if not over:
+                    self._judged(effect)
+                case Finish(reason, error):
+                    self._finish(FinishReason.STOP if self._answer.stopped else reason, error)
                 case _:
                     pass
-        if stopped and not self.finished:
-            self.handle(StopMatched(self._answer.num_tokens))
         self._write_piece()
+        if self._answer.stopped and not self.finished:
+            self.handle(StopMatched(self._answer.num_tokens))
 
-    def _commit(self, effect: Commit) -> bool:
-        """Turn tokens into text; whether a stop string ends the answer here."""
+    def _commit(self, effect: Commit) -> None:
+        """Turn tokens into text, no further than a stop string."""
         text = self._answer.push(effect.tokens)
         kept = self._answer.num_tokens - effect.start
         self._piece = Piece(effect.start, effect.tokens[:kept], effect.accepted[:kept], text)
         self._meter.committed(kept)
-        return self._answer.stopped
 
     def _judged(self, effect: WindowJudged) -> None:
         assert self._piece is not None
@@ -259,11 +273,14 @@ class EdgeSession:
         self._workshop.model.prefill(self._cache, tokens)
 
     def _window(self, effect: Draft, feed: tuple[int, ...], crop_to: int | None) -> DraftedWindow:
+        """Roll the cache back and draft; both are the model's time."""
+        began_ms = now_ms()
         self._crop(crop_to)
-        return self._workshop.model.draft(
+        window = self._workshop.model.draft(
             self._cache, feed, effect.count, self.state.eos,
             stop=lambda: self.state.job != effect.job or not self.state.drafting,
         )  # fmt: skip
+        return replace(window, draft_ms=now_ms() - began_ms)
 
     def _crop(self, crop_to: int | None) -> None:
         if crop_to is not None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgpack
 import pytest
@@ -307,7 +307,7 @@ async def test_a_peer_that_is_silent_for_longer_than_a_heartbeat_ends_nobody(
 async def refused_on(server: Sockets, endpoint: str, client: Sockets) -> Counter[str]:
     """Send from `client`, wait until libzmq has told it what it thinks of that."""
     outbox = client.outbox(endpoint)
-    monitor = outbox._socket.get_monitor_socket(
+    monitor: Any = outbox._socket.get_monitor_socket(
         zmq.EVENT_HANDSHAKE_FAILED_AUTH
         | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

@@ -214,6 +214,7 @@ async def test_a_session_is_opened_and_windows_are_judged_by_the_target(
     answer = await house.ask(third, Feedback, seq=2)
     assert (answer.outcome, answer.num_accepted) == (Outcome.ACCEPTED, 2)
     assert house.reported(SessionOpened)[0].edge == "edge-1"
+    await house.until(lambda: len(house.reported(WindowReport)) == 3)  # they follow a little later
     assert [report.num_drafted for report in house.reported(WindowReport)] == [3, 3, 2]
 
 
