@@ -27,15 +27,13 @@ effects, and the shell runs the effects of one session in order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
 import msgspec
 
 from bus.arrays import pack_tokens
 from bus.messages import (
     CloseSession,
-    ControlUpdate,
     DraftWindow,
     Fault,
     FaultCode,
@@ -66,135 +64,34 @@ from decoding.edge_events import (
     Tick,
     WindowJudged,
 )
-from decoding.methods import Method
-from decoding.sampling import SamplingParams
-from decoding.timing import ReplyTimer
+from decoding.edge_state import (
+    Control,
+    EdgeState,
+    InFlight,
+    Phase,
+    PreviousWindow,
+    SessionSpec,
+)
+
+__all__ = [
+    "CHECK_PEER_AFTER_SENDS",
+    "GIVE_UP_AFTER_SENDS",
+    "Control",
+    "EdgeState",
+    "InFlight",
+    "Phase",
+    "PreviousWindow",
+    "SessionSpec",
+    "Step",
+    "begin",
+    "step",
+]
 
 CHECK_PEER_AFTER_SENDS = 3
 """Sends without an answer after which the peer is looked up in the registry [ours]."""
 GIVE_UP_AFTER_SENDS = 12
 """Sends without an answer after which even a registered peer counts as lost [ours]."""
-CONTROL_TTL_MS = 5000.0
-"""Without a `ControlUpdate` for this long, the conservative threshold is used [ours]."""
-
-Step = tuple["EdgeState", tuple[Effect, ...]]
-
-
-class Phase(Enum):
-    SEEKING = "seeking"
-    OPENING = "opening"
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSpec:
-    """What does not change while a session lives.
-
-    Attributes:
-        prompt: token ids, at least one.
-        tokenizer_digest: both ends must agree on it.
-    """
-
-    session: str
-    client: str
-    edge: str
-    method: Method
-    prompt: tuple[int, ...]
-    sampling: SamplingParams
-    max_new_tokens: int
-    tokenizer_digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Threshold and window in force, and when the controller last spoke."""
-
-    threshold: float
-    window: int
-    conservative_threshold: float
-    credit: float = 0.0
-    term: int = 0
-    version: int = 0
-    heard_ms: float | None = None
-
-    def updated(self, update: ControlUpdate, now_ms: float) -> Control:
-        """With `update` applied unless it is older; a repeat proves the controller alive."""
-        if (update.term, update.version) < (self.term, self.version):
-            return self
-        return replace(
-            self,
-            threshold=update.threshold,
-            window=update.window,
-            credit=update.credit,
-            term=update.term,
-            version=update.version,
-            heard_ms=now_ms,
-        )
-
-    def threshold_at(self, now_ms: float) -> float:
-        silent = self.heard_ms is None or now_ms - self.heard_ms > CONTROL_TTL_MS
-        return min(self.threshold, self.conservative_threshold) if silent else self.threshold
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """A window that waits for its feedback."""
-
-    message: DraftWindow
-    drafted_ms: float
-    sent_ms: float
-    num_sends: int
-
-
-@dataclass(frozen=True, slots=True)
-class PreviousWindow:
-    """Costs of the window before, as the next `DraftWindow` reports them."""
-
-    edge_ms: float = 0.0
-    rework_ms: float = 0.0
-    rtt_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class EdgeState:
-    """One session at the edge.
-
-    Attributes:
-        tokens: prompt and committed tokens.
-        drafted: tokens behind them that were drafted and not judged yet.
-        num_cached: length of the draft's cache once the effects so far have run.
-        job: number of the newest draft job; `drafting` while it runs.
-        opens_sent, open_sent_ms: of `OpenSession` in this incarnation.
-        eos: tokens that end the answer, the target's.
-    """
-
-    spec: SessionSpec
-    control: Control
-    phase: Phase
-    incarnation: int
-    tokens: tuple[int, ...]
-    epoch: int = 0
-    next_seq: int = 0
-    drafted: tuple[int, ...] = ()
-    in_flight: tuple[InFlight, ...] = ()
-    num_cached: int = 0
-    job: int = 0
-    drafting: bool = False
-    opens_sent: int = 0
-    open_sent_ms: float = 0.0
-    eos: frozenset[int] = frozenset()
-    timer: ReplyTimer = field(default_factory=ReplyTimer)
-    previous: PreviousWindow = field(default_factory=PreviousWindow)
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - len(self.spec.prompt)
-
-    @property
-    def num_remaining(self) -> int:
-        """Tokens that may still be committed."""
-        return self.spec.max_new_tokens - self.num_generated
+Step = tuple[EdgeState, tuple[Effect, ...]]
 
 
 def begin(

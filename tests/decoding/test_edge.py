@@ -29,7 +29,7 @@ from bus.messages import (
     SessionReady,
 )
 from decoding import edge, methods
-from decoding.edge import CHECK_PEER_AFTER_SENDS, CONTROL_TTL_MS, GIVE_UP_AFTER_SENDS, Phase
+from decoding.edge import CHECK_PEER_AFTER_SENDS, GIVE_UP_AFTER_SENDS, Phase
 from decoding.edge_events import (
     CheckPeer,
     Commit,
@@ -52,6 +52,7 @@ from decoding.edge_events import (
     Tick,
     WindowJudged,
 )
+from decoding.edge_state import CONTROL_TTL_MS
 from decoding.sampling import SamplingParams
 from decoding.timing import INITIAL_TIMEOUT_MS, MAX_TIMEOUT_MS, ReplyTimer
 
