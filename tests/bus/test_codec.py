@@ -242,7 +242,7 @@ json_like: st.SearchStrategy[Any] = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tag=st.integers(0, 12), fields=st.lists(json_like, max_size=16))
 def test_well_formed_nonsense_is_refused(tag: int, fields: list[Any]) -> None:
     with pytest.raises(DecodeError):
