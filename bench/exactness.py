@@ -5,7 +5,8 @@ target alone, and compares token ids. In float32 a first difference is excused o
 target's top-2 logit lead is under 1e-3. In bfloat16 windows and single tokens go through other
 matrix shapes: the answer is replayed both ways, ε = max |Δlogit| is printed, and every committed
 token must lie within 2ε of the maximum. Above temperature 0 the same seed must give the same
-tokens under two window sizes.
+tokens under two window sizes; there a first difference is excused only where a uniform lies within
+1e-4 of a decision boundary.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from bench.margins import decision_margin
 from bench.prompts import PROMPTS
 from bus.errors import E2SCIError
 from cloud_worker.reference import replay_gaps, replay_shortfalls, replay_windows
 from cloud_worker.target_model import TargetModel
+from decoding.sampling import SamplingParams
+from edge_worker.draft_model import DraftModel
 from models.tokenizer import encode_prompt
 
 EXCUSED_LEAD = 1e-3
+EXCUSED_MARGIN = 1e-4
 SEED = 1234
 TEMPERATURE = 0.8
 WINDOWS = (4, 7)
@@ -43,6 +48,7 @@ class Verdict:
         num_excused: of the others, those whose first difference is a near-tie.
         epsilon: ε in logits; float32 answers are not replayed for it and have None.
         num_sampled_identical: sampled answers that are the same under both window sizes.
+        sampled_margins: of the others, how near the deciding uniform was to a boundary.
     """
 
     dtype: str
@@ -52,15 +58,15 @@ class Verdict:
     epsilon: float | None
     worst_shortfall: float | None
     num_sampled_identical: int
+    sampled_margins: tuple[float, ...]
 
     @property
     def passed(self) -> bool:
         """Whether rule 6 holds."""
         if self.epsilon is not None and self.worst_shortfall is not None:
             return self.worst_shortfall <= 2 * self.epsilon
-        return (
-            self.num_identical + self.num_excused == self.num_prompts
-            and self.num_sampled_identical == self.num_prompts
+        return self.num_identical + self.num_excused == self.num_prompts and all(
+            margin < EXCUSED_MARGIN for margin in self.sampled_margins
         )
 
 
@@ -107,6 +113,7 @@ def measure(
         epsilon=epsilon,
         worst_shortfall=worst,
         num_sampled_identical=sum(a == b for a, b in zip(*sampled, strict=True)),
+        sampled_margins=_margins(target, encoded, sampled),
     )
 
 
@@ -133,11 +140,34 @@ def _is_near_tie(
     target: TargetModel, prompt: tuple[int, ...], alone: tuple[int, ...], other: tuple[int, ...]
 ) -> bool:
     """Whether the first difference stands where the target itself hardly prefers its choice."""
-    first = next((i for i, (a, b) in enumerate(zip(alone, other, strict=False)) if a != b), None)
-    if first is None:
+    first = _num_shared(alone, other)
+    if first == min(len(alone), len(other)):
         return False  # one answer is longer: a missing token is no near-tie
     _, lead = replay_gaps(target, prompt, alone[: first + 1])[first]
     return lead < EXCUSED_LEAD
+
+
+def _num_shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Tokens before the first difference."""
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
+def _margins(
+    target: TargetModel, prompts: list[tuple[int, ...]], sampled: list[list[tuple[int, ...]]]
+) -> tuple[float, ...]:
+    """Of each pair of sampled answers that differ: the margin where they part."""
+    cases = [
+        (p, a, b) for p, a, b in zip(prompts, *sampled, strict=True) if a != b
+    ]  # fmt: skip
+    if not cases:
+        return ()
+    draft = DraftModel.load("default", str(target.dtype).removeprefix("torch."))
+    params = SamplingParams(TEMPERATURE, seed=SEED)
+    return tuple(
+        decision_margin(target, draft, prompt + a[: _num_shared(a, b)], params)
+        for prompt, a, b in cases
+    )
 
 
 def _err() -> Console:
@@ -158,4 +188,6 @@ def _print(verdict: Verdict) -> None:
         f"  temperature {TEMPERATURE}, one seed, windows of {WINDOWS[0]} and {WINDOWS[1]}: "
         f"{verdict.num_sampled_identical} of {total} identical"
     )
+    for margin in verdict.sampled_margins:
+        console.print(f"  the texts part where a uniform lies {margin:.1e} from a boundary")
     console.print(f"  rule 6: {'holds' if verdict.passed else 'BROKEN'}")
