@@ -192,7 +192,8 @@ def run_worker(
     settings_class: type[AnySettings],
     serve: Callable[[AnySettings], Coroutine[Any, Any, None]],
 ) -> None:
-    """The main function of a worker; our own errors become one line and exit status 1."""
+    """The main function of a worker; our own errors become one line and exit status 1, or 2 for a
+    wrong configuration."""
     try:
         settings = settings_class.from_cli()
     except ConfigurationError as error:

@@ -25,12 +25,12 @@ from bus.messages import (
 from bus.sockets import EVERYBODY, Sockets, advertised
 from bus.store import WorkerRecord
 from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
-from cloud_worker.session import CloudSession, now_ms
+from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
 from cloud_worker.target_model import TargetModel
 from decoding import cloud, methods
 from decoding.cloud_events import OpenArrived, WindowArrived
-from models.thread import ModelThread
+from models.thread import ModelThread, now_ms
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ sessions take turns. A crop rides along with the next job: no torch call is made
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -32,16 +31,10 @@ from decoding.cloud_events import (
 )
 from decoding.methods import Method
 from decoding.verification import window_report
-from models.thread import ModelThread
+from models.thread import ModelThread, now_ms
 
-PREFILL_CHUNK = 256
 AFTER_FEEDBACK_S = 0.002
 """A report waits this long: the feedback, which the edge waits for, leaves this core first."""
-
-
-def now_ms() -> float:
-    """The shell's monotonic clock in milliseconds."""
-    return time.monotonic() * 1e3
 
 
 class CloudSession:
@@ -123,10 +116,7 @@ class CloudSession:
 
     def _prefill(self, effect: Prefill) -> None:
         """In chunks, so that other sessions get their turns between them."""
-        tokens, crop_to = effect.tokens, self._take_crop()
-        while len(tokens) > PREFILL_CHUNK:
-            self.turns.submit(partial(self._run_chunk, tokens[:PREFILL_CHUNK], crop_to), _nothing)
-            tokens, crop_to = tokens[PREFILL_CHUNK:], None
+        tokens, crop_to = self.turns.prefill(effect.tokens, self._take_crop(), self._run_chunk)
         self.turns.submit(
             partial(self._run_chunk, tokens, crop_to), partial(self._prefilled, effect.job)
         )
@@ -159,7 +149,3 @@ class CloudSession:
     def _crop(self, crop_to: int | None) -> None:
         if crop_to is not None:
             self._model.crop(self._cache, min(crop_to, self._cache.length))
-
-
-def _nothing(_: None) -> None:
-    """A chunk in the middle of a prompt has run: nothing follows from it."""

@@ -31,12 +31,12 @@ from decoding.edge_events import (
 from decoding.sampling import SamplingParams
 from edge_worker.draft_model import DraftModel
 from edge_worker.peers import Peers
-from edge_worker.session import EdgeSession, Workshop, now_ms
+from edge_worker.session import EdgeSession, Workshop
 from edge_worker.settings import EdgeSettings
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
-from models.thread import ModelThread
+from models.thread import ModelThread, now_ms
 from models.tokenizer import encode_prompt
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,17 +39,11 @@ from edge_worker.peers import Peer, Peers
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import Piece, ResultWriter
-from models.thread import ModelThread
+from models.thread import ModelThread, now_ms
 
 log = logging.getLogger(__name__)
 
-PREFILL_CHUNK = 256
 RETRY_S = 0.5
-
-
-def now_ms() -> float:
-    """The shell's monotonic clock in milliseconds."""
-    return time.monotonic() * 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,7 @@ class EdgeSession:
     Args:
         answer: the answer's text so far (a session taken over has some already).
         meter: counts what `usage` reports.
-        writer: stores pieces and the end; its `done` ends the session.
+        writer: stores pieces and the end.
     """
 
     def __init__(
@@ -250,10 +243,7 @@ class EdgeSession:
 
     def _draft(self, effect: Draft) -> None:
         """A long feed (a prompt) in chunks, so that other sessions get turns between them."""
-        feed, crop_to = effect.feed, self._take_crop()
-        while len(feed) > PREFILL_CHUNK:
-            self._turns.submit(partial(self._prefill, feed[:PREFILL_CHUNK], crop_to), _nothing)
-            feed, crop_to = feed[PREFILL_CHUNK:], None
+        feed, crop_to = self._turns.prefill(effect.feed, self._take_crop(), self._prefill)
         self._turns.submit(
             partial(self._window, effect, feed, crop_to), partial(self._drafted, effect.job)
         )
@@ -285,7 +275,3 @@ class EdgeSession:
     def _crop(self, crop_to: int | None) -> None:
         if crop_to is not None:
             self._workshop.model.crop(self._cache, min(crop_to, self._cache.length))
-
-
-def _nothing(_: None) -> None:
-    """A chunk in the middle of a prompt has run: nothing follows from it."""

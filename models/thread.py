@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+PREFILL_CHUNK = 256
+"""Tokens of a prompt that run before other sessions get their turn (DESIGN rule 9)."""
 _Job = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
@@ -80,6 +83,21 @@ class Turns:
         if not self._running:
             self._start()
 
+    def prefill(
+        self,
+        tokens: tuple[int, ...],
+        crop_to: int | None,
+        run: Callable[[tuple[int, ...], int | None], None],
+    ) -> tuple[tuple[int, ...], int | None]:
+        """Submit `run(chunk, crop_to)` for all chunks of a long prompt but its last.
+
+        Only the first job crops. Returns the tokens and the crop that are left for the last.
+        """
+        while len(tokens) > PREFILL_CHUNK:
+            self.submit(partial(run, tokens[:PREFILL_CHUNK], crop_to), _nothing)
+            tokens, crop_to = tokens[PREFILL_CHUNK:], None
+        return tokens, crop_to
+
     def close(self) -> None:
         """Forget jobs that wait; one that runs ends by itself and nobody hears of it."""
         self._closed = True
@@ -107,3 +125,12 @@ class Turns:
             done(future.result())
         except Exception as error:  # noqa: BLE001 - whatever is raised ends this session only
             self._failed(error)
+
+
+def now_ms() -> float:
+    """The shells' monotonic clock in milliseconds."""
+    return time.monotonic() * 1e3
+
+
+def _nothing(_: None) -> None:
+    """A chunk in the middle of a prompt has run: nothing follows from it."""
