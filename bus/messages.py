@@ -137,8 +137,9 @@ class OpenSession(Message, frozen=True, tag=1):
 class DraftWindow(Message, frozen=True, tag=2):
     """Edge → cloud: W drafted tokens from position `start`, with what they were drawn from.
 
-    `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token, in
-    descending order of probability (DESIGN rule 1: sample from what you send).
+    `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token (DESIGN
+    rule 1: sample from what you send) in canonical order, probability falling and then id rising:
+    both ends must add up and draw in the same order, and the edge has sorted them anyway.
     """
 
     single_float: ClassVar[bool] = True
@@ -169,11 +170,14 @@ class DraftWindow(Message, frozen=True, tag=2):
         if len(self.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
             raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
         # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
-        highest = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1).max(axis=1)
-        if highest.max() > _ONE_BITS:
+        bits = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1)
+        if bits.max() > _ONE_BITS:
             raise ValueError("q_probs: probabilities must lie in [0, 1]")
-        if highest.min() == 0:
-            raise ValueError("q_probs: a row without any probability")
+        if bits[:, 0].min() == 0:
+            raise ValueError("q_probs: a row that does not begin with a probability")
+        rank = (bits.astype(np.int64) << 32) - self.q_id_rows
+        if (rank[:, 1:] >= rank[:, :-1]).any():
+            raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
 
     @property
     def num_tokens(self) -> int:

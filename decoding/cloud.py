@@ -24,8 +24,10 @@ This module knows no clock, no socket and no model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.arrays import Int32Array, unpack_tokens
 from bus.messages import (
@@ -57,7 +59,7 @@ from decoding.cloud_events import (
 )
 from decoding.methods import Method
 from decoding.methods.base import Proposal
-from decoding.sampling import SamplingParams, from_wire_rows, warp
+from decoding.sampling import SamplingParams
 from decoding.verification import Arrived, Verification
 
 MAX_HELD = 64
@@ -75,8 +77,7 @@ class Stage(Enum):
     RECOVERING = "recovering"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What this worker's model and operator allow.
 
     Attributes:
@@ -90,8 +91,7 @@ class Limits:
     threshold_max: float
 
 
-@dataclass(frozen=True, slots=True)
-class CloudState:
+class CloudState(Struct, frozen=True):
     """One session at the cloud.
 
     Attributes:
@@ -334,19 +334,19 @@ def _check_window(state: CloudState, message: DraftWindow) -> Fault | None:
 
 def _verify(state: CloudState, arrived: Arrived) -> Step:
     message = arrived.message
-    proposals = [
-        Proposal(token, q1, warp(q1, state.sampling))
-        for token, q1 in zip(
-            message.token_ids, from_wire_rows(message.q_id_rows, message.q_prob_rows), strict=True
+    proposals = tuple(
+        Proposal(token, ids, probs, state.sampling)
+        for token, ids, probs in zip(
+            message.token_ids, message.q_id_rows, message.q_prob_rows, strict=True
         )
-    ]
-    if any(proposal.q.prob(proposal.token) <= 0.0 for proposal in proposals):
+    )
+    if not all(proposal.possible for proposal in proposals):
         fault = _fault(
             state.session, FaultCode.BAD_TOKENS, "a token that its own distribution rules out"
         )
         return state, (Send(fault),)
     tokens = message.token_ids
-    row_ids: tuple[Int32Array, ...] = tuple(proposal.q1.ids for proposal in proposals)
+    row_ids: tuple[Int32Array, ...] = tuple(message.q_id_rows)
     if state.method.pace.commits_bonus(state.sampling.greedy):
         row_ids += (row_ids[-1][:0],)
     else:
@@ -357,7 +357,7 @@ def _verify(state: CloudState, arrived: Arrived) -> Step:
         job=state.job + 1,
         stage=Stage.VERIFYING,
         num_run=state.num_run + len(feed),
-        verification=Verification(arrived, tuple(proposals)),
+        verification=Verification(arrived, proposals),
     )
     return state, (Forward(state.job, feed, row_ids),)
 

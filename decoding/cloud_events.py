@@ -5,7 +5,7 @@ Times are milliseconds on the shell's monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from bus.arrays import Float64Array, Int32Array
 from bus.messages import DraftWindow, Feedback, Message, OpenSession
@@ -15,29 +15,25 @@ from decoding.verification import Verification
 # --- events -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class OpenArrived:
+class OpenArrived(Struct, frozen=True):
     """`OpenSession` again, or of a higher incarnation."""
 
     message: OpenSession
 
 
-@dataclass(frozen=True, slots=True)
-class WindowArrived:
+class WindowArrived(Struct, frozen=True):
     message: DraftWindow
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prefilled:
+class Prefilled(Struct, frozen=True):
     """The prompt has run."""
 
     job: int
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class RowsReady:
+class RowsReady(Struct, frozen=True):
     """The forward pass of job `job` is done.
 
     Attributes:
@@ -51,8 +47,7 @@ class RowsReady:
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class FullRowReady:
+class FullRowReady(Struct, frozen=True):
     """float64[V], the warped target distribution that `FetchRow` asked for."""
 
     job: int
@@ -65,16 +60,14 @@ Event = OpenArrived | WindowArrived | Prefilled | RowsReady | FullRowReady
 # --- effects ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Prefill:
+class Prefill(Struct, frozen=True):
     """Run `tokens` (maybe none) and answer `Prefilled`."""
 
     job: int
     tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(Struct, frozen=True):
     """Run `feed` in one pass; reduce the last len(row_ids) rows at these ids (`TargetRow`)."""
 
     job: int
@@ -82,37 +75,32 @@ class Forward:
     row_ids: tuple[Int32Array, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FetchRow:
+class FetchRow(Struct, frozen=True):
     """The full row `index` of the last forward pass, for a draw."""
 
     job: int
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Crop:
+class Crop(Struct, frozen=True):
     """Cut the target's cache to `length` tokens."""
 
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Send to the session's edge."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """Send to the controller."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class ReportWindow:
+class ReportWindow(Struct, frozen=True):
     """Tell the controller (`decoding.verification.window_report`), once the edge has its answer."""
 
     verification: Verification

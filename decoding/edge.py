@@ -27,9 +27,7 @@ effects, and the shell runs the effects of one session in order.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import msgspec
+from msgspec.structs import replace
 
 from bus.arrays import pack_tokens
 from bus.messages import (
@@ -148,7 +146,7 @@ def _open(state: EdgeState, now_ms: float) -> Step:
     moved = tuple(
         replace(
             flight,
-            message=msgspec.structs.replace(flight.message, incarnation=state.incarnation),
+            message=replace(flight.message, incarnation=state.incarnation),
             num_sends=0,
         )
         for flight in state.in_flight

@@ -5,7 +5,7 @@ Times are milliseconds on the shell's monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from bus.arrays import Float16Array, Int32Array
 from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
@@ -13,24 +13,21 @@ from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, 
 # --- events -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """A peer is chosen, with the target's end tokens; open the session there."""
 
     eos: frozenset[int]
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """`SessionReady` arrived."""
 
     message: SessionReady
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Drafted:
+class Drafted(Struct, frozen=True):
     """The draft thread delivers n ≥ 0 tokens (fewer than asked after an EOS or an interrupt).
 
     Attributes:
@@ -48,47 +45,40 @@ class Drafted:
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class FeedbackArrived:
+class FeedbackArrived(Struct, frozen=True):
     message: Feedback
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class ControlArrived:
+class ControlArrived(Struct, frozen=True):
     message: ControlUpdate
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class FaultArrived:
+class FaultArrived(Struct, frozen=True):
     message: Fault
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Time passes; resend what is overdue."""
 
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLost:
+class PeerLost(Struct, frozen=True):
     """The cloud worker is gone from the registry, or another process has taken its name."""
 
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class StopMatched:
+class StopMatched(Struct, frozen=True):
     """A stop string was completed by generated token number `num_generated` (counted from 1)."""
 
     num_generated: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The shell ends the session: cancelled by its user, or an error outside the machine."""
 
     reason: FinishReason
@@ -111,8 +101,7 @@ Event = (
 # --- effects ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Struct, frozen=True):
     """Run `feed` (never empty), then draft `count` tokens."""
 
     job: int
@@ -120,22 +109,19 @@ class Draft:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Crop:
+class Crop(Struct, frozen=True):
     """Cut the draft's cache to `length` tokens."""
 
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Send to the session's cloud worker."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """Promise `tokens` to the user; the first is generated token number `start` (from 0).
 
     `accepted[i]` tells whether token i was drafted (else it is the target's own).
@@ -146,8 +132,7 @@ class Commit:
     accepted: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WindowJudged:
+class WindowJudged(Struct, frozen=True):
     """Facts of one judged window, for telemetry."""
 
     feedback: Feedback
@@ -160,20 +145,17 @@ class WindowJudged:
     rtt_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class CheckPeer:
+class CheckPeer(Struct, frozen=True):
     """The peer has not answered for a while: look it up; answer `PeerLost` if it is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class SeekPeer:
+class SeekPeer(Struct, frozen=True):
     """Find another cloud worker and answer `Started`."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """The session is over; nothing follows. The cache may be freed."""
 
     reason: FinishReason

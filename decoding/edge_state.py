@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from enum import Enum
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bus.messages import ControlUpdate, DraftWindow
 from decoding.methods import Method
@@ -21,8 +23,7 @@ class Phase(Enum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionSpec:
+class SessionSpec(Struct, frozen=True):
     """What does not change while a session lives.
 
     Attributes:
@@ -40,8 +41,7 @@ class SessionSpec:
     tokenizer_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
+class Control(Struct, frozen=True):
     """Threshold and window in force, and when the controller last spoke."""
 
     threshold: float
@@ -71,8 +71,7 @@ class Control:
         return min(self.threshold, self.conservative_threshold) if silent else self.threshold
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(Struct, frozen=True):
     """A window that waits for its feedback."""
 
     message: DraftWindow
@@ -81,8 +80,7 @@ class InFlight:
     num_sends: int
 
 
-@dataclass(frozen=True, slots=True)
-class PreviousWindow:
+class PreviousWindow(Struct, frozen=True):
     """Costs of the window before, as the next `DraftWindow` reports them."""
 
     edge_ms: float = 0.0
@@ -90,8 +88,7 @@ class PreviousWindow:
     rtt_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeState:
+class EdgeState(Struct, frozen=True):
     """One session at the edge.
 
     Attributes:

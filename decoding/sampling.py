@@ -72,26 +72,28 @@ class SparseDistribution:
         return int(self.ids[0])
 
 
-def from_wire(ids: Int32Array, probs: Float16Array) -> SparseDistribution:
-    """q₁ from one row as it was sent. `ids`: int32[K]; `probs`: float16[K], not all zero."""
-    return from_wire_rows(ids[None], probs[None])[0]
-
-
-def from_wire_rows(ids: Int32Array, probs: Float16Array) -> list[SparseDistribution]:
-    """q₁ of every row as it was sent.
-
-    The sum of float16 values is exact in float64 (at most 1,024 terms of 11 bits, spread over
-    2⁻²⁴…1), so both ends divide by the very same number whatever the order of summation.
+def canonical(ids: Int32Array, probs: Float16Array) -> tuple[Int32Array, Float16Array]:
+    """One row sorted as it travels: probability falling, then id rising.
 
     Args:
-        ids: int32[W, K]. probs: float16[W, K], no row all zero.
+        ids: int32[K]. probs: float16[K].
     """
-    wide = probs.astype(np.float64)
-    rows, order = np.arange(len(ids))[:, None], np.lexsort((ids, -wide), axis=-1)
-    ids, wide = ids[rows, order], wide[rows, order]
-    wide /= wide.sum(axis=-1, keepdims=True)
-    sizes = np.count_nonzero(wide, axis=-1).tolist()  # zeros have sorted to the end
-    return [SparseDistribution(ids[i, :size], wide[i, :size]) for i, size in enumerate(sizes)]
+    order = np.lexsort((ids, -probs))
+    return ids[order], probs[order]
+
+
+def from_wire(ids: Int32Array, probs: Float16Array) -> SparseDistribution:
+    """q₁ from one row as it was sent.
+
+    The sum of float16 values is exact in float64 (at most 1,024 terms of 11 bits, spread over
+    2⁻²⁴…1), so both ends divide by the very same number.
+
+    Args:
+        ids: int32[K]. probs: float16[K], in canonical order, the first above zero.
+    """
+    size = int(np.count_nonzero(probs))  # zeros stand at the end
+    wide = probs[:size].astype(np.float64)
+    return SparseDistribution(ids[:size], wide / wide.sum())
 
 
 def warp(q1: SparseDistribution, params: SamplingParams) -> SparseDistribution:

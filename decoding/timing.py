@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 INITIAL_TIMEOUT_MS = 1000.0
 MIN_TIMEOUT_MS = 200.0
 MAX_TIMEOUT_MS = 5000.0
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyTimer:
+class ReplyTimer(Struct, frozen=True):
     """How long a reply usually takes, verification and queueing included.
 
     Attributes:

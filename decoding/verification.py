@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from bus.messages import DraftWindow, Feedback, WindowReport
 from decoding.acceptance import TargetRow, expected_accepted, jensen_shannon, overlap
 from decoding.methods.base import Proposal
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(Struct, frozen=True):
     """A window and when it came."""
 
     message: DraftWindow
     arrived_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(Struct, frozen=True):
     """A window under judgement.
 
     Attributes:
@@ -44,7 +42,7 @@ def window_report(
 ) -> WindowReport:
     """What the controller is told: divergences and E[L_acc] over all positions of the window."""
     pairs = [
-        (row.p1_at_q, proposal.q1.probs)
+        (row.p1_at_q[: proposal.q1.ids.size], proposal.q1.probs)
         for row, proposal in zip(verification.rows, verification.proposals, strict=False)
     ]
     divergences = [jensen_shannon(p1, q1) for p1, q1 in pairs]

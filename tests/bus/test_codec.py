@@ -131,6 +131,7 @@ def draft_windows(draw: st.DrawFn) -> DraftWindow:
     )  # fmt: skip
     rows = np.array(probs, dtype="<f2").reshape(num_tokens, num_sparse)
     rows[:, 0] = 1.0
+    rows = -np.sort(-rows, axis=1)
     ids = np.arange(rows.size, dtype="<i4")
     return DraftWindow(
         draw(names), draw(counters), draw(counters), draw(counters), draw(counters),
@@ -192,7 +193,7 @@ def test_a_drafted_token_takes_at_most_320_bytes(session: str) -> None:
     num_tokens, num_sparse = 4, 48
     window = DraftWindow(
         session, 1000, 1000, 100_000, 100_000, np.full(4, 49_000, "<i4").tobytes(),
-        np.full((num_tokens, num_sparse), 49_000, "<i4").tobytes(),
+        np.tile(np.arange(49_000, 49_000 + num_sparse, dtype="<i4"), num_tokens).tobytes(),
         np.full((num_tokens, num_sparse), 0.02, "<f2").tobytes(), 0.15, 1000, 12.3, 45.6, 7.8, 9.1,
     )  # fmt: skip
     assert len(encode(window)) <= 320 * num_tokens
@@ -216,7 +217,7 @@ def test_the_largest_window_fits_a_frame() -> None:
     window = msgspec.structs.replace(
         WINDOW,
         tokens=pack_tokens(range(256)),
-        q_ids=bytes(4 * 256 * MAX_SPARSE),
+        q_ids=np.tile(np.arange(MAX_SPARSE, dtype="<i4"), 256).tobytes(),
         q_probs=np.ones(256 * MAX_SPARSE, "<f2").tobytes(),
     )
     assert decode(encode(window)) == msgspec.structs.replace(

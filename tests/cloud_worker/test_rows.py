@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from bus.arrays import Float64Array
 from cloud_worker import rows as rows_module
 from cloud_worker.rows import Rows
 from decoding.sampling import SamplingParams, warp_dense
@@ -28,6 +31,15 @@ def random_logits(seed: int, spread: float, ties: bool) -> torch.Tensor:
     return torch.tensor(logits, dtype=torch.float32)
 
 
+def clear_of_the_nucleus_edge(logits: Float64Array, sampling: SamplingParams) -> bool:
+    """Whether float32 sums, off by less than 1e-6, cannot decide how many tokens top-p keeps."""
+    if sampling.greedy or sampling.top_p == 1.0:
+        return True
+    whole = replace(sampling, top_p=1.0)
+    reached = np.cumsum(np.sort(warp_dense(logits, whole))[::-1])
+    return bool(np.abs(reached - sampling.top_p).min() > 1e-6)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     sampling=samplings,
@@ -45,6 +57,7 @@ def test_reduced_rows_are_the_dense_distribution_at_the_ids(
     rng = np.random.default_rng(seed)
     ids = [rng.permutation(VOCAB_SIZE)[:size].astype(np.int32) for size in (48, 0, 300)]
     rows = Rows.of(logits, sampling)
+    assume(all(clear_of_the_nucleus_edge(row, sampling) for row in wide))
     for index, row in enumerate(rows.reduce(ids)):
         p = warp_dense(wide[index], sampling)
         p1 = warp_dense(wide[index], SamplingParams(temperature=1.0))

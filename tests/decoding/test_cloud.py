@@ -5,7 +5,8 @@ The sections follow the table in `decoding.cloud`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -281,13 +282,13 @@ def test_a_window_of_one_token_above_temperature_zero_runs_the_last_verified_tok
     assert idle(SAMPLED).tell(arrives(window(tokens=(10,)))) == (Run(2, (3,), ((10, 0),)),)
 
 
-def test_rows_are_asked_in_the_canonical_order_of_q1() -> None:
-    """`p_at_q` stands beside q₁: probability falling, zeros dropped, whatever was sent."""
+def test_rows_are_asked_at_the_ids_that_were_sent() -> None:
+    """`p_at_q` stands beside the window's row, so q₁, which drops its zeros, is a prefix of it."""
     message = window(
-        tokens=(10,), q_ids=pack_tokens((0, 4, 10, 3)),
-        q_probs=np.array([0.25, 0.0, 0.5, 0.25], dtype="<f2").tobytes(),
+        tokens=(10,), q_ids=pack_tokens((10, 0, 3, 4)),
+        q_probs=np.array([0.5, 0.25, 0.25, 0.0], dtype="<f2").tobytes(),
     )  # fmt: skip
-    assert idle(SAMPLED).tell(arrives(message)) == (Run(2, (3,), ((10, 0, 3),)),)
+    assert idle(SAMPLED).tell(arrives(message)) == (Run(2, (3,), ((10, 0, 3, 4),)),)
 
 
 # --- VERIFYING, RowsReady ---------------------------------------------------------------------
@@ -342,7 +343,7 @@ def test_the_rule_judges_each_token_at_its_position_until_one_falls() -> None:
             seen.append((proposal.token, position, threshold))
             return proposal.token != 11
 
-    session = Cloud(OPEN, replace(SD, acceptance=Rule())).is_told(PREFILLED)
+    session = Cloud(OPEN, dataclasses.replace(SD, acceptance=Rule())).is_told(PREFILLED)
     session.is_told(arrives(window()), rows(2, 1, 2, 3, 4))
     assert seen == [(10, 3, 0.1), (11, 4, 0.1)]
 
@@ -358,7 +359,7 @@ def test_thresholds_are_clipped_to_the_operators_bounds(asked: float, given: flo
             judged_by.append(args[-1])
             return True
 
-    session = Cloud(OPEN, replace(SD, acceptance=Rule())).is_told(PREFILLED)
+    session = Cloud(OPEN, dataclasses.replace(SD, acceptance=Rule())).is_told(PREFILLED)
     session.is_told(arrives(window(tokens=(10,), threshold=asked)))
     (send, _) = session.tell(rows(2, 1, 2))
     assert judged_by == [given]
@@ -439,7 +440,7 @@ def test_old_feedbacks_are_forgotten_and_the_edge_reopens_by_itself() -> None:
     session = idle()
     for seq in range(MAX_KEPT_FEEDBACKS + 1):
         message = window(3, (10,), seq=seq)
-        session.state = replace(session.state, tokens=PROMPT, num_run=2)
+        session.state = msgspec.structs.replace(session.state, tokens=PROMPT, num_run=2)
         session.is_told(arrives(message), rows(seq + 2, 10, 50))
     assert session.tell(arrives(window(3, (10,), seq=0))) == ()
     (again,) = session.tell(arrives(window(3, (10,), seq=1)))

@@ -5,7 +5,6 @@ The sections follow the table in `decoding.edge`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bus.arrays import Float16Array, Int32Array, pack_tokens
 from bus.codec import decode, encode

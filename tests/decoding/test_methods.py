@@ -16,7 +16,9 @@ from decoding.uniforms import Purpose, uniform
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.5, seed=3)
-Q1 = from_wire(np.array([9, 2, 5], dtype=np.int32), np.array([0.5, 0.25, 0.125], np.float16))
+IDS = np.array([9, 2, 5], dtype=np.int32)
+PROBS = np.array([0.5, 0.25, 0.125], np.float16)
+Q1 = from_wire(IDS, PROBS)
 
 
 def test_methods_are_found_by_name() -> None:
@@ -66,7 +68,7 @@ def test_greedy_acceptance_is_equality_with_the_argmax(threshold: float) -> None
     row = TargetRow(5, np.array([0.3, 0.3, 0.3]), np.empty(0))
     rule = ExactRule()
     for token in (9, 2, 5):
-        proposal = Proposal(token, Q1, warp(Q1, GREEDY))
+        proposal = Proposal(token, IDS, PROBS, GREEDY)
         assert rule.accepts(proposal, row, GREEDY, 17, threshold) is (token == 5)
 
 
@@ -85,7 +87,10 @@ def test_sampled_acceptance_compares_warped_p_with_warped_q(token: int) -> None:
         ):
             p[index] = p_x
             row = TargetRow(0, np.full(3, 0.99), p)
-            assert rule.accepts(Proposal(token, Q1, q), row, SAMPLED, position, 1.0) is expected
+            assert (
+                rule.accepts(Proposal(token, IDS, PROBS, SAMPLED), row, SAMPLED, position, 1.0)
+                is expected
+            )
 
 
 def test_recovery_draws_from_the_residual_of_the_warped_draft() -> None:
@@ -95,7 +100,7 @@ def test_recovery_draws_from_the_residual_of_the_warped_draft() -> None:
     tokens = set()
     for position in range(50):
         u = uniform(SAMPLED.seed, position, Purpose.RESIDUAL)
-        token = ExactRule().recover(Proposal(9, Q1, q), target, SAMPLED, position)
+        token = ExactRule().recover(Proposal(9, IDS, PROBS, SAMPLED), target, SAMPLED, position)
         assert token == draw_residual(target, q, u)
         tokens.add(token)
     assert tokens == {2, 5, 11}  # of token 9 the draft has more than the target

@@ -11,12 +11,12 @@ from bus.codec import decode, encode
 from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
 from decoding.acceptance import TargetRow, jensen_shannon
 from decoding.methods.base import Proposal
-from decoding.sampling import from_wire
+from decoding.sampling import SamplingParams
 from decoding.verification import Arrived, Verification, window_report
 
 PROBS = np.array([0.5, 0.5], dtype="<f2")
 WINDOW = DraftWindow(
-    "s1", 1, 0, 0, 3, pack_tokens((7, 9)), pack_tokens((7, 0, 9, 0)), np.tile(PROBS, 2).tobytes(),
+    "s1", 1, 0, 0, 3, pack_tokens((7, 9)), pack_tokens((0, 7, 0, 9)), np.tile(PROBS, 2).tobytes(),
     0.1, 0, 6.0, 26.0, 3.0, 9.0,
 )  # fmt: skip
 FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.1, 10.0, 5.0)
@@ -25,10 +25,9 @@ HALVES = [np.array([0.5, 0.25]), np.array([0.25, 0.25])]
 
 def verification(num_rows: int) -> Verification:
     proposals = tuple(
-        Proposal(token, from_wire(np.array([token, 0], np.int32), PROBS), q)
-        for token, q in ((7, from_wire(np.array([7], np.int32), PROBS[:1])),
-                         (9, from_wire(np.array([9], np.int32), PROBS[:1])))
-    )  # fmt: skip
+        Proposal(token, np.array([0, token], np.int32), PROBS, SamplingParams(1.0))
+        for token in (7, 9)
+    )
     rows = [TargetRow(7, p1, np.zeros(2)) for p1 in HALVES]
     rows.append(TargetRow(7, np.empty(0), np.empty(0)))
     return Verification(

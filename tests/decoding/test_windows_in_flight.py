@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bus.messages import DraftWindow, OpenSession, Outcome
 from decoding import edge, methods
@@ -42,7 +43,7 @@ class ThreeAhead:
         return False
 
 
-AHEAD = replace(methods.sd.METHOD, name="ahead", pace=ThreeAhead())
+AHEAD = dataclasses.replace(methods.sd.METHOD, name="ahead", pace=ThreeAhead())
 
 
 @settings(max_examples=25, deadline=None)
