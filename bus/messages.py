@@ -171,13 +171,11 @@ class DraftWindow(Message, frozen=True, tag=2):
             raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
         # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
         bits = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1)
-        if bits.max() > _ONE_BITS:
-            raise ValueError("q_probs: probabilities must lie in [0, 1]")
-        if bits[:, 0].min() == 0:
-            raise ValueError("q_probs: a row that does not begin with a probability")
         rank = (bits.astype(np.int64) << 32) - self.q_id_rows
         if (rank[:, 1:] >= rank[:, :-1]).any():
             raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
+        if not all(0 < first <= _ONE_BITS for first in bits[:, 0].tolist()):
+            raise ValueError("q_probs: a row must begin with a probability in (0, 1]")
 
     @property
     def num_tokens(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -90,6 +91,8 @@ class Lifecycle:
         Raises:
             ExceptionGroup: a job failed; the others were stopped.
         """
+        gc.collect()
+        gc.freeze()  # imports and model live as long as the worker: nothing to look through there
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)

@@ -43,8 +43,8 @@ async def serve(settings: CloudSettings) -> None:
     Raises:
         ConfigurationError: the model, an address or a setting is wrong.
     """
-    thread = ModelThread(settings.threads)
     sockets = Sockets(settings)
+    thread = ModelThread(settings.threads)
     try:
         model = await thread.call(
             TargetModel.load, settings.target, settings.dtype, settings.device

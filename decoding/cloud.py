@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -322,8 +323,8 @@ def _check_window(state: CloudState, message: DraftWindow) -> Fault | None:
         return _fault(
             state.session, FaultCode.CONTEXT_OVERFLOW, "the window ends beyond the context"
         )
-    ids = message.q_id_rows
-    if ids.min() < 0 or ids.max() >= state.limits.vocab_size:
+    ids = message.q_id_rows.view(np.uint32)  # negative ids lie above
+    if ids.max() >= state.limits.vocab_size:
         return _fault(
             state.session,
             FaultCode.BAD_TOKENS,

@@ -55,8 +55,8 @@ async def serve(settings: EdgeSettings) -> None:
     Raises:
         ConfigurationError: the model, an address or a setting is wrong.
     """
-    thread = ModelThread(settings.threads)
     sockets = Sockets(settings)
+    thread = ModelThread(settings.threads)
     try:
         model = await thread.call(
             DraftModel.load, settings.draft, settings.dtype, settings.device, settings.num_sparse

@@ -1,19 +1,22 @@
 """The one thread that runs a worker's model, and how sessions take turns on it.
 
 A session's jobs run one at a time, in the order they were asked for; sessions take turns job by
-job. Results come back to the event loop by callback: a task and a lock for each job would cost
-more than all other work outside the model.
+job. Results come back to the event loop by callback, and the thread takes its jobs from a plain
+queue: an executor's futures, a task or a lock for each job would cost a window more than its
+messages do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -22,41 +25,48 @@ T = TypeVar("T")
 PREFILL_CHUNK = 256
 """Tokens of a prompt that run before other sessions get their turn (DESIGN rule 9)."""
 _Job = tuple[Callable[[], Any], Callable[[Any], None]]
+_Queue = SimpleQueue[Callable[[], None]]
 
 
 class ModelThread:
-    """A single thread for all torch calls of a process. Use it within one event loop.
+    """A single thread for all torch calls of a process. Use it within one event loop, and close
+    it: the process does not end before.
 
     Args:
         num_threads: torch's own threads for one operation; 0 leaves its default.
     """
 
     def __init__(self, num_threads: int = 0) -> None:
-        self._executor = ThreadPoolExecutor(
-            1,
-            "model",
-            initializer=torch.set_num_threads,
-            initargs=(num_threads or torch.get_num_threads(),),
-        )
+        self._jobs: _Queue = SimpleQueue()
+        self._closed = False
+        threading.Thread(target=self._run, args=(num_threads,), name="model").start()
 
     async def call(self, job: Callable[..., T], *args: object) -> T:
         """Run `job` there and wait for it; for loading a model."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, job, *args)
+        future: Future[T] = Future()
+        self._jobs.put(partial(_fulfil, future, job, args))
+        return await asyncio.wrap_future(future)
 
     def turns(self, failed: Callable[[Exception], None]) -> Turns:
         """A queue for one session's jobs; `failed` gets what a job raises."""
-        return Turns(self._executor, failed)
+        return Turns(self._jobs, failed)
 
     def close(self) -> None:
         """Drop jobs that wait; the one that runs ends by itself."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        self._jobs.put(lambda: None)
+
+    def _run(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads or torch.get_num_threads())
+        while not self._closed:
+            self._jobs.get()()
 
 
 class Turns:
     """One session's jobs."""
 
-    def __init__(self, executor: ThreadPoolExecutor, failed: Callable[[Exception], None]) -> None:
-        self._executor = executor
+    def __init__(self, jobs: _Queue, failed: Callable[[Exception], None]) -> None:
+        self._jobs = jobs
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Job] = deque()
@@ -106,25 +116,36 @@ class Turns:
     def _start(self) -> None:
         job, done = self._waiting.popleft()
         self._running = True
-        self._executor.submit(job).add_done_callback(partial(self._hand_over, done))
+        self._jobs.put(partial(self._run, job, done))
 
-    def _hand_over(self, done: Callable[[Any], None], future: Future[Any]) -> None:
-        """On the model thread: back to the event loop, if it is still there."""
+    def _run(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """On the model thread: the job, and its result to the event loop if that still lives."""
+        try:
+            tell, result = done, job()
+        except Exception as error:  # noqa: BLE001 - whatever is raised ends this session only
+            tell, result = self._failed, error
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has left
-            self._loop.call_soon_threadsafe(self._finish, done, future)
+            self._loop.call_soon_threadsafe(self._finish, tell, result)
 
-    def _finish(self, done: Callable[[Any], None], future: Future[Any]) -> None:
+    def _finish(self, tell: Callable[[Any], None], result: Any) -> None:
         self._running = False
         if self._waiting:
             self._start()
         else:
             self._idle.set()
-        if self._closed or future.cancelled():
+        if self._closed:
             return
         try:
-            done(future.result())
-        except Exception as error:  # noqa: BLE001 - whatever is raised ends this session only
+            tell(result)
+        except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
+
+
+def _fulfil(future: Future[T], job: Callable[..., T], args: tuple[object, ...]) -> None:
+    try:
+        future.set_result(job(*args))
+    except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+        future.set_exception(error)
 
 
 def now_ms() -> float:
