@@ -7,8 +7,8 @@
 
 Sends never wait: where a queue is full the message is dropped and counted, and the state machines
 repeat what matters. Frames over `MAX_FRAME_BYTES` are cut off by libzmq, which drops the peer's
-connection; a socket monitor counts that. What arrives and is not a message is counted and handed
-to `on_bad_frame`, and the socket lives on.
+connection; a socket monitor counts that. What arrives and is not a message is counted and logged: a
+PULL socket does not know the sender, and lives on.
 
 With CURVE keys every socket is encrypted, and servers admit only peers that hold the same key
 pair. Without keys a server refuses to bind beyond loopback, unless told that the network is
@@ -21,7 +21,7 @@ import asyncio
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import zmq
@@ -43,7 +43,10 @@ EVERYBODY = "*"
 """Topic all edges hear. A window of an unknown session does not say whose it is; its owner does."""
 
 AnyReceiver = TypeVar("AnyReceiver", "Inbox", "Listener")
-BadFrameHandler = Callable[[bytes, DecodeError], None]
+Handler = Callable[[AnyMessage, int], None]
+
+_BURST = 64
+"""Messages taken from a socket before the event loop does something else."""
 
 
 PlainSocket = zmq.Socket[bytes]
@@ -64,7 +67,7 @@ class Sockets:
         self._tasks: set[asyncio.Task[None]] = set()
         self._receivers: list[Inbox | Listener] = []
 
-    def inbox(self, endpoint: str, on_bad_frame: BadFrameHandler | None = None) -> Inbox:
+    def inbox(self, endpoint: str) -> Inbox:
         """A PULL socket bound to `endpoint` ("tcp://127.0.0.1:*" takes a free port).
 
         Raises:
@@ -73,7 +76,7 @@ class Sockets:
         socket = self._socket(zmq.PULL)
         self._bind(socket, endpoint)
         self._count_disconnects(socket)
-        return self._kept(Inbox(socket, self.counters, on_bad_frame))
+        return self._kept(Inbox(socket, self.counters))
 
     def publisher(self, endpoint: str) -> Publisher:
         """A PUB socket bound to `endpoint`. Raises as `inbox`."""
@@ -204,17 +207,11 @@ def advertised(bound: str, host: str) -> str:
 
 
 class _Receiver:
-    """What Inbox and Listener share: an endless stream of valid messages."""
+    """What Inbox and Listener share: valid messages, as they come."""
 
-    def __init__(
-        self,
-        socket: PlainSocket,
-        counters: Counter[str],
-        on_bad_frame: BadFrameHandler | None = None,
-    ) -> None:
+    def __init__(self, socket: PlainSocket, counters: Counter[str]) -> None:
         self._socket = socket
         self._counters = counters
-        self._on_bad_frame = on_bad_frame
         self._loop = asyncio.get_running_loop()
         self._file = int(socket.getsockopt(zmq.FD))
 
@@ -223,27 +220,48 @@ class _Receiver:
         """The endpoint in use, with the real port."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    async def messages(self) -> AsyncIterator[tuple[AnyMessage, int]]:
-        """Messages as they come, each with the size of its frame in bytes."""
-        readable = asyncio.Event()
-        self._loop.add_reader(self._file, readable.set)
-        while True:
-            readable.clear()
+    async def deliver(self, handle: Handler) -> None:
+        """Call `handle` with every message and the size of its frame in bytes, until cancelled.
+
+        It is called from the loop's reader: to wake a task first takes longer than to decode.
+
+        Raises:
+            Exception: what `handle` raises.
+        """
+        failed: asyncio.Future[None] = self._loop.create_future()
+
+        def drain() -> None:
+            if failed.done() or self.closed:
+                return
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                if self._take(handle):
+                    self._loop.call_soon(drain)
+            except Exception as error:  # noqa: BLE001 - raised where `deliver` is awaited
+                failed.set_exception(error)
+
+        self._loop.add_reader(self._file, drain)
+        drain()  # the descriptor tells of changes only: what came before is waiting
+        try:
+            await failed
+        finally:
+            if not self.closed:
+                self._loop.remove_reader(self._file)
+
+    def _take(self, handle: Handler) -> bool:
+        """Handle what has come, up to a burst; whether more may be there."""
+        for _ in range(_BURST):
+            try:
+                frame = self._socket.recv_multipart(zmq.NOBLOCK)[-1]
             except zmq.Again:  # the descriptor tells of commands too, not of messages alone
-                await readable.wait()
-                continue
-            frame = parts[-1]
+                return False
             try:
                 message = decode(frame)
             except DecodeError as error:
                 self._counters["bad_frames"] += 1
                 log.warning("refused a frame of %d bytes: %s", len(frame), error)
-                if self._on_bad_frame is not None:
-                    self._on_bad_frame(frame, error)
                 continue
-            yield message, len(frame)
+            handle(message, len(frame))
+        return True
 
     @property
     def closed(self) -> bool:

@@ -278,12 +278,10 @@ class ControllerLink:
             self._reports = self._sockets.outbox(record.endpoints.get("reports", ""))
             return
         self._listener = self._sockets.listener(record.endpoints.get("updates", ""), self._edge)
-        self._listening = asyncio.create_task(self._listen(self._listener))
-
-    async def _listen(self, listener: Listener) -> None:
         assert self._on_update is not None
-        async for message, _ in listener.messages():
-            self._on_update(message)
+        on_update = self._on_update
+        deliver = self._listener.deliver(lambda message, _size: on_update(message))
+        self._listening = asyncio.create_task(deliver)
 
     def _disconnect(self) -> None:
         if self._listening is not None:

@@ -118,10 +118,9 @@ class CloudWorker:
 
     async def receive(self) -> None:
         """Take messages for ever."""
-        async for message, _ in self._inbox.messages():
-            self._dispatch(message)
+        await self._inbox.deliver(self._dispatch)
 
-    def _dispatch(self, message: AnyMessage) -> None:
+    def _dispatch(self, message: AnyMessage, _size: int) -> None:
         match message:
             case OpenSession():
                 self._open(message)

@@ -145,10 +145,9 @@ class Controller:
 
     async def receive(self) -> None:
         """Take messages for ever."""
-        async for message, _ in self._reports.messages():
-            self._dispatch(message)
+        await self._reports.deliver(self._dispatch)
 
-    def _dispatch(self, message: AnyMessage) -> None:
+    def _dispatch(self, message: AnyMessage, _size: int) -> None:
         match message:
             case SessionOpened():
                 self._opened(message)

@@ -34,11 +34,7 @@ class Peer:
 
     def listen(self, receive: Receive) -> None:
         """Hand every message of this worker, and its size, to `receive`."""
-        self._task = asyncio.create_task(self._listen(receive))
-
-    async def _listen(self, receive: Receive) -> None:
-        async for message, size in self._listener.messages():
-            receive(message, size)
+        self._task = asyncio.create_task(self._listener.deliver(receive))
 
     def close(self) -> None:
         if self._task is not None:

@@ -16,8 +16,8 @@ import zmq
 import zmq.asyncio
 
 import bus.sockets
-from bus.codec import MAX_FRAME_BYTES, AnyMessage, VersionError, encode
-from bus.errors import ConfigurationError, DecodeError, InsecureBindError, MessageTooLargeError
+from bus.codec import MAX_FRAME_BYTES, AnyMessage, encode
+from bus.errors import ConfigurationError, InsecureBindError, MessageTooLargeError
 from bus.messages import CloseSession, Fault, FaultCode, SessionReady
 from bus.settings import BusSettings
 from bus.sockets import (
@@ -30,6 +30,7 @@ from bus.sockets import (
     is_loopback,
     topic_of,
 )
+from tests import arrivals
 
 LOOPBACK = "tcp://127.0.0.1:*"
 PATIENCE_S = 20.0
@@ -74,16 +75,9 @@ def soon(waiting: Awaitable[T]) -> Awaitable[T]:
 
 
 async def take(source: Inbox | Listener, count: int) -> list[AnyMessage]:
-    async def collect() -> list[AnyMessage]:
-        got: list[AnyMessage] = []
-        async for message, size in source.messages():
-            assert size == len(encode(message))
-            got.append(message)
-            if len(got) == count:
-                break
-        return got
-
-    return await soon(collect())
+    got = await soon(arrivals.take(source, count))
+    assert all(size == len(encode(message)) for message, size in got)
+    return [message for message, _ in got]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -214,8 +208,7 @@ GARBAGE = [
 
 
 async def test_garbage_is_counted_and_the_inbox_lives_on(sockets: Sockets) -> None:
-    bad: list[tuple[bytes, DecodeError]] = []
-    inbox = sockets.inbox(LOOPBACK, lambda frame, error: bad.append((frame, error)))
+    inbox = sockets.inbox(LOOPBACK)
     with strange(zmq.PUSH) as stranger:
         stranger.connect(inbox.endpoint)
         for frame in GARBAGE:
@@ -224,8 +217,38 @@ async def test_garbage_is_counted_and_the_inbox_lives_on(sockets: Sockets) -> No
         await stranger.send(encode(close(5)))
         assert await take(inbox, 1) == [close(5)]
     assert sockets.counters["bad_frames"] == len(GARBAGE) + 1
-    assert [frame for frame, _ in bad] == [*GARBAGE, b"parts"]
-    assert [isinstance(error, VersionError) for _, error in bad].count(True) == 1
+
+
+async def test_a_flood_does_not_shut_out_the_event_loop(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus.sockets, "_BURST", 2)
+    inbox = sockets.inbox(LOOPBACK)
+    order: list[AnyMessage | None] = []
+    outbox = sockets.outbox(inbox.endpoint)
+    for number in range(5):
+        outbox.send(close(number))
+    await asyncio.sleep(0.2)  # all five are in the socket before the first is taken
+
+    def handle(message: AnyMessage, _size: int) -> None:
+        order.append(message)
+        asyncio.get_running_loop().call_soon(order.append, None)
+
+    delivering = asyncio.ensure_future(inbox.deliver(handle))
+    await until(lambda: len(order) == 10)
+    delivering.cancel()
+    assert order[:3] == [close(0), close(1), None]
+
+
+async def test_what_a_handler_raises_ends_the_delivery(sockets: Sockets) -> None:
+    inbox = sockets.inbox(LOOPBACK)
+    sockets.outbox(inbox.endpoint).send(close(1))
+
+    def handle(_message: AnyMessage, _size: int) -> None:
+        raise LookupError("nobody")
+
+    with pytest.raises(LookupError, match="nobody"):
+        await soon(inbox.deliver(handle))
 
 
 async def test_garbage_is_counted_and_the_listener_lives_on(sockets: Sockets) -> None:

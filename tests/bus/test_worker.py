@@ -23,6 +23,7 @@ from bus.settings import BusSettings
 from bus.sockets import Inbox, Sockets
 from bus.store import Store, WorkerRecord
 from bus.worker import ControllerLink, Lifecycle, WorkerSettings, connect_store, new_record
+from tests.arrivals import take
 
 PATIENCE_S = 20.0
 LOOPBACK = "tcp://127.0.0.1:*"
@@ -275,15 +276,14 @@ def controller_record(boot: str, **endpoints: str) -> WorkerRecord:
 
 async def arrived(inbox: Inbox, send: Callable[[], None]) -> AnyMessage:
     """What arrives first, sending until something does."""
-    stream = inbox.messages()
-    waiting = asyncio.ensure_future(anext(stream))
+    waiting = asyncio.ensure_future(take(inbox, 1))
 
     async def tried() -> bool:
         send()
         return waiting.done()
 
     await eventually(tried)
-    return waiting.result()[0]
+    return waiting.result()[0][0]
 
 
 async def test_reports_follow_the_controller_to_wherever_it_starts_again(

@@ -78,8 +78,7 @@ class House:
     async def _listen(self, edge: str) -> None:
         heard = self.heard.setdefault(edge, [])
         listener = self.sockets.listener(self.record.endpoints["feedback"], edge)
-        async for message, _ in listener.messages():
-            heard.append(message)
+        await listener.deliver(lambda message, _size: heard.append(message))
 
     async def ask(
         self, message: Message, kind: type[Any], edge: str = "edge-1", **expected: Any

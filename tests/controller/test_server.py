@@ -77,8 +77,7 @@ class House:
     async def _listen(self, edge: str) -> None:
         heard = self.heard.setdefault(edge, [])
         listener = self.sockets.listener(self.record.endpoints["updates"], edge)
-        async for message, _ in listener.messages():
-            heard.append(message)
+        await listener.deliver(lambda message, _size: heard.append(message))
 
     def send(self, *messages: Message) -> None:
         for message in messages:

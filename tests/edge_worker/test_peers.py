@@ -17,6 +17,7 @@ from bus.sockets import Inbox, Publisher, Sockets
 from bus.store import Role, Store, WorkerRecord
 from edge_worker import peers as module
 from edge_worker.peers import Peers
+from tests.arrivals import take
 
 PATIENCE_S = 20.0
 LOOPBACK = "tcp://127.0.0.1:*"
@@ -58,7 +59,7 @@ class CloudWorker:
         await self._store.registry.beat(self.record)
 
     async def receives(self) -> AnyMessage:
-        message, _ = await asyncio.wait_for(anext(self.inbox.messages()), PATIENCE_S)
+        ((message, _),) = await asyncio.wait_for(take(self.inbox, 1), PATIENCE_S)
         return message
 
 
