@@ -21,6 +21,7 @@ from rich.table import Table
 
 from bench.link.accuracy import LinkReport
 from bench.link.process import LinkProcess
+from bench.link.profiles import find_link
 
 __all__ = ["run"]
 
@@ -34,6 +35,7 @@ def run(link: str, messages: int, size: int, as_json: bool) -> None:
     Raises:
         ConfigurationError: there is no such link.
     """
+    find_link(link)
     direct_ms, through_ms, report = asyncio.run(_measure(link, messages, size))
     added_ms = through_ms - np.median(direct_ms)
     figures = {

@@ -63,14 +63,17 @@ class Stream:
         self._flow = Flow()
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._num_waiting = 0
+        self._since_ns = 0
         self._paused = False
         self._closed = False
+        self._releasing = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def read_from(self, source: End) -> None:
         """Begin to take what the source sends."""
         self._source = source
+        self._since_ns = time.monotonic_ns()
         source.resume(self._take)
 
     def signal(self, arrive: Callable[[], None]) -> None:
@@ -105,7 +108,9 @@ class Stream:
             source.pause()
             self.signal(partial(self._on_end, source.broken))
             return
-        self._put(arrived_ns, len(data), partial(self._deliver, data))
+        # What a client sends at once waits in the kernel until the handshake is over.
+        left_ns = max(arrived_ns, self._since_ns)
+        self._put(left_ns, len(data), partial(self._deliver, data))
         if self._num_held >= MAX_HELD_BYTES:
             self._paused = True
             source.pause()
@@ -129,11 +134,18 @@ class Stream:
             out = partial(deliver, start, stop)
             self._waiting.append((packet.release_ns + origin_ns, out))
             start = stop
-        if self._timer is None:
+        if self._timer is None and not self._releasing:
             self._release_due()
 
     def _release_due(self) -> None:
         self._timer = None
+        self._releasing = True
+        try:
+            self._release()
+        finally:
+            self._releasing = False
+
+    def _release(self) -> None:
         while self._waiting:
             release_ns, out = self._waiting[0]
             if release_ns - time.monotonic_ns() > SPIN_NS:
