@@ -72,9 +72,9 @@ async def _serve(relay: Relay, pairs: list[tuple[Address, Address]]) -> None:
     told_to_leave = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_leave.set)
-    realtime = _ask_for_realtime()
     try:
         bound = [relay.listen(listen, to) for listen, to in pairs]
+        realtime = _ask_for_realtime()
         print(READY, *(f"{host}:{port}" for host, port in bound), flush=True)
         await told_to_leave.wait()
     finally:
@@ -83,9 +83,10 @@ async def _serve(relay: Relay, pairs: list[tuple[Address, Address]]) -> None:
 
 
 def _ask_for_realtime() -> bool:
-    """Have this process run before all others as soon as it has something to do."""
+    """Have this process run before all others as soon as it has something to do, which never
+    takes long. Its children, if it ever had any, would not inherit that."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except (AttributeError, PermissionError):  # not Linux; not root
         return False
     return True
