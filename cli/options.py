@@ -114,6 +114,15 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads of each model worker.", show_default="the cores, shared"),
 ]
+Link = Annotated[
+    str | None,
+    typer.Option(
+        help="To measure: emulate a network between edge and cloud, on this machine. A profile "
+        "(lan, metro, 5g, wan, satellite, lossy, outages), a round trip such as 40ms, or a trace "
+        "file; docs/link.md.",
+        show_default="none",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
