@@ -11,7 +11,6 @@ the head's rows. Input embedding and head rows are the target's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,12 +27,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from bus.arrays import Int32Array
 from bus.errors import ModelError
 from models.cache import KVCache
+from models.linears import halved
 from models.loading import (
     context_length,
     load_causal_lm,
     load_tokenizer,
     quiet_transformers,
 )
+from models.network import CausalNetwork, fast_body
 from models.precision import resolve_device, resolve_dtype
 from models.sources import DEFAULT_SPEC, first_line, resolve_source
 from models.tokenizer import num_real_tokens, tokenizer_digest
@@ -82,34 +83,40 @@ class WholeDraft:
     vocab: Int32Array | None = None
 
     def __init__(self, model: torch.nn.Module, head_size: int) -> None:
-        self._model = model
+        """Take over `model`; it is used up."""
+        self._network = CausalNetwork(model, head_size, halved)
         self.head_size = head_size
-        self.weight_bytes = _num_bytes(model.parameters())
+        self.weight_bytes = self._network.weight_bytes
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        logits: Tensor = self._model(input_ids, cache=cache.states, logits_to_keep=1).logits
-        return logits[0, -1, : self.head_size]
+        return self._network.logits(input_ids[0], cache, num_rows=1)[0]
 
 
 class TrimmedDraft:
-    """Llama layers with a head of a part of the vocabulary."""
+    """Layers of a model with a head of a part of the vocabulary."""
 
     def __init__(self, body: torch.nn.Module, head: Tensor, vocab: Int32Array) -> None:
-        """`body`: a `LlamaModel`. `head`: float[H, hidden], the embedding's rows `vocab`."""
-        self._body = body
-        self._head = head
+        """Take over `body`, a model without a head; it is used up.
+
+        Args:
+            head: float[H, hidden], the head's rows of the tokens `vocab`.
+        """
+        self._body = fast_body(body, halved)
+        self._head = halved([_linear(head)])
         self.vocab: Int32Array | None = vocab
         self.head_size = int(vocab.size)
-        layers = (weight for name, weight in body.named_parameters() if "embed_tokens" not in name)
-        self.weight_bytes = _num_bytes((*layers, head))
+        self.weight_bytes = self._body.weight_bytes + self._head.num_bytes
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        hidden: Tensor = self._body(input_ids, cache=cache.states).last_hidden_state
-        return torch.nn.functional.linear(hidden[0, -1], self._head)
+        return self._head(self._body.forward(input_ids[0], cache)[-1:])[0]
 
 
-def _num_bytes(weights: Iterable[Tensor]) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+def _linear(weight: Tensor) -> torch.nn.Linear:
+    """A module around float[out, in] weights, not copied."""
+    num_out, num_in = weight.shape
+    linear = torch.nn.Linear(num_in, num_out, bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return linear
 
 
 def load_draft(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedDraft:
