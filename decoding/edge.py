@@ -217,7 +217,7 @@ def _drafted(state: EdgeState, event: Drafted) -> Step:
     if not state.drafting or event.job != state.job:
         return state, ()
     num_tokens = len(event.tokens)
-    state = replace(state, drafting=False, num_cached=event.start + max(num_tokens - 1, 0))
+    state = replace(state, drafting=False, num_cached=event.num_cached)
     if num_tokens == 0:
         return _draft_more(state)
     return _send_window(state, event)

@@ -33,11 +33,13 @@ class Drafted(Struct, frozen=True):
     Attributes:
         job: of the `Draft` this answers; an answer to an older one is ignored.
         start: absolute position of the first token.
+        num_cached: length of the draft's cache now, at most start + n − 1 with n > 0.
         q_ids: int32[n, K]. q_probs: float16[n, K], as they will be sent.
     """
 
     job: int
     start: int
+    num_cached: int
     tokens: tuple[int, ...]
     q_ids: Int32Array
     q_probs: Float16Array

@@ -59,7 +59,12 @@ async def serve(settings: EdgeSettings) -> None:
     thread = ModelThread(settings.threads)
     try:
         model = await thread.call(
-            DraftModel.load, settings.draft, settings.dtype, settings.device, settings.num_sparse
+            DraftModel.load,
+            settings.draft,
+            settings.dtype,
+            settings.device,
+            settings.num_sparse,
+            settings.drafter,
         )
         store = await connect_store(settings)
         worker = EdgeWorker(settings, model, thread, sockets, store)

@@ -251,8 +251,8 @@ class EdgeSession:
     def _drafted(self, job: int, window: DraftedWindow) -> None:
         self.handle(
             Drafted(
-                job, window.start, window.tokens, window.q_ids, window.q_probs, window.draft_ms,
-                now_ms(),
+                job, window.start, window.num_cached, window.tokens, window.q_ids, window.q_probs,
+                window.draft_ms, now_ms(),
             )
         )  # fmt: skip
 

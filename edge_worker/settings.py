@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bus.messages import MAX_SPARSE
 from bus.worker import WorkerSettings
+from decoding.lookup import Drafter
 
 
 class EdgeSettings(WorkerSettings):
@@ -18,6 +19,11 @@ class EdgeSettings(WorkerSettings):
     draft: str = Field(
         "default",
         description="Draft model: 'default' (shipped), a Hugging Face id, a directory, a .gguf.",
+    )
+    drafter: Drafter = Field(
+        Drafter.LOOKUP_MODEL,
+        description="Who drafts: 'model', 'lookup' (repeats what followed the same words earlier "
+        "in prompt and answer; costs nothing), or 'lookup+model' (lookup where it has something).",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware has it, else float32."

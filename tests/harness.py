@@ -143,11 +143,11 @@ class EdgeCloudPair:
 
     def _run_draft(self, job: int, feed: tuple[int, ...], count: int) -> None:
         start, tokens, ids, probs = self._draft.draft(feed, count, self.eos)
-        took = self.draft_ms * count
+        took, num_cached = self.draft_ms * count, len(self._draft.cache)
         self._at(
             took,
             lambda: self._step_edge(
-                edge_events.Drafted(job, start, tokens, ids, probs, took, self.now_ms)
+                edge_events.Drafted(job, start, num_cached, tokens, ids, probs, took, self.now_ms)
             ),
         )
 

@@ -97,7 +97,8 @@ def rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:
 
 def drafted(job: int, start: int, tokens: tuple[int, ...], now_ms: float = 10.0) -> Drafted:
     ids, probs = rows(tokens) if tokens else (np.empty((0, 2), np.int32), np.empty((0, 2), "<f2"))
-    return Drafted(job, start, tokens, ids, probs, draft_ms=6.0, now_ms=now_ms)
+    num_cached = start + max(len(tokens) - 1, 0)
+    return Drafted(job, start, num_cached, tokens, ids, probs, draft_ms=6.0, now_ms=now_ms)
 
 
 def window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:
