@@ -63,6 +63,7 @@ def up(
     draft: options.Draft = "default",
     dtype: options.Dtype = "auto",
     window: options.Window = None,
+    drafter: options.DraftedBy = None,
     threads: options.Threads = None,
     link: options.Link = None,
     redis_url: Annotated[
@@ -102,6 +103,7 @@ def up(
         draft=draft,
         dtype=_checked_dtype(dtype),
         window=window,
+        drafter=drafter,
         threads=threads,
         redis_url=url,
         data_dir=data_dir,
@@ -161,6 +163,7 @@ def generate(
     draft: options.Draft = "default",
     dtype: options.Dtype = "auto",
     window: options.Window = None,
+    drafter: options.DraftedBy = None,
     threads: options.Threads = None,
     link: options.Link = None,
     method: options.Method = None,
@@ -180,8 +183,10 @@ def generate(
     """
     from launch.stack import StackOptions
 
-    if target_only and (method or window or link):
-        raise typer.BadParameter("--target-only has no --method, no --window and no --link")
+    if target_only and (method or window or drafter or link):
+        raise typer.BadParameter(
+            "--target-only has no --method, no --window, no --drafter and no --link"
+        )
     sampling = options.Sampling(
         method, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), raw, client
     )
@@ -191,8 +196,8 @@ def generate(
         _print_alone(requests, target, dtype, threads, json)
     else:
         stack = StackOptions(
-            target=target, draft=draft, dtype=dtype, window=window, threads=threads,
-            link=_checked_link(link),
+            target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
+            threads=threads, link=_checked_link(link),
         )  # fmt: skip
         run(lambda: _print_together(requests, stack, json))
 

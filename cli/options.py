@@ -15,6 +15,7 @@ import typer
 from bus.errors import RequestError
 from bus.requests import GenerationRequest, new_request
 from decoding import methods
+from decoding.lookup import Drafter
 
 __all__ = ["Sampling", "read_prompt"]
 
@@ -109,6 +110,14 @@ Dtype = Annotated[
 Window = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Tokens drafted before each check.", show_default="4"),
+]
+DraftedBy = Annotated[
+    Drafter | None,
+    typer.Option(
+        help="Who drafts: the model, lookup (repeats what followed the same words earlier; costs "
+        "nothing), or lookup where it has something and else the model.",
+        show_default="lookup+model",
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -39,6 +39,7 @@ class StackOptions:
         target, draft: models, as `models.sources` takes them.
         dtype: number format of both models.
         window: tokens drafted at a time; None leaves it to the controller's settings.
+        drafter: who drafts (`decoding.lookup.Drafter`); None leaves it to the edges' settings.
         threads: CPU threads of each model worker; None shares the cores among them.
         redis_url: an existing Redis; None starts the embedded Valkey.
         data_dir: where the embedded Valkey keeps its data beyond this run.
@@ -55,6 +56,7 @@ class StackOptions:
     draft: str = "default"
     dtype: str = "auto"
     window: int | None = None
+    drafter: str | None = None
     threads: int | None = None
     redis_url: str | None = None
     data_dir: Path | None = None
@@ -234,6 +236,8 @@ class Stack:
         }
         if options.window is not None:
             env["E2SCI_WINDOW"] = str(options.window)
+        if options.drafter is not None:
+            env["E2SCI_DRAFTER"] = options.drafter
         if self._links is not None:
             env |= self._links.cloud_env(name)
         return {**env, **self._shared_env()}
