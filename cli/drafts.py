@@ -50,7 +50,7 @@ def distill(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 112,
-    epochs: Annotated[int, typer.Option(min=1, help="Most passes over the answers.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Most passes over the answers.")] = 30,
     learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.")] = 4e-4,
     dtype: options.Dtype = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

@@ -44,7 +44,7 @@ from models.loading import LoadedModel
 ANSWERS, TEXTS = "answers", "texts"
 CHECKPOINT = "checkpoint.safetensors"
 _HELD_OUT_EVERY, _MOST_HELD_OUT = 10, 200
-_FIRST_GROUP = 8
+_FIRST_GROUP = 24
 _TEXT_LENGTH = 256
 _CHECKPOINT_SECONDS = 20.0
 

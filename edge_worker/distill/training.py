@@ -41,7 +41,7 @@ class TrainingSettings:
     learning_rate: float = 4e-4
     warmup: float = 0.05
     batch_tokens: int = 512
-    epochs: int = 10
+    epochs: int = 30
     seed: int = 0
 
 

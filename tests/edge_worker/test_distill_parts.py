@@ -36,7 +36,7 @@ from edge_worker.distill.student import (
 )
 from edge_worker.distill.training import distillation_loss, learning_rate_factor, rows_of_tokens
 from edge_worker.distill.vocabulary import expected_counts, rank_vocabulary
-from models.draft import DRAFT_WEIGHTS, load_draft
+from models.draft import DRAFT_WEIGHTS, TrimmedDraft, load_draft
 from models.loading import LoadedModel, load_causal_lm
 from tests.models.tiny import byte_level_tokenizer, save_tiny
 
@@ -269,6 +269,7 @@ def test_other_architectures_become_drafts(architecture: str, tmp_path: Path) ->
     save_weights(student, out / DRAFT_WEIGHTS)
     draft = load_draft(str(out), "float32", "cpu")
     assert draft.tokenizer_digest == target.tokenizer_digest
+    assert isinstance(draft.network, TrimmedDraft)
     ids = torch.arange(20, 40)[None]
     with torch.inference_mode():
         expected = target.model(ids).logits[0][:, VOCAB.long()]
