@@ -51,7 +51,10 @@ def distill(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 112,
     epochs: Annotated[int, typer.Option(min=1, help="Most passes over the answers.")] = 30,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.")] = 4e-4,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="AdamW's, at its highest.", show_default="0.001; with --init 0.0004"),
+    ] = None,
     dtype: options.Dtype = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of prompts, their order and training.")] = 0,
@@ -68,6 +71,8 @@ def distill(
     from edge_worker.distill.run import DistillSettings
     from edge_worker.distill.training import TrainingSettings
 
+    if learning_rate is None:
+        learning_rate = 1e-3 if init is None else 4e-4
     settings = DistillSettings(
         out=out,
         layers=parse_layers(layers),

@@ -6,7 +6,7 @@ corpus's texts read by the target, without generating. Both give the same record
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,8 +55,14 @@ class _Group:
 
 
 @torch.inference_mode()
-def answer(target: LoadedModel, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Record]:
-    """Greedy answers to all prompts at once, each up to an end token or `max_new_tokens`."""
+def answer(
+    target: LoadedModel,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Record]:
+    """Greedy answers to all prompts at once, each up to an end token or `max_new_tokens`; once
+    `stop()` is true, as far as they are (a token at least)."""
     group = _open_group(target, prompts)
     ends = torch.tensor(sorted(target.eos_tokens), device=target.device)
     positions = (group.mask.cumsum(1) - 1).clamp(min=0)
@@ -71,7 +77,7 @@ def answer(target: LoadedModel, prompts: Sequence[Prompt], max_new_tokens: int) 
         ids, probs = top_probabilities(logits)
         _append(group, ids, probs)
         going_on = ~torch.isin(ids[:, 0], ends)
-        if not going_on.any():
+        if not going_on.any() or stop():
             break
         positions = positions[going_on, -1:] + 1
         if not going_on.all():

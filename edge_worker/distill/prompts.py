@@ -65,8 +65,9 @@ def read_texts(path: Path, target: LoadedModel, length: int) -> list[tuple[int, 
 
 
 @torch.inference_mode()
-def own_prompts(target: LoadedModel, seed: int, count: int) -> list[Prompt]:
-    """At most `count` prompts that the target makes up; the same seed gives the same.
+def own_prompts(target: LoadedModel, seed: int, count: int, seconds: float) -> list[Prompt]:
+    """At most `count` prompts that the target makes up; the same seed gives the same, unless they
+    are cut short after `seconds`.
 
     Raises:
         ModelError: it makes up only empty ones.
@@ -82,6 +83,7 @@ def own_prompts(target: LoadedModel, seed: int, count: int) -> list[Prompt]:
             top_k=0,
             num_return_sequences=count,
             max_new_tokens=_LONGEST_OWN_PROMPT,
+            max_time=seconds,
             eos_token_id=sorted(target.eos_tokens),
             pad_token_id=min(target.eos_tokens),
         )

@@ -73,7 +73,7 @@ class DistillSettings:
     budget_seconds: float = 3600.0
     answer_share: float = 0.4
     max_new_tokens: int = 112
-    group_size: int = 64
+    group_size: int = 48
     seed: int = 0
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
@@ -175,8 +175,8 @@ def _distill(
 def _collect(
     settings: DistillSettings, target: LoadedModel, state: RunState, progress: Progress
 ) -> None:
-    """Have prompts answered until their share of the time is over; at least one group. The first
-    group is small: only then it is known how many fit into the time."""
+    """Have prompts answered until their share of the time is over. The first group is small: only
+    then it is known how many fit into the time."""
     work, share = settings.out / "work", settings.answer_share * settings.budget_seconds
     index = len(list(work.glob(f"{ANSWERS}-*")))
     taken = len(load_shards(work, ANSWERS))
@@ -187,7 +187,7 @@ def _collect(
     size = min(_FIRST_GROUP, settings.group_size)
     while group := next_group(index, size):
         began = state.spent
-        records = answer(target, group, settings.max_new_tokens)
+        records = answer(target, group, settings.max_new_tokens, lambda: state.spent >= share)
         save_shard(shard_path(work, ANSWERS, index), records)
         if texts := next_texts(size):
             save_shard(shard_path(work, TEXTS, index), texts)
@@ -205,7 +205,8 @@ def _prompt_source(
 ) -> Callable[[int, int], list[Prompt]]:
     """(shard, size) → the next prompts, in an order fixed by the seed; none when all are taken."""
     if not settings.prompts:
-        return lambda shard, size: own_prompts(target, settings.seed * 100_003 + shard, size)
+        seed, longest_seconds = settings.seed * 100_003, 0.1 * settings.budget_seconds
+        return lambda shard, size: own_prompts(target, seed + shard, size, longest_seconds)
     longest = target.context_length - settings.max_new_tokens
     prompts = [p for path in settings.prompts for p in read_prompts(path, target, longest)]
     random.Random(settings.seed).shuffle(prompts)

@@ -92,6 +92,14 @@ def test_an_end_token_ends_one_answer_and_not_its_neighbours(target: LoadedModel
         assert torch.equal(after.top_ids, before.top_ids[:cut])
 
 
+def test_answers_stop_when_the_time_is_over(target: LoadedModel) -> None:
+    prompts = [Prompt((5, 6, 7), "a"), Prompt((90,), "c")]
+    whole, turns = answer(target, prompts, 12), iter([False, False, True])
+    for cut, record in zip(answer(target, prompts, 12, lambda: next(turns)), whole, strict=True):
+        assert cut.answer.tolist() == record.answer[:3].tolist()
+        assert cut.top_ids.shape == (3, 48)
+
+
 def test_a_text_read_is_a_record_with_the_targets_thoughts(target: LoadedModel) -> None:
     record = read(target, [5, 6, 7, 8], "corpus")
     with torch.inference_mode():
