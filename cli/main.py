@@ -15,7 +15,7 @@ import typer
 
 from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest
-from cli import __version__, options
+from cli import __version__, drafts, options
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 
@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
+app.command()(drafts.distill)
+bench_app.command("draft")(drafts.bench_draft)
 
 
 def _version(asked: bool) -> None:
