@@ -102,9 +102,8 @@ class WholeDraft:
         return self._network.logits(input_ids[0], cache, num_rows=1)[0]
 
     def rows(self, input_ids: Tensor) -> Tensor:
-        """float[n, H] logits of every position of int64[1, n], without a cache."""
-        logits: Tensor = self._model(input_ids, use_cache=False).logits
-        return logits[0, :, : self.head_size]
+        """float[n, H] logits of every position of int64[1, n], read from the beginning."""
+        return self._network.logits(input_ids[0], KVCache(), num_rows=input_ids.shape[1])
 
 
 class TrimmedDraft:
@@ -126,9 +125,8 @@ class TrimmedDraft:
         return self._head(self._body.forward(input_ids[0], cache)[-1:])[0]
 
     def rows(self, input_ids: Tensor) -> Tensor:
-        """float[n, H] logits of every position of int64[1, n], without a cache."""
-        hidden: Tensor = self._body(input_ids, use_cache=False).last_hidden_state
-        return torch.nn.functional.linear(hidden[0], self._head)
+        """float[n, H] logits of every position of int64[1, n], read from the beginning."""
+        return self._head(self._body.forward(input_ids[0], KVCache()))
 
 
 def _linear(weight: Tensor) -> torch.nn.Linear:

@@ -19,6 +19,7 @@ from bench.link.relay import Relay
 from bus.messages import CloseSession
 from bus.settings import BusSettings
 from bus.sockets import Inbox, Listener, Sockets
+from tests.arrivals import take
 
 HOST = "127.0.0.1"
 PATIENCE_S = 60.0
@@ -228,9 +229,8 @@ def through(relay: Relay, endpoint: str) -> str:
 
 
 async def first(source: Inbox | Listener) -> object:
-    async for message, _ in source.messages():
-        return message
-    raise AssertionError
+    ((message, _),) = await take(source, 1)
+    return message
 
 
 async def test_push_and_pull_pub_and_sub_talk_through_it_with_and_without_curve(
