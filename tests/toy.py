@@ -118,6 +118,9 @@ class ToyTarget:
     def full_row(self, index: int) -> Float64Array:
         return warp_dense(self.rows[index], self.sampling)
 
+    def reduce_row(self, index: int, ids: Int32Array) -> TargetRow:
+        return reduce_row(self.rows[index], ids, self.sampling)
+
     def crop(self, length: int) -> None:
         self.cache = self.cache[:length]
 

@@ -22,7 +22,7 @@ PEER: Any = SimpleNamespace(record=SimpleNamespace(worker_id="cloud-1"))
 
 def judged(num_drafted: int, num_accepted: int, rolled_back: bool) -> WindowJudged:
     outcome = Outcome.PARTIAL if rolled_back else Outcome.ACCEPTED
-    feedback = Feedback("s1", 1, 2, 3, 9, outcome, num_accepted, 8, 0.25, 10.0, 0.5)
+    feedback = Feedback("s1", 1, 2, 3, 9, outcome, num_accepted, 8, 0.25, 10.0, 0.5, 3)
     return WindowJudged(feedback, num_drafted, num_accepted + 1, rolled_back, 4, 0.5, 6.0, 9.0)
 
 
