@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from msgspec.structs import replace
-
 from bus.codec import decode, encode
 from bus.messages import CloseSession, ControlUpdate, DraftWindow, Fault, Message, OpenSession
 from decoding import cloud, cloud_events, edge, edge_events, methods

@@ -721,7 +721,8 @@ def test_an_update_sets_threshold_window_and_version_from_the_next_window_on() -
     assert (sent.threshold, sent.control_version) == (0.1, 7)
     effects = session.tell(FeedbackArrived(ALL_ACCEPTED, 30.0))
     assert effects[1:] == (
-        judged(ALL_ACCEPTED, num_committed=5, window=6, credit=0.5, budget=6), Draft(2, (13, 50), 6),
+        judged(ALL_ACCEPTED, num_committed=5, window=6, credit=0.5, budget=6),
+        Draft(2, (13, 50), 6),
     )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from tests.decoding.test_edge import (
     Edge,
     drafted,
     feedback,
+)
+from tests.decoding.test_edge import (
     window as awaited_window,
 )
 from tests.decoding.test_pair import fates, pairs, windows
