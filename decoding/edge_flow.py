@@ -48,7 +48,7 @@ def feedback_measured(
 
     A window that was sent twice says nothing about the path (Karn's rule), and the first verdict
     of an incarnation nothing about the queue: it may have waited for the prompt. Others' share of
-    the queue is what was left of the time since the last verdict when the pass had been taken off.
+    the queue of a pass is what is left of the time since the verdict before it without the pass.
     """
     message = flight.message
     rejected = num_accepted < state.num_ahead_of(flight)
@@ -63,9 +63,10 @@ def feedback_measured(
         timer = timer.sample(now_ms - flight.sent_ms)
         measures = measures.answered(rtt_of(flight, feedback, now_ms))
     if state.heard_ms is not None:
-        left_ms = now_ms - state.heard_ms - feedback.verify_ms
-        others_ms = max(0.0, min(feedback.queue_ms, left_ms))
-        measures = measures.waited(feedback.verify_ms + feedback.queue_ms, others_ms)
+        measures = measures.waited(feedback.verify_ms + feedback.queue_ms)
+        if feedback.pass_tokens:
+            left_ms = now_ms - state.heard_ms - feedback.verify_ms
+            measures = measures.queued(max(0.0, min(feedback.queue_ms, left_ms)))
     thrown = message.num_tokens - feedback.num_accepted
     previous = PreviousWindow(
         edge_ms=max(0.0, now_ms - flight.drafted_ms),

@@ -44,6 +44,9 @@ TOKEN_FADE = 63 / 64
 """Weight that earlier verdicts keep at each judged token [ours]."""
 PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.7, 4.0
 """What is believed of a session before its first verdicts, and for how many tokens it counts."""
+FORGET_PASS, FORGET_STEP = 1 / 2, 1 / 32
+"""How much each pass in lockstep counts among those ahead, and moves the step ahead towards the
+one alone [ours]: both forget within some 40 passes."""
 ETA_GAIN = 1 / 8
 """κ of `eta`."""
 _SLOPE_WEIGHT = 4.0
@@ -180,10 +183,10 @@ class Measures(Struct, frozen=True):
         )
         if not self.ahead.passes.known:
             return measures
-        passes = self.ahead.passes.sample(num_tokens, pass_ms, weight=GAIN)
+        passes = self.ahead.passes.sample(num_tokens, pass_ms, weight=FORGET_PASS)
         step_ms = self.ahead.step_ms
         if step_ms is not None and self.alone.step_ms is not None:
-            step_ms = smoothed(step_ms, self.alone.step_ms, gain=GAIN / 4)
+            step_ms = smoothed(step_ms, self.alone.step_ms, gain=FORGET_STEP)
         return replace(measures, ahead=Costs(step_ms, passes))
 
     def answered(self, rtt_ms: float) -> Measures:
@@ -194,13 +197,13 @@ class Measures(Struct, frozen=True):
             rtt_ms=smoothed(self.rtt_ms, rtt_ms),
         )
 
-    def waited(self, delay_ms: float, behind_others_ms: float) -> Measures:
-        """With one more window's time at the cloud, and the part of it that was others' turn."""
-        return replace(
-            self,
-            queue_ms=smoothed(self.queue_ms, behind_others_ms),
-            delay_ms=smoothed(self.delay_ms, delay_ms),
-        )
+    def waited(self, delay_ms: float) -> Measures:
+        """With one more window's time at the cloud."""
+        return replace(self, delay_ms=smoothed(self.delay_ms, delay_ms))
+
+    def queued(self, others_ms: float) -> Measures:
+        """With one more pass that waited so long for other sessions."""
+        return replace(self, queue_ms=smoothed(self.queue_ms, others_ms))
 
     @property
     def path_ms(self) -> float:

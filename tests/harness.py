@@ -131,7 +131,8 @@ class EdgeCloudPair:
                     self.accepted += accepted
                 case edge_events.WindowJudged():
                     update = ControlUpdate("s1", 1, len(self.sent), 0.15, next(self._windows), 0, 0)
-                    self._step_edge(edge_events.ControlArrived(update, self.now_ms))
+                    event = edge_events.ControlArrived(update, self.now_ms)
+                    self._at(0.0, partial(self._step_edge, event))
                 case edge_events.SeekPeer():
                     self._at(
                         1.0, lambda: self._step_edge(edge_events.Started(self.eos, self.now_ms))
