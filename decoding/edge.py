@@ -22,7 +22,7 @@ draft is a function of prefix and seed, so windows in flight survive a move to a
 worker: they are renumbered, not drafted again.
 
 This module knows no clock, no socket and no model: times come with events, work goes out as
-effects, and the shell runs the effects of one session in order.
+effects, and the shell runs them in order.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def step(state: EdgeState, event: Event) -> Step:
             if measures is not None and not state.measures.known:
                 state = with_flow(replace(state, measures=measures))
             state = replace(state, eos=eos)
-            reason = _end_reached(state)  # a session taken over may have been at its end
+            reason = state.end_reached()  # a session taken over may have been at its end
             return _open(state, now_ms) if reason is None else _finish(state, reason)
         case Opened(message, now_ms):
             return _opened(state, message.incarnation, now_ms)
@@ -226,10 +226,10 @@ def _draft_more(state: EdgeState, now_ms: float) -> Step:
 def _drafted(state: EdgeState, event: Drafted) -> Step:
     if not state.drafting or event.job != state.job:
         return state, ()
-    num_tokens = len(event.tokens)
     state = draft_measured(state, event)
-    state = replace(state, drafting=False, num_cached=event.start + max(num_tokens - 1, 0))
-    if num_tokens == 0:
+    num_cached = event.start + max(len(event.tokens) - 1, 0)
+    state = replace(state, drafting=False, num_cached=num_cached)
+    if not event.tokens:
         return _draft_more(state, event.now_ms)
     return _send_window(state, event)
 
@@ -306,7 +306,7 @@ def _judged(
     rolled_back = feedback.outcome is not Outcome.ACCEPTED
     verified = len(state.tokens) + num_accepted
     next_token = () if feedback.next_token is None else (feedback.next_token,)
-    new = _until_end(state, state.drafted[:num_accepted] + next_token)
+    new = state.until_end(state.drafted[:num_accepted] + next_token)
     commit = Commit(
         start=state.num_generated,
         tokens=new,
@@ -338,27 +338,11 @@ def _judged(
     if rolled_back:
         state = replace(state, num_cached=min(state.num_cached, verified))
         effects += (Crop(state.num_cached),)
-    reason = _end_reached(state)
-    if reason is None:
-        state, more = _draft_more(with_flow(state), now_ms)
-    else:
+    if (reason := state.end_reached()) is not None:
         state, more = _finish(state, reason)
+    else:
+        state, more = _draft_more(with_flow(state), now_ms)
     return state, effects + more
-
-
-def _until_end(state: EdgeState, tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """`tokens` cut behind the first EOS and at max_new_tokens."""
-    tokens = tokens[: state.num_remaining]
-    for i, token in enumerate(tokens):
-        if token in state.eos:
-            return tokens[: i + 1]
-    return tokens
-
-
-def _end_reached(state: EdgeState) -> FinishReason | None:
-    if state.num_generated and state.tokens[-1] in state.eos:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if state.num_remaining <= 0 else None
 
 
 # --- time and trouble -------------------------------------------------------------------------

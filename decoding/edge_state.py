@@ -7,7 +7,7 @@ from enum import Enum
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bus.messages import ControlUpdate, DraftWindow
+from bus.messages import ControlUpdate, DraftWindow, FinishReason
 from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures
@@ -142,3 +142,17 @@ class EdgeState(Struct, frozen=True):
         """Drafted tokens in the windows up to `flight`, it included."""
         end = flight.message.start + flight.message.num_tokens
         return end - len(self.tokens)
+
+    def until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """`tokens` cut behind the first EOS and at max_new_tokens."""
+        tokens = tokens[: self.num_remaining]
+        for i, token in enumerate(tokens):
+            if token in self.eos:
+                return tokens[: i + 1]
+        return tokens
+
+    def end_reached(self) -> FinishReason | None:
+        """Why the answer is over, if it is."""
+        if self.num_generated and self.tokens[-1] in self.eos:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_remaining <= 0 else None

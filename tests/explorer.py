@@ -25,6 +25,7 @@ from bus.messages import (
     SessionReady,
 )
 from decoding import cloud, cloud_events, edge, edge_events
+from decoding.acceptance import TargetRow
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
 from tests.harness import LIMITS, EdgeCloudPair
@@ -230,14 +231,16 @@ class Explorer:
 
     def _pass(self, world: World, forward: cloud_events.Forward) -> World:
         assert world.cloud is not None
-        world, target, kept = replace(world, running=None), self._target(world), ()
+        state, target = world.cloud, self._target(world)
+        kept: tuple[TargetRow, ...] = ()
+        world = replace(world, running=None)
         if forward.prehit is not None:
             kept = (target.reduce_row(forward.prehit.index, forward.prehit.proposal.ids),)
             if not forward.prehit.passes(kept[0]):
                 self.prehits += 1
                 failed = cloud_events.PrehitFailed(forward.job, kept[0], world.now_ms)
                 return replace(world, result=failed)
-        forward = cloud.extended(world.cloud, forward)
+        forward = cloud.extended(state, forward)
         self.shared_passes += forward.num_windows > 1
         rows = kept + target.forward(forward.feed, forward.row_ids)
         ready = cloud_events.RowsReady(forward.job, rows, 1.0, world.now_ms, forward.num_windows)

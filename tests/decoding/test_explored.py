@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from decoding import methods
-from decoding.methods.base import Flow, PaceView
+from decoding.methods.base import Flow, Pace, PaceView
 from decoding.sampling import SamplingParams
 from tests.explorer import Explorer, explore
 from tests.toy import ToyPair
@@ -39,7 +39,9 @@ class Alternating:
         return Flow(message=1, budget=2, awaits=False)
 
 
-CASES = [  # pace, the toy pair's seed, sampling, tokens, faults of the link or restarts
+CASES: list[
+    tuple[Pace, int, SamplingParams, int, int]
+] = [  # pace, the toy pair's seed, sampling, tokens, faults of the link or restarts
     (Steady(1, 3), 1, GREEDY, 4, 0),
     (Steady(1, 3), 3, SAMPLED, 4, 0),
     (Steady(2, 4), 1, GREEDY, 5, 0),

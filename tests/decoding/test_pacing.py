@@ -154,7 +154,11 @@ def test_ahead_is_predicted_faster_where_both_overlap_and_not_where_they_share_a
 @given(st.floats(0.02, 0.995))
 def test_nothing_is_drafted_where_the_expected_gain_is_nil(a: float) -> None:
     n = useful_ahead(a)
-    gain = lambda k: a**k - (1 - a) / 2  # noqa: E731 - in steps; a name for one line
+
+    def gain(ahead: int) -> float:
+        """In draft steps."""
+        return float(a**ahead - (1 - a) / 2)
+
     assert n >= 1
     assert n == 1 or gain(n) >= -1e-9
     assert gain(n + 1) < 0
