@@ -266,10 +266,12 @@ def forecast(measures: Measures) -> Forecast | None:
     ahead = _line(measures.ahead, measures.alone)
     away_ms, gap_ms = measures.rtt_ms + measures.queue_ms, measures.gap_ms or 0.0
     a = measures.acceptance.rate
-    lockstep, window = max(
-        (lockstep_goodput(w, a, alone, away_ms, gap_ms), w)
-        for w in range(1, MAX_LOCKSTEP_WINDOW + 1)
-    )
+    lockstep, window = lockstep_goodput(1, a, alone, away_ms, gap_ms), 1
+    for w in range(2, MAX_LOCKSTEP_WINDOW + 1):
+        goodput = lockstep_goodput(w, a, alone, away_ms, gap_ms)
+        if goodput <= lockstep:
+            break  # G(W), a concave count over a linear time, has one maximum
+        lockstep, window = goodput, w
     fastest, message = max(
         (ahead_goodput(m, a, ahead, away_ms, gap_ms), m) for m in range(1, MAX_MESSAGE + 1)
     )
