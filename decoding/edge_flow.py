@@ -58,9 +58,10 @@ def feedback_measured(
     )
     if feedback.pass_tokens:
         measures = measures.passed(feedback.pass_tokens, feedback.verify_ms, alone=message.awaits)
-    timer = state.timer
-    if flight.num_sends == 1:
-        timer = timer.sample(now_ms - flight.sent_ms)
+    if flight.num_sends > 1:
+        timer = state.timer.answered_late(flight.num_sends)
+    else:
+        timer = state.timer.sample(now_ms - flight.sent_ms)
         measures = measures.answered(rtt_of(flight, feedback, now_ms))
     if state.heard_ms is not None:
         measures = measures.waited(feedback.verify_ms + feedback.queue_ms)

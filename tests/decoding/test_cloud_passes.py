@@ -235,6 +235,10 @@ def test_an_awaited_sampled_window_runs_something_even_from_the_kept_row(
     session = kept(SAMPLED)
     (run,) = session.tell(arrives(awaited_window(5, tokens, seq=1)))
     assert run.feed == feed
+    (send, _) = session.tell(rows(3, 0, 50, p=(1.0, 1.0)[: len(tokens)]))
+    assert (send.message.num_accepted, send.message.next_token) == (len(tokens), None)
+    assert session.state.num_run == 6
+    assert (session.state.kept is None) is (len(tokens) == 2)
 
 
 def test_reopened_the_kept_row_is_gone() -> None:
