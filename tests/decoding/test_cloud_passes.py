@@ -151,6 +151,8 @@ def test_what_cannot_go_along_waits_for_its_own_turn() -> None:
     ):
         session = waiting().is_told(FIRST, arrives(behind))
         assert cloud.extended(session.state, session.forward) is session.forward
+    awaited = waiting().is_told(arrives(awaited_window(3, (10, 11))), SECOND)
+    assert cloud.extended(awaited.state, awaited.forward) is awaited.forward
     limits = msgspec.structs.replace(LIMITS, context_length=4096)
     session = waiting()
     session.state = msgspec.structs.replace(session.state, limits=limits)
