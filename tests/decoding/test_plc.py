@@ -13,6 +13,7 @@ from bus.messages import DraftWindow, Feedback, OpenSession, Outcome
 from decoding import edge_events, methods
 from decoding.edge_events import Draft, FeedbackArrived, Started
 from decoding.methods import Method
+from decoding.methods.base import Flow
 from decoding.pacing import Measures
 from decoding.sampling import SamplingParams
 from tests.decoding.test_edge import READY, SPEC, Edge, drafted, feedback, running
@@ -206,3 +207,10 @@ def test_an_answer_restarts_the_timer_of_the_windows_behind_it() -> None:
     session.is_told(drafted(1, 3, (10, 11, 12, 13)), drafted(2, 7, (20, 21, 22, 23)))
     session.tell(FeedbackArrived(feedback(Outcome.ACCEPTED, 4, 7, None), 1500.0))
     assert session.tell(edge_events.Tick(1510.0)) == ()
+
+
+def test_nothing_is_drafted_behind_a_window_that_is_awaited_whatever_the_pace_says_since() -> None:
+    session = running().is_told(drafted(1, 3, (10, 11, 12, 13)))
+    session.state = replace(session.state, flow=Flow(message=2, budget=9, awaits=False))
+    effects = session.tell(FeedbackArrived(feedback(Outcome.UNKNOWN_SESSION, 0, 0, None), 30.0))
+    assert [type(effect) for effect in effects] == [edge_events.Send]
