@@ -116,11 +116,24 @@ class TargetModel:
         Raises:
             LocalError: there is no such row.
         """
+        with torch.inference_mode():
+            return self._rows(cache, index).dense(index)
+
+    def reduce_row(self, cache: TargetCache, index: int, ids: Int32Array) -> TargetRow:
+        """Row `index` of the last pass again, reduced at `ids`: int32[K].
+
+        Raises:
+            LocalError: there is no such row.
+        """
+        with torch.inference_mode():
+            return self._rows(cache, index).only(index).reduce([ids])[0]
+
+    @staticmethod
+    def _rows(cache: TargetCache, index: int) -> Rows:
         rows = cache.rows
         if rows is None or not 0 <= index < rows.logits.shape[0]:
             raise LocalError(f"the last pass left no row {index}")
-        with torch.inference_mode():
-            return rows.dense(index)
+        return rows
 
     @torch.inference_mode()
     def _run(self, cache: TargetCache, tokens: Sequence[int], num_rows: int) -> Tensor:

@@ -9,15 +9,21 @@ from msgspec import Struct
 
 from bus.arrays import Float16Array, Int32Array
 from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
+from decoding.pacing import Measures
 
 # --- events -----------------------------------------------------------------------------------
 
 
 class Started(Struct, frozen=True):
-    """A peer is chosen, with the target's end tokens; open the session there."""
+    """A peer is chosen, with the target's end tokens; open the session there.
+
+    Attributes:
+        measures: what earlier sessions have learnt about that peer, or None.
+    """
 
     eos: frozenset[int]
     now_ms: float
+    measures: Measures | None = None
 
 
 class Opened(Struct, frozen=True):
@@ -135,7 +141,11 @@ class Commit(Struct, frozen=True):
 
 
 class WindowJudged(Struct, frozen=True):
-    """Facts of one judged window, for telemetry."""
+    """Facts of one judged window, for telemetry.
+
+    Attributes:
+        budget: tokens allowed in flight until this verdict; `in_flight`: how many there were.
+    """
 
     feedback: Feedback
     num_drafted: int
@@ -143,6 +153,8 @@ class WindowJudged(Struct, frozen=True):
     rolled_back: bool
     window: int
     credit: float
+    budget: int
+    in_flight: int
     draft_ms: float
     rtt_ms: float
 

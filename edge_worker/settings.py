@@ -43,6 +43,9 @@ class EdgeSettings(WorkerSettings):
     conservative_threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.02, description="Threshold while the controller is silent (lossy methods)."
     )
+    timeline: bool = Field(
+        False, description="Add each session's timeline to telemetry, for plots of it."
+    )
     peer_wait_s: Annotated[float, Field(gt=0)] = Field(
         10.0,
         description="Seconds after which a prompt is refused if only cloud workers with another "

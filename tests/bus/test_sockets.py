@@ -200,9 +200,9 @@ GARBAGE = [
     b"\xff" * 100,
     b"\x91" * 1000,  # deep enough to break repr()
     b"\x91" * 100_000,
-    msgpack.packb([2, 3, "s1", 1, "done"]),
-    msgpack.packb([1, 99]),
-    msgpack.packb([1, 3, "s1", "one", "done"]),
+    msgpack.packb([1, 3, "s1", 1, "done"]),
+    msgpack.packb([2, 99]),
+    msgpack.packb([2, 3, "s1", "one", "done"]),
     msgpack.packb({"version": 1}),
 ]
 
