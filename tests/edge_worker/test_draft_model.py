@@ -221,7 +221,7 @@ def test_a_window_of_both_is_sent_in_canonical_order(
     assert window.num_cached == window.start + 2
     message = DraftWindow(
         "s1", 1, 0, 0, window.start, pack_tokens(window.tokens), window.q_ids.tobytes(),
-        window.q_probs.tobytes(), 0.1, 0, 1.0, 1.0, 1.0, 1.0,
+        window.q_probs.tobytes(), 0.1, 0, 1.0, 1.0, 1.0, 1.0, True,
     )  # fmt: skip
     rows = zip(message.q_id_rows, message.q_prob_rows, strict=True)
     assert [from_wire(*row).ids.size for row in rows] == [48, 1, 48]
