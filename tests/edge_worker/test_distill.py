@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bus.errors import ConfigurationError
 from decoding.sampling import SamplingParams
@@ -17,6 +19,7 @@ from edge_worker.distill.run import DistillSettings, distill
 from edge_worker.distill.state import RunState
 from edge_worker.distill.training import TrainingSettings
 from edge_worker.draft_model import DraftModel
+from models.draft import DRAFT_WEIGHTS
 from models.loading import LoadedModel, load_causal_lm
 from tests.models.tiny import save_tiny
 
@@ -129,9 +132,12 @@ def test_a_draft_can_begin_with_another(target: LoadedModel, prompts: Path, tmp_
     distill(settings(first, prompts, budget_seconds=2.0), target, Silent())
     again = settings(second, prompts, init=str(first), budget_seconds=1e-6)
     assert distill(again, target, Silent()).steps == 0
-    trained, copied = (DraftModel.load(str(out), "float32", "cpu") for out in (first, second))
-    share = served_agreement(trained, first)
-    assert served_agreement(copied, first) == pytest.approx(share, abs=0.05)  # other head tokens
+    trained, copied = (load_file(out / DRAFT_WEIGHTS) for out in (first, second))
+    assert trained.keys() == copied.keys()
+    for name in trained.keys() - {"vocab"}:  # the head's tokens are ranked anew
+        step = 1.0 if name.endswith(".int8") else 1e-3  # rounded a second time
+        torch.testing.assert_close(copied[name], trained[name], rtol=0, atol=step)
+    assert DraftModel.load(str(second), "float32", "cpu").num_sparse > 1
 
 
 def test_texts_are_learnt_from_besides(target: LoadedModel, prompts: Path, tmp_path: Path) -> None:
