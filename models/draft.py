@@ -46,7 +46,7 @@ from models.precision import resolve_device, resolve_dtype
 from models.sources import DEFAULT_SPEC, first_line, resolve_source
 from models.tokenizer import num_real_tokens, tokenizer_digest
 
-SHIPPED_WEIGHTS = "draft-starter.safetensors"
+SHIPPED_WEIGHTS = "draft-smollm2-135m.safetensors"
 DRAFT_WEIGHTS = "draft.safetensors"
 EMBEDDING_WEIGHTS = "embedding.safetensors"
 HEAD_KEY = "head.weight"

@@ -66,6 +66,7 @@ def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, 
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({k: v.contiguous() for k, v in tensors.items()}, scratch, metadata)
+        scratch.chmod(0o644)  # safetensors makes it the owner's alone
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
