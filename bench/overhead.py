@@ -29,6 +29,7 @@ from bus.store import Store, WindowEntry
 from cloud_worker.target_model import TargetModel
 from edge_worker.draft_model import DraftModel
 from launch.stack import Stack, StackOptions
+from models.loading import load_causal_lm
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def run(prompts: int, max_new_tokens: int, repeats: int, dtype: str, as_json: bo
         task = progress.add_task("passes", total=num_ticks(repeats))
         timings = _measure_models(repeats, dtype, tick)
     if as_json:
-        passes = [asdict(t) | {"ratio": t.ratio} for t in timings]
+        passes = [asdict(t) | {"ratio": t.ratio, "floor_ms": t.floor_ms} for t in timings]
         print(json.dumps({"windows": asdict(costs), "passes": passes}))
     else:
         _print(costs, timings)
@@ -132,22 +133,28 @@ def _measure_models(repeats: int, dtype: str, tick: Callable[[], None]) -> list[
     try:
         target = TargetModel.load("default", dtype)
         draft = DraftModel.load("default", dtype)
-        return measure_passes(target, draft, repeats, tick)
+        plain = load_causal_lm("default", dtype).model
+        return measure_passes(target, draft, plain, repeats, tick)
     finally:
         os.sched_setaffinity(0, before)
 
 
 def _print(costs: WindowCosts, timings: list[PassTiming]) -> None:
     console = Console()
-    table = Table(title="One core: a draft step and target passes (measured, medians)")
-    for heading in ("what", "tokens", "ours ms", "plain model(...) ms", "ratio", "floor ms"):
+    bandwidth = timings[0].bandwidth / 1e9
+    table = Table(
+        title=f"One core, reading {bandwidth:.1f} GB/s: a draft step and target passes "
+        "(measured, medians)",
+        caption="plain: the target's model(...) for the same tokens; beside a draft step, for one",
+    )
+    headings = ("what", "tokens", "ours ms", "plain ms", "ratio", "weights MB", "GB/s", "floor ms")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for timing in timings:
-        plain = "–" if timing.plain_ms is None else f"{timing.plain_ms:.1f}"
-        ratio = "–" if timing.ratio is None else f"{timing.ratio:.2f}"
         table.add_row(
-            timing.name, str(timing.num_tokens), f"{timing.ours_ms:.1f}", plain, ratio,
-            f"{timing.floor_ms:.1f}",
+            timing.name, str(timing.num_tokens), f"{timing.ours_ms:.1f}",
+            f"{timing.plain_ms:.1f}", f"{timing.ratio:.2f}", f"{timing.weight_bytes / 1e6:.0f}",
+            f"{timing.read_gb_per_s:.1f}", f"{timing.floor_ms:.1f}",
         )  # fmt: skip
     console.print(table)
     table = Table(title=f"A window, {costs.num_windows} windows (measured, edge and cloud pinned)")

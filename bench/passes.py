@@ -1,8 +1,8 @@
 """What one draft step and one target pass cost here, against plain transformers.
 
-Both run in this process on one thread; A and B alternate, so drift hits both alike, and medians
-are compared. The floor is the bytes of weights a pass reads ÷ the memory bandwidth measured in
-the same run.
+All run in this process on one thread; ours and plain alternate, so drift hits both alike, and
+medians are compared. The floor is the bytes of weights a pass reads ÷ the memory bandwidth measured
+in the same run.
 """
 
 from __future__ import annotations
@@ -28,40 +28,60 @@ GREEDY = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class PassTiming:
-    """Medians in milliseconds; `plain_ms` is transformers' `model(...)` for the same tokens."""
+    """One line of the table.
+
+    Attributes:
+        ours_ms: median, as the worker runs it.
+        plain_ms: median of transformers' `model(...)` of the target for the same tokens, and for
+            one token beside a draft step.
+        weight_bytes: bytes of weights that our pass reads.
+        bandwidth: bytes per second one core reads from memory.
+    """
 
     name: str
     num_tokens: int
     ours_ms: float
-    plain_ms: float | None
-    floor_ms: float
+    plain_ms: float
+    weight_bytes: int
+    bandwidth: float
 
     @property
-    def ratio(self) -> float | None:
-        return None if self.plain_ms is None else self.ours_ms / self.plain_ms
+    def ratio(self) -> float:
+        return self.ours_ms / self.plain_ms
+
+    @property
+    def read_gb_per_s(self) -> float:
+        """How fast our pass reads its weights."""
+        return self.weight_bytes / self.ours_ms / 1e6
+
+    @property
+    def floor_ms(self) -> float:
+        """What reading the weights alone takes."""
+        return 1e3 * self.weight_bytes / self.bandwidth
 
 
 def measure_passes(
-    target: TargetModel, draft: DraftModel, repeats: int, tick: Callable[[], None]
+    target: TargetModel, draft: DraftModel, plain: Any, repeats: int, tick: Callable[[], None]
 ) -> list[PassTiming]:
     """Time passes of `PASS_SIZES` tokens and a draft step behind a context of `CONTEXT` tokens.
 
     Args:
+        plain: the target's model as transformers loads it.
         tick: called after each repeat, for a progress bar; `num_ticks(repeats)` times.
     """
     bandwidth = memory_bandwidth()
     rng = np.random.default_rng(0)
     context = rng.integers(0, target.vocab_size, CONTEXT).tolist()
-    target_floor_ms = 1e3 * _weight_bytes(target.model) / bandwidth
-    timings = []
+    runs = [_DraftStep(draft, context).run, _Plain(plain, context, context[-1:]).run]
+    ours_ms, plain_ms = _alternate(runs, repeats, tick)
+    timings = [PassTiming("draft step", 1, ours_ms, plain_ms, draft.weight_bytes, bandwidth)]
     for size in PASS_SIZES:
         tokens = rng.integers(0, target.vocab_size, size).tolist()
-        ours, plain = _Ours(target, context, tokens), _Plain(target.model, context, tokens)
-        ours_ms, plain_ms = _alternate([ours.run, plain.run], repeats, tick)
-        timings.append(PassTiming("target pass", size, ours_ms, plain_ms, target_floor_ms))
-    step_ms = _draft_step_ms(draft, context, repeats, tick)
-    draft_floor_ms = 1e3 * draft.weight_bytes / bandwidth
-    return [PassTiming("draft step", 1, step_ms, None, draft_floor_ms), *timings]
+        runs = [_Ours(target, context, tokens).run, _Plain(plain, context, tokens).run]
+        ours_ms, plain_ms = _alternate(runs, repeats, tick)
+        weight_bytes = target.network.weight_bytes
+        timings.append(PassTiming("target pass", size, ours_ms, plain_ms, weight_bytes, bandwidth))
+    return timings
 
 
 def num_ticks(repeats: int) -> int:
@@ -75,11 +95,6 @@ def memory_bandwidth() -> float:
     return block.numel() * block.element_size() / best
 
 
-def _weight_bytes(model: Any) -> int:
-    """Bytes a pass reads; a tied embedding is read once, as the head."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
 class _Ours:
     """A pass as the cloud worker makes it, rows reduced at 48 ids each; then rolled back."""
 
@@ -89,9 +104,10 @@ class _Ours:
         target.prefill(self._cache, context)
         self._row_ids = [np.arange(48, dtype=np.int32)] * len(tokens)
 
-    def run(self) -> None:
-        self._target.forward(self._cache, self._tokens, self._row_ids)
+    def run(self) -> float:
+        _, elapsed_ms = self._target.forward(self._cache, self._tokens, self._row_ids)
         self._target.crop(self._cache, CONTEXT)
+        return elapsed_ms
 
 
 class _Plain:
@@ -104,37 +120,38 @@ class _Plain:
             model(torch.tensor([context]), cache=self._cache)
 
     @torch.inference_mode()
-    def run(self) -> None:
-        self._model(self._tokens, cache=self._cache)
+    def run(self) -> float:
+        elapsed_ms = 1e3 * _seconds(lambda: self._model(self._tokens, cache=self._cache))
         self._cache.crop(-self._tokens.shape[1])
+        return elapsed_ms
 
 
-def _draft_step_ms(
-    draft: DraftModel, context: list[int], repeats: int, tick: Callable[[], None]
-) -> float:
-    cache = draft.open(GREEDY)
-    draft.prefill(cache, context)
-    samples = []
-    for _ in range(repeats):
-        window = draft.draft(cache, context[-1:], 8, frozenset(), stop=lambda: False)
-        samples.append(window.draft_ms / len(window.tokens))
-        draft.crop(cache, CONTEXT)
-        tick()
-    return statistics.median(samples)
+class _DraftStep:
+    """A step as the edge worker makes it, drawing included: the mean of a window of eight."""
+
+    def __init__(self, draft: DraftModel, context: list[int]) -> None:
+        self._draft, self._feed = draft, context[-1:]
+        self._cache = draft.open(GREEDY)
+        draft.prefill(self._cache, context)
+
+    def run(self) -> float:
+        window = self._draft.draft(self._cache, self._feed, 8, frozenset(), stop=lambda: False)
+        self._draft.crop(self._cache, CONTEXT)
+        return window.draft_ms / len(window.tokens)
 
 
 def _alternate(
-    runs: list[Callable[[], None]], repeats: int, tick: Callable[[], None]
-) -> tuple[float, ...]:
-    """Median milliseconds of each, run in turns, after one warm-up each."""
+    runs: list[Callable[[], float]], repeats: int, tick: Callable[[], None]
+) -> list[float]:
+    """Medians of the milliseconds that each returns, run in turns, after one warm-up each."""
     for run in runs:
         run()
     samples: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, kept in zip(runs, samples, strict=True):
-            kept.append(1e3 * _seconds(run))
+            kept.append(run())
         tick()
-    return tuple(statistics.median(kept) for kept in samples)
+    return [statistics.median(kept) for kept in samples]
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -44,7 +44,7 @@ __all__ = [
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_SPARSE = 1024
 """Most probabilities a draft may send for one token (K)."""
 
@@ -158,6 +158,7 @@ class DraftWindow(Message, frozen=True, tag=2):
     edge_ms: Millis  # of the window before: first draft step to feedback handled
     rework_ms: Millis  # of the window before: drafting time spent on tokens thrown away
     rtt_ms: Millis  # of the window before: round trip without verification and queueing
+    awaits: bool  # nothing is drafted behind it before its feedback: a bonus token is welcome
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")
@@ -220,6 +221,8 @@ class Feedback(Message, frozen=True, tag=5):
     `committed_length` is cumulative: prompt plus all committed tokens, this window's included.
     `num_accepted` drafted tokens were accepted; `next_token` is the target's own token after
     them (the correction at a rejection, the bonus token in lockstep at temperature 0), or None.
+    `pass_tokens` is the length of the forward pass that began with this window; 0 if it needed
+    none of its own: it failed at pre-hit, or shared the pass of a window before it.
     """
 
     single_float: ClassVar[bool] = True
@@ -233,8 +236,9 @@ class Feedback(Message, frozen=True, tag=5):
     num_accepted: Counter
     next_token: Counter | None
     threshold: Threshold
-    verify_ms: Millis
+    verify_ms: Millis  # the pass that judged the window, shared or not
     queue_ms: Millis
+    pass_tokens: Counter
 
 
 class WindowReport(Message, frozen=True, tag=6):

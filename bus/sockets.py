@@ -201,9 +201,9 @@ def is_loopback(endpoint: str) -> bool:
         return False
 
 
-def advertised(bound: str, host: str) -> str:
-    """The bound endpoint as others reach it: the same port on `host`."""
-    return f"tcp://{host}:{bound.rpartition(':')[2]}"
+def advertised(bound: str, host: str, port: int = 0) -> str:
+    """The bound endpoint as others reach it: on `host`, at `port` or, where 0, the same port."""
+    return f"tcp://{host}:{port or bound.rpartition(':')[2]}"
 
 
 class _Receiver:

@@ -15,7 +15,7 @@ import typer
 
 from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest
-from cli import __version__, options
+from cli import __version__, drafts, options
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 
@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
+app.command()(drafts.distill)
+bench_app.command("draft")(drafts.bench_draft)
 
 
 def _version(asked: bool) -> None:
@@ -63,7 +65,9 @@ def up(
     draft: options.Draft = "default",
     dtype: options.Dtype = "auto",
     window: options.Window = None,
+    drafter: options.DraftedBy = None,
     threads: options.Threads = None,
+    link: options.Link = None,
     redis_url: Annotated[
         str | None,
         typer.Option(
@@ -101,10 +105,12 @@ def up(
         draft=draft,
         dtype=_checked_dtype(dtype),
         window=window,
+        drafter=drafter,
         threads=threads,
         redis_url=url,
         data_dir=data_dir,
         dashboard_port=dashboard_port if dashboard else None,
+        link=_checked_link(link),
     )
     run(lambda: run_up(stack, json), interrupted=0)
 
@@ -159,7 +165,9 @@ def generate(
     draft: options.Draft = "default",
     dtype: options.Dtype = "auto",
     window: options.Window = None,
+    drafter: options.DraftedBy = None,
     threads: options.Threads = None,
+    link: options.Link = None,
     method: options.Method = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -177,8 +185,10 @@ def generate(
     """
     from launch.stack import StackOptions
 
-    if target_only and (method or window):
-        raise typer.BadParameter("--target-only has no --method and no --window")
+    if target_only and (method or window or drafter or link):
+        raise typer.BadParameter(
+            "--target-only has no --method, no --window, no --drafter and no --link"
+        )
     sampling = options.Sampling(
         method, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), raw, client
     )
@@ -188,8 +198,9 @@ def generate(
         _print_alone(requests, target, dtype, threads, json)
     else:
         stack = StackOptions(
-            target=target, draft=draft, dtype=dtype, window=window, threads=threads
-        )
+            target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
+            threads=threads, link=_checked_link(link),
+        )  # fmt: skip
         run(lambda: _print_together(requests, stack, json))
 
 
@@ -247,6 +258,34 @@ def exactness(
 
     if not run_exactness(prompts, max_new_tokens, _checked_dtype(dtype), json):
         raise typer.Exit(1)
+
+
+@bench_app.command("link")
+def bench_link(
+    link: Annotated[
+        str, typer.Argument(help="A profile, a round trip such as 40ms, or a trace file.")
+    ] = "40ms",
+    messages: Annotated[int, typer.Option(min=2, help="How many messages to echo.")] = 200,
+    size: Annotated[int, typer.Option(min=1, help="Bytes of each message.")] = 1200,
+    json: options.Json = False,
+) -> None:
+    """How well an emulated link holds its delays here: its own error, and echoes through it."""
+    from bench.link.measure import run as run_link
+
+    run_link(link, messages, size, json)
+
+
+def _checked_link(link: str | None) -> str | None:
+    """Before anything is started.
+
+    Raises:
+        ConfigurationError: there is no such link.
+    """
+    if link is not None:
+        from bench.link.profiles import find_link
+
+        find_link(link)
+    return link
 
 
 def _checked_dtype(dtype: str) -> str:

@@ -15,6 +15,7 @@ import typer
 from bus.errors import RequestError
 from bus.requests import GenerationRequest, new_request
 from decoding import methods
+from decoding.lookup import Drafter
 
 __all__ = ["Sampling", "read_prompt"]
 
@@ -110,9 +111,26 @@ Window = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Tokens drafted before each check.", show_default="4"),
 ]
+DraftedBy = Annotated[
+    Drafter | None,
+    typer.Option(
+        help="Who drafts: the model, lookup (repeats what followed the same words earlier; costs "
+        "nothing), or lookup where it has something and else the model.",
+        show_default="lookup+model",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads of each model worker.", show_default="the cores, shared"),
+]
+Link = Annotated[
+    str | None,
+    typer.Option(
+        help="To measure: emulate a network between edge and cloud, on this machine. A profile "
+        "(lan, metro, 5g, wan, satellite, lossy, outages), a round trip such as 40ms, or a trace "
+        "file; docs/link.md.",
+        show_default="none",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

@@ -88,4 +88,6 @@ def _describe(stack: Stack, name: str, record: WorkerRecord | None) -> str:
     if record is not None:
         model = f"{record.model} ({record.dtype}, {record.device})" if record.model else ""
         return "  ".join([model, *record.endpoints.values()]).strip()
+    if name.startswith("link"):
+        return f"emulates {stack.options.link} before {name.replace('link', 'cloud')}"
     return (stack.dashboard_url or "") if name == "dashboard" else stack.redis_url

@@ -1,7 +1,9 @@
 """The target alone: what an exact method must reproduce, and how near the ties are (DESIGN rule 6).
 
-Everything here runs transformers' model directly, token by token, with a cache of its own. It
-shares no code with `TargetModel.forward`, so that it can stand as the reference for it.
+Everything here runs the target's network directly, token by token, with a cache of its own and
+whole rows of logits. It shares nothing else with `TargetModel`, so that it can stand as the
+reference for it; that the network computes what transformers' model does is tested in
+`tests/models/test_network.py`.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from bus.arrays import Float64Array
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams, draw_dense, warp_dense
 from decoding.uniforms import Purpose, uniform
+from models.cache import KVCache
 
 
 def generate_alone(
@@ -33,7 +35,7 @@ def generate_alone(
     Args:
         prompt: token ids, at least one.
     """
-    cache = DynamicCache()
+    cache = KVCache()
     feed = list(prompt)
     for index in range(max_new_tokens):
         logits = _run(target, cache, feed, num_rows=1)[0]
@@ -93,7 +95,7 @@ def _replay(
     """float64[V] logits that chose each of `tokens`, with the answer run `window` at a time."""
     if not tokens:
         return
-    cache = DynamicCache()
+    cache = KVCache()
     yield _run(target, cache, prompt, num_rows=1)[0]
     judged = len(tokens) - 1  # the last token's own successor is nobody's business
     for begin in range(0, judged, window):
@@ -102,11 +104,9 @@ def _replay(
 
 
 @torch.inference_mode()
-def _run(
-    target: TargetModel, cache: DynamicCache, tokens: Sequence[int], num_rows: int
-) -> Float64Array:
+def _run(target: TargetModel, cache: KVCache, tokens: Sequence[int], num_rows: int) -> Float64Array:
     """float64[num_rows, V] logits of the last tokens."""
-    input_ids = torch.tensor([list(tokens)], dtype=torch.long, device=target.device)
-    output = target.model(input_ids, cache=cache, logits_to_keep=num_rows)
-    logits: Float64Array = output.logits[0, :, : target.vocab_size].double().cpu().numpy()
-    return logits
+    input_ids = torch.tensor(list(tokens), dtype=torch.long, device=target.device)
+    logits = target.network.logits(input_ids, cache, num_rows)
+    wide: Float64Array = logits.double().cpu().numpy()
+    return wide

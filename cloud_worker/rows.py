@@ -60,6 +60,12 @@ class Rows:
         mass, cutoff = _truncate(wide, peak, sampling)
         return cls(wide, sampling, peak, mass, cutoff)
 
+    def only(self, index: int) -> Rows:
+        """Row `index` alone."""
+        one = slice(index, index + 1)
+        cutoff = None if self.cutoff is None else (self.cutoff[0][one], self.cutoff[1][one])
+        return Rows(self.logits[one], self.sampling, self.peak[one], self.mass[one], cutoff)
+
     def reduce(self, row_ids: Sequence[Int32Array]) -> list[TargetRow]:
         """One `TargetRow` for each row; `row_ids[i]` is int32[Kᵢ], the tokens asked about there."""
         width = max(asked.size for asked in row_ids)

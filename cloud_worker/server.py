@@ -99,12 +99,15 @@ class CloudWorker:
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this worker's model and endpoints."""
-        host = self._settings.public_host
+        settings = self._settings
+        host = settings.public_host
         return msgspec.structs.replace(
             record,
             endpoints={
-                "windows": advertised(self._inbox.endpoint, host),
-                "feedback": advertised(self._feedback.endpoint, host),
+                "windows": advertised(self._inbox.endpoint, host, settings.advertise_windows_port),
+                "feedback": advertised(
+                    self._feedback.endpoint, host, settings.advertise_feedback_port
+                ),
             },
             model=self._model.name,
             dtype=str(self._model.dtype).removeprefix("torch."),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
-from bus.arrays import Float64Array, Int32Array
+from bus.arrays import Float64Array
 from bus.messages import Message, OpenSession
 from cloud_worker.target_model import TargetCache, TargetModel
 from decoding import cloud
@@ -24,6 +25,7 @@ from decoding.cloud_events import (
     FullRowReady,
     Prefill,
     Prefilled,
+    PrehitFailed,
     Report,
     ReportWindow,
     RowsReady,
@@ -35,6 +37,15 @@ from models.thread import ModelThread, now_ms
 
 AFTER_FEEDBACK_S = 0.002
 """A report waits this long: the feedback, which the edge waits for, leaves this core first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What the model thread gives back: rows, the kept one first; no windows: it rejected."""
+
+    rows: list[TargetRow]
+    verify_ms: float
+    num_windows: int
 
 
 class CloudSession:
@@ -95,8 +106,8 @@ class CloudSession:
                     self._crop_to = length if pending is None else min(pending, length)
                 case Prefill():
                     self._prefill(effect)
-                case Forward(job, feed, row_ids):
-                    run = partial(self._pass, feed, row_ids, self._take_crop())
+                case Forward(job):
+                    run = partial(self._pass, effect, self._take_crop())
                     self.turns.submit(run, partial(self._passed, job))
                 case FetchRow(job, index):
                     fetch = partial(self._model.full_row, self._cache, index)
@@ -124,9 +135,12 @@ class CloudSession:
     def _prefilled(self, job: int, _: None) -> None:
         self.handle(Prefilled(job, now_ms()))
 
-    def _passed(self, job: int, result: tuple[list[TargetRow], float]) -> None:
-        rows, verify_ms = result
-        self.handle(RowsReady(job, tuple(rows), verify_ms, now_ms()))
+    def _passed(self, job: int, result: Pass) -> None:
+        if result.num_windows:
+            rows, verify_ms = tuple(result.rows), result.verify_ms
+            self.handle(RowsReady(job, rows, verify_ms, now_ms(), result.num_windows))
+        else:
+            self.handle(PrehitFailed(job, result.rows[0], now_ms()))
 
     def _fetched(self, job: int, probs: Float64Array) -> None:
         self.handle(FullRowReady(job, probs, now_ms()))
@@ -137,14 +151,19 @@ class CloudSession:
         self._crop(crop_to)
         self._model.prefill(self._cache, chunk)
 
-    def _pass(
-        self, feed: tuple[int, ...], row_ids: tuple[Int32Array, ...], crop_to: int | None
-    ) -> tuple[list[TargetRow], float]:
-        """Roll the cache back and run; both are the model's time."""
+    def _pass(self, forward: Forward, crop_to: int | None) -> Pass:
+        """Roll the cache back and run, with all windows that wait by now; both are model time."""
         began_ms = now_ms()
         self._crop(crop_to)
-        rows, _ = self._model.forward(self._cache, feed, row_ids)
-        return rows, now_ms() - began_ms
+        kept: list[TargetRow] = []
+        prehit = forward.prehit
+        if prehit is not None:
+            kept = [self._model.reduce_row(self._cache, prehit.index, prehit.proposal.ids)]
+            if not prehit.passes(kept[0]):
+                return Pass(kept, 0.0, num_windows=0)
+        forward = cloud.extended(self.state, forward)
+        rows, _ = self._model.forward(self._cache, forward.feed, forward.row_ids)
+        return Pass(kept + rows, now_ms() - began_ms, forward.num_windows)
 
     def _crop(self, crop_to: int | None) -> None:
         if crop_to is not None:

@@ -28,6 +28,12 @@ class CloudSettings(WorkerSettings):
     feedback_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="Port for feedback; 0: any."
     )
+    advertise_windows_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="Port at which others reach windows_port, where it is another; 0: it is not."
+    )
+    advertise_feedback_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="The same for feedback_port."
+    )
     max_sessions: Annotated[int, Field(ge=1)] = Field(64, description="Sessions held at once.")
     session_ttl_s: Annotated[float, Field(gt=0)] = Field(
         300.0, description="Seconds without a message after which a session's cache is freed."

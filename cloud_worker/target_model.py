@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from cloud_worker.rows import Rows
 from decoding.acceptance import TargetRow
 from decoding.sampling import SamplingParams
 from models.cache import KVCache
+from models.linears import packed
 from models.loading import LoadedModel, load_causal_lm
+from models.network import CausalNetwork
 
 
 @dataclass(slots=True)
@@ -41,12 +43,13 @@ class TargetModel:
     """A causal language model with its tokenizer.
 
     Attributes:
-        model: transformers' model, for references that run it without this class's cache.
+        network: its forward pass, also for references that run it without this class's caches.
         Others as in `models.loading.LoadedModel`.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.model: Any = loaded.model
+        """Take over `loaded`, whose `model` is used up."""
+        self.network = CausalNetwork(loaded.model, loaded.vocab_size, packed)
         self.tokenizer = loaded.tokenizer
         self.tokenizer_digest = loaded.tokenizer_digest
         self.name = loaded.name
@@ -113,16 +116,27 @@ class TargetModel:
         Raises:
             LocalError: there is no such row.
         """
+        with torch.inference_mode():
+            return self._rows(cache, index).dense(index)
+
+    def reduce_row(self, cache: TargetCache, index: int, ids: Int32Array) -> TargetRow:
+        """Row `index` of the last pass again, reduced at `ids`: int32[K].
+
+        Raises:
+            LocalError: there is no such row.
+        """
+        with torch.inference_mode():
+            return self._rows(cache, index).only(index).reduce([ids])[0]
+
+    @staticmethod
+    def _rows(cache: TargetCache, index: int) -> Rows:
         rows = cache.rows
         if rows is None or not 0 <= index < rows.logits.shape[0]:
             raise LocalError(f"the last pass left no row {index}")
-        with torch.inference_mode():
-            return rows.dense(index)
+        return rows
 
     @torch.inference_mode()
     def _run(self, cache: TargetCache, tokens: Sequence[int], num_rows: int) -> Tensor:
         """float[num_rows, V] logits of the last tokens, over the real vocabulary."""
-        input_ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
-        output = self.model(input_ids, cache=cache.keys_values.states, logits_to_keep=num_rows)
-        logits: Tensor = output.logits[0, :, : self.vocab_size]
-        return logits
+        input_ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
+        return self.network.logits(input_ids, cache.keys_values, num_rows)

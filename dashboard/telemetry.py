@@ -78,6 +78,8 @@ class Tail:
         """Fold stream entries in, oldest first."""
         for entry_id, fields in entries:
             self.last_id = entry_id
+            if fields.get("kind") == "timeline":
+                continue
             try:
                 entry = _parse(fields)
             except msgspec.ValidationError:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from bus.arrays import Float64Array, Int32Array
 from bus.messages import DraftWindow, Feedback, Message, OpenSession
 from decoding.acceptance import TargetRow
-from decoding.verification import Verification
+from decoding.verification import PreHit, Verification
 
 # --- events -----------------------------------------------------------------------------------
 
@@ -37,13 +37,23 @@ class RowsReady(Struct, frozen=True):
     """The forward pass of job `job` is done.
 
     Attributes:
-        rows: one for each entry of `Forward.row_ids`.
+        rows: the kept row where `Forward.prehit` asked for it, then one for each of `row_ids`.
         verify_ms: what the pass took in the model thread.
+        num_windows: how many the pass held in the end (`decoding.cloud.extended`).
     """
 
     job: int
     rows: tuple[TargetRow, ...]
     verify_ms: float
+    now_ms: float
+    num_windows: int = 1
+
+
+class PrehitFailed(Struct, frozen=True):
+    """The kept row rejects the first token: nothing was run. `row` is that row, reduced."""
+
+    job: int
+    row: TargetRow
     now_ms: float
 
 
@@ -55,7 +65,7 @@ class FullRowReady(Struct, frozen=True):
     now_ms: float
 
 
-Event = OpenArrived | WindowArrived | Prefilled | RowsReady | FullRowReady
+Event = OpenArrived | WindowArrived | Prefilled | RowsReady | PrehitFailed | FullRowReady
 
 # --- effects ----------------------------------------------------------------------------------
 
@@ -68,11 +78,21 @@ class Prefill(Struct, frozen=True):
 
 
 class Forward(Struct, frozen=True):
-    """Run `feed` in one pass; reduce the last len(row_ids) rows at these ids (`TargetRow`)."""
+    """Run `feed` in one pass; reduce the last len(row_ids) rows at these ids (`TargetRow`).
+
+    When the model is free, the shell asks `decoding.cloud.extended` for the windows that have come
+    meanwhile. Where `prehit` is set, the kept row is reduced first, and where it rejects, nothing
+    is run and `PrehitFailed` is the answer.
+
+    Attributes:
+        num_windows: windows that the pass is about.
+    """
 
     job: int
     feed: tuple[int, ...]
     row_ids: tuple[Int32Array, ...]
+    num_windows: int = 1
+    prehit: PreHit | None = None
 
 
 class FetchRow(Struct, frozen=True):

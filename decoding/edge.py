@@ -22,7 +22,7 @@ draft is a function of prefix and seed, so windows in flight survive a move to a
 worker: they are renumbered, not drafted again.
 
 This module knows no clock, no socket and no model: times come with events, work goes out as
-effects, and the shell runs the effects of one session in order.
+effects, and the shell runs them in order.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ from decoding.edge_events import (
     Tick,
     WindowJudged,
 )
+from decoding.edge_flow import draft_measured, feedback_measured, rtt_of, with_flow
 from decoding.edge_state import (
     Control,
     EdgeState,
     InFlight,
     Phase,
-    PreviousWindow,
     SessionSpec,
 )
 
@@ -78,7 +78,6 @@ __all__ = [
     "EdgeState",
     "InFlight",
     "Phase",
-    "PreviousWindow",
     "SessionSpec",
     "Step",
     "begin",
@@ -96,12 +95,14 @@ def begin(
     spec: SessionSpec, control: Control, committed: tuple[int, ...] = (), incarnation: int = 0
 ) -> Step:
     """A new session, or one taken over with tokens already promised to its user."""
-    state = EdgeState(
-        spec=spec,
-        control=control,
-        phase=Phase.SEEKING,
-        incarnation=incarnation,
-        tokens=spec.prompt + committed,
+    state = with_flow(
+        EdgeState(
+            spec=spec,
+            control=control,
+            phase=Phase.SEEKING,
+            incarnation=incarnation,
+            tokens=spec.prompt + committed,
+        )
     )
     return state, (SeekPeer("new session"),)
 
@@ -111,9 +112,11 @@ def step(state: EdgeState, event: Event) -> Step:
     if state.phase is Phase.FINISHED:
         return state, ()
     match event:
-        case Started(eos, now_ms):
+        case Started(eos, now_ms, measures):
+            if measures is not None and not state.measures.known:
+                state = with_flow(replace(state, measures=measures))
             state = replace(state, eos=eos)
-            reason = _end_reached(state)  # a session taken over may have been at its end
+            reason = state.end_reached()  # a session taken over may have been at its end
             return _open(state, now_ms) if reason is None else _finish(state, reason)
         case Opened(message, now_ms):
             return _opened(state, message.incarnation, now_ms)
@@ -122,7 +125,8 @@ def step(state: EdgeState, event: Event) -> Step:
         case FeedbackArrived(message, now_ms):
             return _feedback(state, message, now_ms)
         case ControlArrived(message, now_ms):
-            return replace(state, control=state.control.updated(message, now_ms)), ()
+            control = state.control.updated(message, now_ms)
+            return with_flow(replace(state, control=control)), ()
         case FaultArrived(message, now_ms):
             return _fault(state, message, now_ms)
         case Tick(now_ms):
@@ -142,7 +146,9 @@ def step(state: EdgeState, event: Event) -> Step:
 def _open(state: EdgeState, now_ms: float) -> Step:
     """Open, or open again, under the next incarnation; windows in flight move along."""
     first = state.in_flight[0].message.seq if state.in_flight else state.next_seq
-    state = replace(state, phase=Phase.OPENING, incarnation=state.incarnation + 1, opens_sent=0)
+    state = replace(
+        state, phase=Phase.OPENING, incarnation=state.incarnation + 1, opens_sent=0, heard_ms=None
+    )
     moved = tuple(
         replace(
             flight,
@@ -154,7 +160,7 @@ def _open(state: EdgeState, now_ms: float) -> Step:
     state, effects = _send_open(
         replace(state, in_flight=moved, next_seq=first + len(moved)), now_ms
     )
-    state, more = _draft_more(state)
+    state, more = _draft_more(state, now_ms)
     return state, effects + more
 
 
@@ -186,7 +192,7 @@ def _opened(state: EdgeState, incarnation: int, now_ms: float) -> Step:
     state = replace(state, phase=Phase.RUNNING)
     flights = tuple(replace(f, sent_ms=now_ms, num_sends=1) for f in state.in_flight)
     sends = tuple(Send(flight.message) for flight in flights)
-    state, more = _draft_more(replace(state, in_flight=flights))
+    state, more = _draft_more(replace(state, in_flight=flights), now_ms)
     return state, sends + more
 
 
@@ -199,27 +205,30 @@ def _seek(state: EdgeState, why: str) -> Step:
 # --- drafting ---------------------------------------------------------------------------------
 
 
-def _draft_more(state: EdgeState) -> Step:
-    """Ask for the tokens the pace allows now, never beyond the end of the answer."""
+def _draft_more(state: EdgeState, now_ms: float) -> Step:
+    """Ask for the tokens the flow allows now, never beyond the end of the answer."""
     if state.drafting or state.phase not in (Phase.OPENING, Phase.RUNNING):
         return state, ()
-    allowed = state.spec.method.pace.num_to_draft(
-        state.control.window, state.spec.sampling.greedy, len(state.in_flight)
-    )
-    count = min(allowed, state.num_remaining - len(state.drafted))
+    flow = state.flow
+    if state.in_flight and (flow.awaits or state.in_flight[-1].message.awaits):
+        return state, ()
+    room = min(flow.budget, state.num_remaining) - len(state.drafted)
+    count = min(flow.message, room)
     if count <= 0 or (state.drafted and state.drafted[-1] in state.eos):
         return state, ()
     feed = (state.tokens + state.drafted)[state.num_cached :]
-    return replace(state, job=state.job + 1, drafting=True), (Draft(state.job + 1, feed, count),)
+    state = replace(
+        state, job=state.job + 1, drafting=True, job_awaits=flow.awaits, issued_ms=now_ms
+    )
+    return state, (Draft(state.job, feed, count),)
 
 
 def _drafted(state: EdgeState, event: Drafted) -> Step:
     if not state.drafting or event.job != state.job:
         return state, ()
-    num_tokens = len(event.tokens)
-    state = replace(state, drafting=False, num_cached=event.start + max(num_tokens - 1, 0))
-    if num_tokens == 0:
-        return _draft_more(state)
+    state = replace(draft_measured(state, event), drafting=False, num_cached=event.num_cached)
+    if not event.tokens:
+        return _draft_more(state, event.now_ms)
     return _send_window(state, event)
 
 
@@ -239,6 +248,7 @@ def _send_window(state: EdgeState, event: Drafted) -> Step:
         edge_ms=state.previous.edge_ms,
         rework_ms=state.previous.rework_ms,
         rtt_ms=state.previous.rtt_ms,
+        awaits=state.job_awaits,
     )
     running = state.phase is Phase.RUNNING
     flight = InFlight(
@@ -254,7 +264,7 @@ def _send_window(state: EdgeState, event: Drafted) -> Step:
         next_seq=state.next_seq + 1,
     )
     sends: tuple[Effect, ...] = (Send(message),) if running else ()
-    state, more = _draft_more(state)
+    state, more = _draft_more(state, event.now_ms)
     return state, sends + more
 
 
@@ -294,13 +304,12 @@ def _judged(
     rolled_back = feedback.outcome is not Outcome.ACCEPTED
     verified = len(state.tokens) + num_accepted
     next_token = () if feedback.next_token is None else (feedback.next_token,)
-    new = _until_end(state, state.drafted[:num_accepted] + next_token)
+    new = state.until_end(state.drafted[:num_accepted] + next_token)
     commit = Commit(
         start=state.num_generated,
         tokens=new,
         accepted=tuple(i < num_accepted for i in range(len(new))),
     )
-    rtt_ms = max(0.0, now_ms - flight.sent_ms - feedback.verify_ms - feedback.queue_ms)
     facts = WindowJudged(
         feedback=feedback,
         num_drafted=flight.message.num_tokens,
@@ -308,10 +317,12 @@ def _judged(
         rolled_back=rolled_back,
         window=state.control.window,
         credit=state.control.credit,
+        budget=state.flow.budget,
+        in_flight=len(state.drafted),
         draft_ms=flight.message.draft_ms,
-        rtt_ms=rtt_ms,
+        rtt_ms=rtt_of(flight, feedback, now_ms),
     )
-    state = _timed(state, flight, feedback, rtt_ms, now_ms)
+    state = feedback_measured(state, flight, feedback, num_accepted, now_ms)
     state = replace(
         state,
         tokens=state.tokens + new,
@@ -325,39 +336,11 @@ def _judged(
     if rolled_back:
         state = replace(state, num_cached=min(state.num_cached, verified))
         effects += (Crop(state.num_cached),)
-    reason = _end_reached(state)
-    state, more = _draft_more(state) if reason is None else _finish(state, reason)
+    if (reason := state.end_reached()) is not None:
+        state, more = _finish(state, reason)
+    else:
+        state, more = _draft_more(with_flow(state), now_ms)
     return state, effects + more
-
-
-def _timed(
-    state: EdgeState, flight: InFlight, feedback: Feedback, rtt_ms: float, now_ms: float
-) -> EdgeState:
-    num_thrown = flight.message.num_tokens - feedback.num_accepted
-    timer = state.timer
-    if flight.num_sends == 1:
-        timer = timer.sample(now_ms - flight.sent_ms)
-    previous = PreviousWindow(
-        edge_ms=max(0.0, now_ms - flight.drafted_ms),
-        rework_ms=flight.message.draft_ms * num_thrown / flight.message.num_tokens,
-        rtt_ms=rtt_ms,
-    )
-    return replace(state, timer=timer, previous=previous)
-
-
-def _until_end(state: EdgeState, tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """`tokens` cut behind the first EOS and at max_new_tokens."""
-    tokens = tokens[: state.num_remaining]
-    for i, token in enumerate(tokens):
-        if token in state.eos:
-            return tokens[: i + 1]
-    return tokens
-
-
-def _end_reached(state: EdgeState) -> FinishReason | None:
-    if state.num_generated and state.tokens[-1] in state.eos:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if state.num_remaining <= 0 else None
 
 
 # --- time and trouble -------------------------------------------------------------------------
@@ -382,7 +365,8 @@ def _tick(state: EdgeState, now_ms: float) -> Step:
 def _resend(state: EdgeState, now_ms: float) -> Step:
     """Send the oldest window again when it is overdue; later ones wait behind it anyway."""
     oldest = state.in_flight[0]
-    if now_ms - oldest.sent_ms < state.timer.timeout_ms(oldest.num_sends):
+    since_ms = max(oldest.sent_ms, state.heard_ms or 0.0)  # an answer restarts it (RFC 6298 5.3)
+    if now_ms - since_ms < state.timer.timeout_ms(oldest.num_sends):
         return state, ()
     if oldest.num_sends >= GIVE_UP_AFTER_SENDS:
         return _seek(state, "the cloud worker does not answer")

@@ -9,15 +9,21 @@ from msgspec import Struct
 
 from bus.arrays import Float16Array, Int32Array
 from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
+from decoding.pacing import Measures
 
 # --- events -----------------------------------------------------------------------------------
 
 
 class Started(Struct, frozen=True):
-    """A peer is chosen, with the target's end tokens; open the session there."""
+    """A peer is chosen, with the target's end tokens; open the session there.
+
+    Attributes:
+        measures: what earlier sessions have learnt about that peer, or None.
+    """
 
     eos: frozenset[int]
     now_ms: float
+    measures: Measures | None = None
 
 
 class Opened(Struct, frozen=True):
@@ -33,11 +39,13 @@ class Drafted(Struct, frozen=True):
     Attributes:
         job: of the `Draft` this answers; an answer to an older one is ignored.
         start: absolute position of the first token.
+        num_cached: length of the draft's cache now, at most start + n − 1 with n > 0.
         q_ids: int32[n, K]. q_probs: float16[n, K], as they will be sent.
     """
 
     job: int
     start: int
+    num_cached: int
     tokens: tuple[int, ...]
     q_ids: Int32Array
     q_probs: Float16Array
@@ -133,7 +141,11 @@ class Commit(Struct, frozen=True):
 
 
 class WindowJudged(Struct, frozen=True):
-    """Facts of one judged window, for telemetry."""
+    """Facts of one judged window, for telemetry.
+
+    Attributes:
+        budget: tokens allowed in flight until this verdict; `in_flight`: how many there were.
+    """
 
     feedback: Feedback
     num_drafted: int
@@ -141,6 +153,8 @@ class WindowJudged(Struct, frozen=True):
     rolled_back: bool
     window: int
     credit: float
+    budget: int
+    in_flight: int
     draft_ms: float
     rtt_ms: float
 

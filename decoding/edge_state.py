@@ -7,8 +7,10 @@ from enum import Enum
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bus.messages import ControlUpdate, DraftWindow
+from bus.messages import ControlUpdate, DraftWindow, FinishReason
 from decoding.methods import Method
+from decoding.methods.base import Flow
+from decoding.pacing import Measures
 from decoding.sampling import SamplingParams
 from decoding.timing import ReplyTimer
 
@@ -95,7 +97,10 @@ class EdgeState(Struct, frozen=True):
         tokens: prompt and committed tokens.
         drafted: tokens behind them that were drafted and not judged yet.
         num_cached: length of the draft's cache once the effects so far have run.
-        job: number of the newest draft job; `drafting` while it runs.
+        job: number of the newest draft job; `drafting` while it runs; `job_awaits` where it is
+            one of lockstep, `issued_ms` when it was asked for.
+        flow: what the pace wants in flight, by `growth` = Π(1 + η_j) and `measures`.
+        heard_ms: when the last verdict of this incarnation came.
         opens_sent, open_sent_ms: of `OpenSession` in this incarnation.
         eos: tokens that end the answer, the target's.
     """
@@ -112,6 +117,12 @@ class EdgeState(Struct, frozen=True):
     num_cached: int = 0
     job: int = 0
     drafting: bool = False
+    job_awaits: bool = True
+    issued_ms: float = 0.0
+    flow: Flow = Flow(message=0, budget=0, awaits=True)
+    growth: float = 1.0
+    measures: Measures = Measures()
+    heard_ms: float | None = None
     opens_sent: int = 0
     open_sent_ms: float = 0.0
     eos: frozenset[int] = frozenset()
@@ -126,3 +137,22 @@ class EdgeState(Struct, frozen=True):
     def num_remaining(self) -> int:
         """Tokens that may still be committed."""
         return self.spec.max_new_tokens - self.num_generated
+
+    def num_ahead_of(self, flight: InFlight) -> int:
+        """Drafted tokens in the windows up to `flight`, it included."""
+        end = flight.message.start + flight.message.num_tokens
+        return end - len(self.tokens)
+
+    def until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """`tokens` cut behind the first EOS and at max_new_tokens."""
+        tokens = tokens[: self.num_remaining]
+        for i, token in enumerate(tokens):
+            if token in self.eos:
+                return tokens[: i + 1]
+        return tokens
+
+    def end_reached(self) -> FinishReason | None:
+        """Why the answer is over, if it is."""
+        if self.num_generated and self.tokens[-1] in self.eos:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_remaining <= 0 else None

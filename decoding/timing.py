@@ -8,6 +8,7 @@ from msgspec.structs import replace
 INITIAL_TIMEOUT_MS = 1000.0
 MIN_TIMEOUT_MS = 200.0
 MAX_TIMEOUT_MS = 5000.0
+MAX_BACKOFF = 5
 
 
 class ReplyTimer(Struct, frozen=True):
@@ -16,20 +17,27 @@ class ReplyTimer(Struct, frozen=True):
     Attributes:
         smoothed_ms: exponentially smoothed reply time (gain 1/8); None before the first sample.
         variation_ms: smoothed absolute deviation (gain 1/4).
+        backoff: doublings that stay in force: replies that took longer than the timeout give no
+            sample, and without this no window would ever again be sent once (RFC 6298, 5.5-5.7).
     """
 
     smoothed_ms: float | None = None
     variation_ms: float = 0.0
+    backoff: int = 0
 
     def sample(self, reply_ms: float) -> ReplyTimer:
         """With one more measured reply; resent windows must not be sampled (Karn)."""
         if self.smoothed_ms is None:
-            return replace(self, smoothed_ms=reply_ms, variation_ms=reply_ms / 2)
+            return ReplyTimer(smoothed_ms=reply_ms, variation_ms=reply_ms / 2)
         deviation = abs(self.smoothed_ms - reply_ms)
         return ReplyTimer(
             smoothed_ms=self.smoothed_ms + (reply_ms - self.smoothed_ms) / 8,
             variation_ms=self.variation_ms + (deviation - self.variation_ms) / 4,
         )
+
+    def answered_late(self, num_sends: int) -> ReplyTimer:
+        """With a reply to something sent `num_sends` ≥ 2 times: keep that patience."""
+        return replace(self, backoff=min(max(self.backoff, num_sends - 1), MAX_BACKOFF))
 
     def timeout_ms(self, num_sends: int) -> float:
         """How long to wait after send number `num_sends` (from 1), doubling each time."""
@@ -37,4 +45,4 @@ class ReplyTimer(Struct, frozen=True):
             base = INITIAL_TIMEOUT_MS
         else:
             base = max(MIN_TIMEOUT_MS, self.smoothed_ms + 4 * self.variation_ms)
-        return min(base * 2.0 ** (num_sends - 1), MAX_TIMEOUT_MS)
+        return min(base * 2.0 ** (num_sends - 1 + self.backoff), MAX_TIMEOUT_MS)

@@ -1,7 +1,8 @@
-"""The draft model as the edge worker's model thread uses it.
+"""The draft model as the edge worker's model thread uses it, with lookup in front or alone.
 
 Runs tokens, draws from what will be sent (DESIGN rule 1) and looks between tokens whether it
-should stop. Used from one thread; knows neither asyncio nor sessions.
+should stop. Where lookup (`decoding.lookup`) has a proposal, the model is not asked; it catches up
+in one run when it next speaks. Used from one thread; knows neither asyncio nor sessions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from bus.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
 from bus.errors import LocalError
+from decoding.lookup import Drafter, SuffixIndex
 from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from models.cache import KVCache
@@ -25,15 +27,32 @@ from models.draft import LoadedDraft, load_draft
 
 @dataclass(slots=True)
 class DraftCache:
-    """One session's cache in the draft, and how its tokens are chosen."""
+    """One session's cache in the draft, and how its tokens are chosen.
+
+    Attributes:
+        text: what lookup searches, or None. Behind `length` it may hold what is no longer wanted.
+        uses_model: whether anything is ever run.
+    """
 
     keys_values: KVCache
     sampling: SamplingParams
+    text: SuffixIndex | None = None
+    uses_model: bool = True
 
     @property
     def length(self) -> int:
         """Positions held: the next token run stands at this position."""
-        return self.keys_values.length
+        return self.keys_values.length if self.uses_model or self.text is None else len(self.text)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Let lookup know the tokens at `length` and behind."""
+        if self.text is not None:
+            self.text.truncate(self.length)
+            self.text.extend(tokens)
+
+    def look_up(self) -> int | None:
+        """Lookup's proposal for what follows, if it has one."""
+        return None if self.text is None else self.text.propose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,7 @@ class DraftedWindow:
 
     Attributes:
         start: absolute position of the first drafted token.
+        num_cached: positions the cache holds now, at most all but the last token's.
         tokens: the n drafted tokens.
         q_ids: int32[n, K], the draft's most probable tokens at each position, in canonical order.
         q_probs: float16[n, K], their temperature-1 probabilities.
@@ -49,6 +69,7 @@ class DraftedWindow:
     """
 
     start: int
+    num_cached: int
     tokens: tuple[int, ...]
     q_ids: Int32Array
     q_probs: Float16Array
@@ -64,10 +85,13 @@ class DraftModel:
         Others as in `models.loading.LoadedModel`.
     """
 
-    def __init__(self, loaded: LoadedDraft, num_sparse: int = 48) -> None:
+    def __init__(
+        self, loaded: LoadedDraft, num_sparse: int = 48, drafter: Drafter = Drafter.MODEL
+    ) -> None:
         if num_sparse < 1:
             raise LocalError(f"num_sparse is {num_sparse}; a draft sends at least one probability")
         self._network = loaded.network
+        self._drafter = drafter
         self.tokenizer = loaded.tokenizer
         self.tokenizer_digest = loaded.tokenizer_digest
         self.name = loaded.name
@@ -80,14 +104,21 @@ class DraftModel:
 
     @classmethod
     def load(
-        cls, spec: str, dtype: str = "auto", device: str = "auto", num_sparse: int = 48
+        cls,
+        spec: str,
+        dtype: str = "auto",
+        device: str = "auto",
+        num_sparse: int = 48,
+        drafter: Drafter = Drafter.MODEL,
     ) -> Self:
         """Load by spec; see `models.draft.load_draft` for specs and errors."""
-        return cls(load_draft(spec, dtype, device), num_sparse)
+        return cls(load_draft(spec, dtype, device), num_sparse, drafter)
 
     def open(self, sampling: SamplingParams) -> DraftCache:
         """An empty cache for a new session."""
-        return DraftCache(KVCache(), sampling)
+        alone = self._drafter is Drafter.LOOKUP
+        text = None if self._drafter is Drafter.MODEL else SuffixIndex(always=alone)
+        return DraftCache(KVCache(), sampling, text, uses_model=not alone)
 
     def crop(self, cache: DraftCache, length: int) -> None:
         """Forget every position from `length` on.
@@ -95,11 +126,15 @@ class DraftModel:
         Raises:
             LocalError: the cache is shorter than that.
         """
-        cache.keys_values.crop(length)
+        if cache.uses_model:
+            cache.keys_values.crop(length)
+        elif cache.text is not None:
+            cache.text.truncate(length)
 
     def prefill(self, cache: DraftCache, tokens: Sequence[int]) -> None:
         """Run tokens without drawing any. The caller cuts long prompts into chunks."""
-        if tokens:
+        cache.read(tokens)
+        if tokens and cache.uses_model:
             self._run(cache, tokens)
 
     def draft(
@@ -110,11 +145,12 @@ class DraftModel:
         eos: frozenset[int],
         stop: Callable[[], bool],
     ) -> DraftedWindow:
-        """Run `feed`, then draw up to `count` tokens, each run before the next is drawn.
+        """Run `feed`, then draw up to `count` tokens, each run before the model draws the next.
 
         Fewer come out after a token of `eos`, or once `stop()` is true; it is asked before every
-        run. With n > 0 tokens the cache then holds `start + n − 1` positions: the last drafted
-        token is not run. With n = 0 it is unchanged.
+        token. With n > 0 tokens the cache then holds up to `start + n − 1` positions: the last
+        drafted token is not run, nor are those since the model last spoke. With n = 0 it is
+        unchanged.
 
         Args:
             feed: tokens the cache lacks before the first drafted one, never empty.
@@ -124,23 +160,37 @@ class DraftModel:
             raise LocalError(f"draft needs tokens to run and a count; got {len(feed)} and {count}")
         began = time.perf_counter()
         start = cache.length + len(feed)
+        cache.read(feed)
         tokens: list[int] = []
         q_ids = np.empty((count, self.num_sparse), dtype=TOKEN_DTYPE)
-        q_probs = np.empty((count, self.num_sparse), dtype=PROB_DTYPE)
-        pending: Sequence[int] = feed
+        q_probs = np.zeros((count, self.num_sparse), dtype=PROB_DTYPE)
+        width = 1 if cache.text is not None else self.num_sparse  # K entries if the model speaks
+        pending = list(feed)
         for index in range(count):
             if stop():
                 break
-            logits = self._run(cache, pending)
-            q_ids[index], q_probs[index] = self._top_probabilities(logits)
-            token = _draw(q_ids[index], q_probs[index], cache.sampling, start + index)
+            found = cache.look_up()
+            if found is None:
+                logits = self._run(cache, pending)
+                q_ids[index], q_probs[index] = self._top_probabilities(logits)
+                token = _draw(q_ids[index], q_probs[index], cache.sampling, start + index)
+                pending, width = [], self.num_sparse
+            else:
+                token = found
+                q_ids[index, 0], q_probs[index, 0] = token, 1.0
+                q_ids[index, 1:] = np.arange(self.num_sparse - 1)  # zeros, in canonical order
             tokens.append(token)
-            pending = (token,)
+            pending.append(token)
+            if cache.text is not None:
+                cache.text.extend((token,))
             if token in eos:
                 break
-        drafted = len(tokens)
-        elapsed_ms = 1e3 * (time.perf_counter() - began)
-        return DraftedWindow(start, tuple(tokens), q_ids[:drafted], q_probs[:drafted], elapsed_ms)
+        if tokens and not cache.uses_model:
+            self.crop(cache, start + len(tokens) - 1)
+        return DraftedWindow(
+            start, cache.length, tuple(tokens), q_ids[: len(tokens), :width],
+            q_probs[: len(tokens), :width], 1e3 * (time.perf_counter() - began),
+        )  # fmt: skip
 
     @torch.inference_mode()
     def _run(self, cache: DraftCache, tokens: Sequence[int]) -> Tensor:

@@ -31,7 +31,7 @@ from decoding.edge_events import (
 from decoding.sampling import SamplingParams
 from edge_worker.draft_model import DraftModel
 from edge_worker.peers import Peers
-from edge_worker.session import EdgeSession, Workshop
+from edge_worker.session import EdgeSession, PathMemory, Workshop
 from edge_worker.settings import EdgeSettings
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
@@ -59,7 +59,12 @@ async def serve(settings: EdgeSettings) -> None:
     thread = ModelThread(settings.threads)
     try:
         model = await thread.call(
-            DraftModel.load, settings.draft, settings.dtype, settings.device, settings.num_sparse
+            DraftModel.load,
+            settings.draft,
+            settings.dtype,
+            settings.device,
+            settings.num_sparse,
+            settings.drafter,
         )
         store = await connect_store(settings)
         worker = EdgeWorker(settings, model, thread, sockets, store)
@@ -105,7 +110,9 @@ class EdgeWorker:
         self._store = store
         self._counters = sockets.counters
         self._peers = Peers(store, sockets, self.name, model.tokenizer_digest, self._received)
-        self._workshop = Workshop(model, thread, self._peers, settings.peer_wait_s)
+        self._workshop = Workshop(
+            model, thread, self._peers, settings.peer_wait_s, settings.timeline, PathMemory()
+        )
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)

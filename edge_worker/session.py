@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from bus.errors import E2SCIError, StoreUnavailableError
 from bus.messages import DraftWindow, FinishReason, Message
+from bus.store import TelemetryEntry
 from decoding import edge
 from decoding.edge_events import (
     CheckPeer,
@@ -34,6 +37,7 @@ from decoding.edge_events import (
     StopMatched,
     WindowJudged,
 )
+from decoding.pacing import Measures
 from edge_worker.draft_model import DraftedWindow, DraftModel
 from edge_worker.peers import Peer, Peers
 from edge_worker.text import AnswerText
@@ -44,16 +48,42 @@ from models.thread import ModelThread, now_ms
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+MAX_REMEMBERED = 64
+
+
+class PathMemory:
+    """What sessions have learnt about each cloud worker, for the next one there."""
+
+    def __init__(self) -> None:
+        self._measures: dict[tuple[str, str], Measures] = {}
+
+    def recall(self, cloud: str, method: str) -> Measures | None:
+        return self._measures.get((cloud, method))
+
+    def keep(self, cloud: str, method: str, measures: Measures) -> None:
+        """Acceptance is remembered as lightly as a guess: the next text is another one."""
+        if measures.known:
+            light = msgspec.structs.replace(measures, acceptance=measures.acceptance.recalled())
+            self._measures.pop((cloud, method), None)
+            self._measures[cloud, method] = light
+            if len(self._measures) > MAX_REMEMBERED:
+                del self._measures[next(iter(self._measures))]
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What all sessions of an edge worker share."""
+    """What all sessions of an edge worker share.
+
+    Attributes:
+        timelines: whether sessions add theirs to telemetry.
+    """
 
     model: DraftModel
     thread: ModelThread
     peers: Peers
     mismatch_wait_s: float
+    timelines: bool
+    memory: PathMemory
 
 
 class EdgeSession:
@@ -174,7 +204,13 @@ class EdgeSession:
         elif rest:
             self._piece = Piece(self._answer.num_tokens, (), (), rest)
         self._write_piece()
-        self._writer.end(reason, error, self._meter.usage(), self._meter.closing(reason))
+        entries: list[TelemetryEntry] = [self._meter.closing(reason)]
+        if self._workshop.timelines:
+            entries.append(self._meter.timeline_entry())
+        self._writer.end(reason, error, self._meter.usage(), *entries)
+        if self.peer is not None:
+            spec, cloud = self.state.spec, self.peer.record.worker_id
+            self._workshop.memory.keep(cloud, spec.method.name, self.state.measures)
 
     def _write_piece(self) -> None:
         piece, self._piece = self._piece, None
@@ -186,7 +222,7 @@ class EdgeSession:
             return
         size = self.peer.send(message)
         if isinstance(message, DraftWindow):
-            self._meter.sent_window(size, message.num_tokens)
+            self._meter.sent_window(message, size)
         else:
             self._meter.bytes_up += size
 
@@ -221,7 +257,9 @@ class EdgeSession:
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)
                 continue
-            self.handle(Started(frozenset(self.peer.record.eos_tokens), now_ms()))
+            record, method = self.peer.record, self.state.spec.method.name
+            measures = self._workshop.memory.recall(record.worker_id, method)
+            self.handle(Started(frozenset(record.eos_tokens), now_ms(), measures))
             return
 
     async def _check_peer(self) -> None:
@@ -249,10 +287,13 @@ class EdgeSession:
         )
 
     def _drafted(self, job: int, window: DraftedWindow) -> None:
+        """Interrupted ones are counted too, though the machine will not hear of their tokens."""
+        at_ms = now_ms()
+        self._meter.drafted(window.start, len(window.tokens), window.draft_ms, at_ms)
         self.handle(
             Drafted(
-                job, window.start, window.tokens, window.q_ids, window.q_probs, window.draft_ms,
-                now_ms(),
+                job, window.start, window.num_cached, window.tokens, window.q_ids, window.q_probs,
+                window.draft_ms, at_ms,
             )
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bus.messages import MAX_SPARSE
 from bus.worker import WorkerSettings
+from decoding.lookup import Drafter
 
 
 class EdgeSettings(WorkerSettings):
@@ -18,6 +19,11 @@ class EdgeSettings(WorkerSettings):
     draft: str = Field(
         "default",
         description="Draft model: 'default' (shipped), a Hugging Face id, a directory, a .gguf.",
+    )
+    drafter: Drafter = Field(
+        Drafter.LOOKUP_MODEL,
+        description="Who drafts: 'model', 'lookup' (repeats what followed the same words earlier "
+        "in prompt and answer; costs nothing), or 'lookup+model' (lookup where it has something).",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware has it, else float32."
@@ -36,6 +42,9 @@ class EdgeSettings(WorkerSettings):
     )
     conservative_threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.02, description="Threshold while the controller is silent (lossy methods)."
+    )
+    timeline: bool = Field(
+        False, description="Add each session's timeline to telemetry, for plots of it."
     )
     peer_wait_s: Annotated[float, Field(gt=0)] = Field(
         10.0,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
-from bus.messages import FinishReason, Outcome
-from bus.store import SessionEntry, Usage, WindowEntry
+from bus.messages import DraftWindow, FinishReason, Outcome
+from bus.store import SessionEntry, TimelineEntry, Usage, WindowEntry
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from edge_worker.peers import Peer
+from edge_worker.timeline import Timeline
+from models.thread import now_ms
 
 
 class UsageMeter:
@@ -24,6 +26,10 @@ class UsageMeter:
         self._accepted_tokens = 0
         self._windows = 0
         self._rollbacks = 0
+        self._passes = 0
+        self._prehit_rejections = 0
+        self._written_tokens = 0
+        self.timeline = Timeline(now_ms())
         self._window_bytes = 0
         self._sent_tokens = 0
         self._cloud = ""
@@ -34,13 +40,24 @@ class UsageMeter:
     def committed(self, num_tokens: int) -> None:
         self._completion_tokens += num_tokens
 
-    def sent_window(self, size: int, num_tokens: int) -> None:
+    def drafted(self, start: int, num_tokens: int, draft_ms: float, ended_ms: float) -> None:
+        """A draft job has ended, by itself or interrupted."""
+        self._written_tokens += num_tokens
+        self.timeline.drafted(start, num_tokens, draft_ms, ended_ms)
+
+    def sent_window(self, message: DraftWindow, size: int) -> None:
         """One window frame of `size` bytes, resent ones included."""
         self.bytes_up += size
         self._window_bytes += size
-        self._sent_tokens += num_tokens
+        self._sent_tokens += message.num_tokens
+        self.timeline.sent(message, now_ms())
 
     def judged(self, effect: WindowJudged) -> None:
+        """A verdict, as soon as it has come."""
+        feedback = effect.feedback
+        self.timeline.judged(effect, now_ms())
+        self._passes += feedback.pass_tokens > 0
+        self._prehit_rejections += feedback.outcome is Outcome.PREHIT_REJECTED
         self._windows += 1
         self._drafted_tokens += effect.num_drafted
         self._accepted_tokens += effect.feedback.num_accepted
@@ -77,12 +94,15 @@ class UsageMeter:
             rtt_ms=effect.rtt_ms,
             bytes_up=bytes_up,
             bytes_down=bytes_down,
+            budget=effect.budget,
+            in_flight=effect.in_flight,
         )
 
     def usage(self) -> Usage:
         """The answer's `usage` so far."""
         seconds = time.monotonic() - self._began_s
         new_tokens = self._completion_tokens - self._num_before
+        shares = self.timeline.shares()
         return Usage(
             prompt_tokens=len(self._spec.prompt),
             completion_tokens=self._completion_tokens,
@@ -97,6 +117,13 @@ class UsageMeter:
             bytes_down=self.bytes_down,
             bytes_per_drafted_token=self._window_bytes / max(self._sent_tokens, 1),
             lossless=self._spec.method.lossless,
+            wasted_tokens=max(0, self._written_tokens - self._accepted_tokens),
+            passes=self._passes,
+            passes_saved=self._windows - self._passes,
+            prehit_rejections=self._prehit_rejections,
+            edge_idle=shares.edge_idle,
+            cloud_idle=shares.cloud_idle,
+            hidden=shares.hidden,
         )
 
     def closing(self, reason: FinishReason) -> SessionEntry:
@@ -111,4 +138,17 @@ class UsageMeter:
             method=self._spec.method.name,
             finish_reason=reason.value,
             usage=self.usage(),
+        )
+
+    def timeline_entry(self) -> TimelineEntry:
+        """The telemetry entry with the finished session's timeline."""
+        return TimelineEntry(
+            at_ms=time.time_ns() // 1_000_000,
+            request=self._request,
+            session=self._spec.session,
+            client=self._spec.client,
+            edge=self._spec.edge,
+            cloud=self._cloud,
+            method=self._spec.method.name,
+            events=self.timeline.events(),
         )

@@ -14,7 +14,7 @@ from functools import partial
 
 from bus.errors import OwnershipLostError, StoreUnavailableError
 from bus.messages import FinishReason
-from bus.store import Claim, End, ResultGapError, SessionEntry, Store, Usage, WindowEntry
+from bus.store import Claim, End, ResultGapError, Store, TelemetryEntry, Usage, WindowEntry
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ class ResultWriter:
         self._put.append(piece)
         self._writes.put_nowait(partial(self._append, piece))
 
-    def end(self, reason: FinishReason, error: str, usage: Usage, entry: SessionEntry) -> None:
-        """End the answer after all that was put before."""
+    def end(self, reason: FinishReason, error: str, usage: Usage, *entries: TelemetryEntry) -> None:
+        """End the answer after all that was put before, and add `entries` to telemetry."""
         self._writes.put_nowait(
             partial(self._store.queue.finish, self._claim, End(reason, error, usage))
         )
-        self._writes.put_nowait(partial(self._store.telemetry.add, entry))
+        self._writes.put_nowait(partial(self._store.telemetry.add, *entries))
         self._writes.put_nowait(None)
 
     def refuse(self, why: str) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,12 +20,13 @@ from bus.errors import LocalError, StoreUnavailableError
 from bus.settings import BusSettings
 from bus.store import Store, WorkerRecord
 from launch.embedded import EmbeddedServer
+from launch.links import Links
 from launch.ports import PortClaim, claim_port
+from launch.python import ROOT, module_command, module_env
 from launch.supervisor import Log, ManagedProcess, ProcessSpec, ProcessTree, RestartPolicy
 
 DASHBOARD = "dashboard"
 DEFAULT_DASHBOARD_PORT = 8501
-_ROOT = Path(__file__).resolve().parent.parent
 _HEALTH_TIMEOUT_S = 2.0
 
 
@@ -39,11 +39,15 @@ class StackOptions:
         target, draft: models, as `models.sources` takes them.
         dtype: number format of both models.
         window: tokens drafted at a time; None leaves it to the controller's settings.
+        drafter: who drafts (`decoding.lookup.Drafter`); None leaves it to the edges' settings.
         threads: CPU threads of each model worker; None shares the cores among them.
         redis_url: an existing Redis; None starts the embedded Valkey.
         data_dir: where the embedded Valkey keeps its data beyond this run.
         dashboard_port: first port to try for the dashboard; None starts none.
         log_level: of all workers; None leaves it to the settings.
+        link: an emulated link in front of each cloud worker, to measure: a profile, a round trip
+            such as `40ms` or a trace file (docs/link.md); None is this machine's loopback.
+        link_seed: fixes the links' jitter and loss.
     """
 
     cloud: int = 1
@@ -52,11 +56,14 @@ class StackOptions:
     draft: str = "default"
     dtype: str = "auto"
     window: int | None = None
+    drafter: str | None = None
     threads: int | None = None
     redis_url: str | None = None
     data_dir: Path | None = None
     dashboard_port: int | None = None
     log_level: str | None = None
+    link: str | None = None
+    link_seed: int = 0
 
     @property
     def threads_each(self) -> int:
@@ -69,7 +76,8 @@ class Stack:
     """All processes of one installation on this machine.
 
     `await start()` returns once every worker is registered; `await stop()` drains and ends them.
-    Processes are named `valkey`, `controller`, `cloud-1` …, `edge-1` …, `dashboard`. With the
+    Processes are named `valkey`, `controller`, `link-1` …, `cloud-1` …, `edge-1` …, `dashboard`;
+    `link-1` stands before `cloud-1`, and its last line after `stop` is its report. With the
     embedded Valkey these are the workers' ids too; in a Redis shared with other machines the ids
     get a suffix (`worker_id`).
     """
@@ -101,6 +109,7 @@ class Stack:
         self._store: Store | None = None
         self._tree: ProcessTree | None = None
         self._dashboard: PortClaim | None = None
+        self._links: Links | None = None
 
     @property
     def redis_url(self) -> str:
@@ -119,7 +128,8 @@ class Stack:
     def processes(self) -> tuple[ManagedProcess, ...]:
         """Every child, the embedded Valkey first."""
         server = () if self._server is None else (self._server.process,)
-        return server + (() if self._tree is None else self._tree.processes)
+        links = () if self._links is None else self._links.processes
+        return server + links + (() if self._tree is None else self._tree.processes)
 
     def process(self, name: str) -> ManagedProcess:
         """The child of this name.
@@ -159,6 +169,15 @@ class Stack:
             self._store = await Store.connect(BusSettings.load(redis_url=self.redis_url))
             if self.options.dashboard_port is not None:
                 self._dashboard = claim_port(self.options.dashboard_port)
+            if self.options.link is not None:
+                self._links = Links(
+                    [name for name in self.worker_names if name.startswith("cloud")],
+                    self.options.link,
+                    self.options.link_seed,
+                    log=self._log,
+                    policy=self._policy,
+                )
+                await self._links.start()
             self._tree = ProcessTree(
                 self._specs(), log=self._log, probe=self._ready_names, policy=self._policy
             )
@@ -178,6 +197,8 @@ class Stack:
                 await self._store.close()
             if self._dashboard is not None:
                 self._dashboard.close()
+            if self._links is not None:
+                await self._links.stop()
             if self._server is not None:
                 await self._server.stop()
 
@@ -190,7 +211,7 @@ class Stack:
 
     def _specs(self) -> list[ProcessSpec]:
         specs = [
-            ProcessSpec(name, _python(_module(name)), self._worker_env(name), self._quiet)
+            ProcessSpec(name, module_command(_module(name)), self._worker_env(name), self._quiet)
             for name in self.worker_names
         ]
         if self._dashboard is not None:
@@ -199,12 +220,10 @@ class Stack:
         return specs
 
     def _shared_env(self) -> dict[str, str]:
-        env = {"E2SCI_REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
+        env = {"E2SCI_REDIS_URL": self.redis_url, **module_env()}
         if self.options.log_level is not None:
             env["E2SCI_LOG_LEVEL"] = self.options.log_level
-        # The packages are importable here, perhaps only because of where we were started.
-        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
-        return {**env, "PYTHONPATH": path, **self._env}
+        return {**env, **self._env}
 
     def _worker_env(self, name: str) -> dict[str, str]:
         options = self.options
@@ -217,6 +236,10 @@ class Stack:
         }
         if options.window is not None:
             env["E2SCI_WINDOW"] = str(options.window)
+        if options.drafter is not None:
+            env["E2SCI_DRAFTER"] = options.drafter
+        if self._links is not None:
+            env |= self._links.cloud_env(name)
         return {**env, **self._shared_env()}
 
     async def records(self) -> dict[str, WorkerRecord]:
@@ -264,14 +287,9 @@ def _streamlit_command(port: int) -> tuple[str, ...]:
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
     }
-    app = _ROOT / "dashboard" / "app.py"
+    app = ROOT / "dashboard" / "app.py"
     flags = (f"--{name}={value}" for name, value in settings.items())
-    return (*_python("streamlit"), "run", str(app), *flags)
-
-
-def _python(module: str) -> tuple[str, ...]:
-    # -P: a folder `models` or `controller` where the user stands must not shadow our packages.
-    return (sys.executable, "-P", "-m", module)
+    return (*module_command("streamlit"), "run", str(app), *flags)
 
 
 async def _is_healthy(port: int) -> bool:

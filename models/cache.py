@@ -1,17 +1,72 @@
 """The KV cache of one session: append by running tokens, roll back by cropping.
 
-A thin hold on transformers' `DynamicCache`. It is built without the model's config on purpose:
-layers with a sliding window then keep every position and rely on the mask, which costs memory
-beyond the window and in return can be cropped to any length.
+A thin hold on transformers' `Cache`, whose layers here write into memory reserved in blocks: a
+step copies its own keys and values, not all before them, and cropping moves a number. Every layer
+is of this kind whatever the model's config says: with a sliding window it keeps every position and
+relies on the mask, which costs memory beyond the window and in return can be cropped to any length.
 """
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
 
 from bus.errors import LocalError, ModelError
+
+_BLOCK = 256  # positions reserved at a time; as long as a chunk of prefill
+
+
+class BlockLayer(DynamicLayer):  # type: ignore[misc]  # transformers is read as Any
+    """One layer's keys and values; `keys` and `values` are views of the first `length` positions.
+
+    Views handed out earlier change when positions are cropped and written again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_initialized = False
+        self._length = 0
+        self._key_block = self._value_block = torch.empty(0)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append float[1, heads, n, d] keys and values; returns all that are held."""
+        del args, kwargs  # of no use to a cache that keeps everything
+        begin, end = self._length, self._length + key_states.shape[-2]
+        if not self.is_initialized or end > self._key_block.shape[-2]:
+            self._key_block = self._reserve(self.keys, key_states, end)
+            self._value_block = self._reserve(self.values, value_states, end)
+            self.device, self.is_initialized = key_states.device, True
+        self._key_block[..., begin:end, :] = key_states.detach()
+        self._value_block[..., begin:end, :] = value_states.detach()
+        self._set_length(end)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+        return self._length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last −`tokens_to_remove` positions, as transformers counts."""
+        self._set_length(self._length + tokens_to_remove)
+
+    def _set_length(self, length: int) -> None:
+        self._length = length
+        self.keys = self._key_block[..., :length, :]
+        self.values = self._value_block[..., :length, :]
+
+    @torch.inference_mode(False)  # else only passes in inference mode could write into the block
+    def _reserve(self, held: Tensor | None, new: Tensor, length: int) -> Tensor:
+        """Room for `length` positions and more, with what was held in front."""
+        capacity = -(-length // _BLOCK) * _BLOCK
+        block = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
+        if held is not None:
+            block[..., : self._length, :] = held
+        return block
 
 
 class KVCache:
@@ -25,7 +80,7 @@ class KVCache:
     __slots__ = ("states",)
 
     def __init__(self) -> None:
-        self.states = DynamicCache()
+        self.states = Cache(layer_class_to_replicate=BlockLayer)
 
     @property
     def length(self) -> int:
@@ -40,9 +95,7 @@ class KVCache:
         held = self.length
         if not 0 <= length <= held:
             raise LocalError(f"cannot crop a cache of {held} positions to {length}")
-        if length == 0:
-            self.states = DynamicCache()
-        elif length < held:
+        if length < held:
             self.states.crop(length - held)
 
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from msgspec.structs import replace
-
 from bus.codec import decode, encode
-from bus.messages import CloseSession, DraftWindow, Fault, Message, OpenSession
+from bus.messages import CloseSession, ControlUpdate, DraftWindow, Fault, Message, OpenSession
 from decoding import cloud, cloud_events, edge, edge_events, methods
+from decoding.acceptance import TargetRow
 from decoding.methods import Method, find
 from decoding.sampling import SamplingParams
 from decoding.verification import window_report
@@ -60,6 +59,7 @@ class EdgeCloudPair:
     committed: tuple[int, ...] = ()
     draft_ms: float = 2.0
     verify_ms: float = 10.0
+    busy_ms: float = 0.0
 
     def __post_init__(self) -> None:
         self.now_ms = 0.0
@@ -130,8 +130,9 @@ class EdgeCloudPair:
                     self.answer += tokens
                     self.accepted += accepted
                 case edge_events.WindowJudged():
-                    control = replace(self.edge.control, window=next(self._windows))
-                    self.edge = replace(self.edge, control=control)
+                    update = ControlUpdate("s1", 1, len(self.sent), 0.15, next(self._windows), 0, 0)
+                    event = edge_events.ControlArrived(update, self.now_ms)
+                    self._at(0.0, partial(self._step_edge, event))
                 case edge_events.SeekPeer():
                     self._at(
                         1.0, lambda: self._step_edge(edge_events.Started(self.eos, self.now_ms))
@@ -143,11 +144,11 @@ class EdgeCloudPair:
 
     def _run_draft(self, job: int, feed: tuple[int, ...], count: int) -> None:
         start, tokens, ids, probs = self._draft.draft(feed, count, self.eos)
-        took = self.draft_ms * count
+        took, num_cached = self.draft_ms * count, len(self._draft.cache)
         self._at(
             took,
             lambda: self._step_edge(
-                edge_events.Drafted(job, start, tokens, ids, probs, took, self.now_ms)
+                edge_events.Drafted(job, start, num_cached, tokens, ids, probs, took, self.now_ms)
             ),
         )
 
@@ -189,7 +190,6 @@ class EdgeCloudPair:
         if self._cloud is None:
             return
         self._cloud, effects = cloud.step(self._cloud, event)
-        assert self._cloud.num_run <= len(self._cloud.tokens) or self._cloud.verification
         self._run_cloud(effects)
 
     def _run_cloud(self, effects: tuple[cloud_events.Effect, ...]) -> None:
@@ -198,9 +198,8 @@ class EdgeCloudPair:
                 case cloud_events.Prefill(job, tokens):
                     self._target.prefill(tokens)
                     self._later_cloud(partial(cloud_events.Prefilled, job))
-                case cloud_events.Forward(job, feed, row_ids):
-                    rows = self._target.forward(feed, row_ids)
-                    self._later_cloud(partial(cloud_events.RowsReady, job, rows, self.verify_ms))
+                case cloud_events.Forward():
+                    self._at(self.busy_ms, partial(self._pass, self._boot, effect))
                 case cloud_events.FetchRow(job, index):
                     row = self._target.full_row(index)
                     self._later_cloud(partial(cloud_events.FullRowReady, job, row))
@@ -215,7 +214,28 @@ class EdgeCloudPair:
                     decode(encode(report))
         self._check_cloud()
 
-    def _later_cloud(self, event: Callable[[float], cloud_events.Event]) -> None:
+    def _pass(self, boot: int, forward: cloud_events.Forward) -> None:
+        """The model is free for this session, `busy_ms` after it has asked."""
+        if boot != self._boot or self._cloud is None or self._cloud.job != forward.job:
+            return
+        job, prehit = forward.job, forward.prehit
+        kept: tuple[TargetRow, ...] = ()
+        if prehit is not None:
+            kept = (self._target.reduce_row(prehit.index, prehit.proposal.ids),)
+            if not prehit.passes(kept[0]):
+                self._later_cloud(partial(cloud_events.PrehitFailed, job, kept[0]), 0.0)
+                return
+        forward = cloud.extended(self._cloud, forward)
+        rows = kept + self._target.forward(forward.feed, forward.row_ids)
+
+        def ready(now_ms: float) -> cloud_events.Event:
+            return cloud_events.RowsReady(job, rows, self.verify_ms, now_ms, forward.num_windows)
+
+        self._later_cloud(ready)
+
+    def _later_cloud(
+        self, event: Callable[[float], cloud_events.Event], after_ms: float | None = None
+    ) -> None:
         """Deliver `event(now_ms)` after the pass, unless the worker has restarted meanwhile."""
         boot = self._boot
 
@@ -223,7 +243,7 @@ class EdgeCloudPair:
             if boot == self._boot:
                 self._step_cloud(event(self.now_ms))
 
-        self._at(self.verify_ms, deliver)
+        self._at(self.verify_ms if after_ms is None else after_ms, deliver)
 
     def _check_cloud(self) -> None:
         state = self._cloud

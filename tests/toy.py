@@ -12,6 +12,7 @@ import numpy as np
 
 from bus.arrays import Float16Array, Float64Array, Int32Array
 from decoding.acceptance import TargetRow
+from decoding.lookup import SuffixIndex
 from decoding.sampling import (
     SamplingParams,
     canonical,
@@ -27,13 +28,15 @@ from decoding.uniforms import Purpose, uniform
 class ToyPair:
     """Two related next-token distributions over a tiny vocabulary.
 
-    `agreement` in [0, 1] mixes the target's logits into the draft's; `num_sparse` is K.
+    `agreement` in [0, 1] mixes the target's logits into the draft's; `num_sparse` is K; `lookup`
+    is the least match with which lookup speaks in front of the draft, 0 for never.
     """
 
     vocab_size: int = 7
     agreement: float = 0.7
     seed: int = 0
     num_sparse: int = 4
+    lookup: int = 0
 
     def target_logits(self, prefix: tuple[int, ...]) -> Float64Array:
         return self._noise(prefix, 1) * 2.0
@@ -70,18 +73,26 @@ class ToyDraft:
         self, feed: tuple[int, ...], count: int, eos: frozenset[int]
     ) -> tuple[int, tuple[int, ...], Int32Array, Float16Array]:
         assert feed, "a draft step needs something to run"
-        self.cache += feed
-        start, tokens, ids, probs = len(self.cache), [], [], []
-        for _ in range(count):
-            row_ids, row_probs = self.pair.draft_probs(self.cache)
-            q = warp(from_wire(row_ids, row_probs), self.sampling)
-            token = q.draw(uniform(self.sampling.seed, len(self.cache), Purpose.DRAFT))
-            tokens.append(token)
+        text = SuffixIndex(max(self.pair.lookup, 1))
+        text.extend(self.cache + feed)
+        width = min(self.pair.num_sparse, self.pair.vocab_size)
+        start, tokens = len(text), list[int]()
+        ids, probs = list[Int32Array](), list[Float16Array]()
+        while len(tokens) < count and not (tokens and tokens[-1] in eos):
+            found = text.propose() if self.pair.lookup else None
+            if found is None:
+                self.cache, feed = self.cache + feed, ()
+                row_ids, row_probs = self.pair.draft_probs(self.cache)
+                q = warp(from_wire(row_ids, row_probs), self.sampling)
+                found = q.draw(uniform(self.sampling.seed, len(self.cache), Purpose.DRAFT))
+            else:
+                row_ids = np.array([found, *range(width - 1)], np.int32)
+                row_probs = np.eye(1, width, dtype=np.float16)[0]
+            tokens.append(found)
             ids.append(row_ids)
             probs.append(row_probs)
-            if len(tokens) == count or token in eos:
-                break
-            self.cache += (token,)
+            feed += (found,)
+            text.extend((found,))
         return start, tuple(tokens), np.stack(ids), np.stack(probs)
 
     def crop(self, length: int) -> None:
@@ -117,6 +128,9 @@ class ToyTarget:
 
     def full_row(self, index: int) -> Float64Array:
         return warp_dense(self.rows[index], self.sampling)
+
+    def reduce_row(self, index: int, ids: Int32Array) -> TargetRow:
+        return reduce_row(self.rows[index], ids, self.sampling)
 
     def crop(self, length: int) -> None:
         self.cache = self.cache[:length]

@@ -22,7 +22,17 @@ from bus.store.queue import Claim, Queue, QueueDepth
 from bus.store.registry import HEARTBEAT_S, TIME_TO_LIVE_S, Registry, Role, WorkerRecord
 from bus.store.results import ResultGapError, Results
 from bus.store.sessions import SessionRecord, Sessions
-from bus.store.telemetry import SessionEntry, Telemetry, TelemetryEntry, WindowEntry
+from bus.store.telemetry import (
+    DraftSpan,
+    Rollback,
+    SessionEntry,
+    Telemetry,
+    TelemetryEntry,
+    TimelineEntry,
+    TimelineEvent,
+    WindowEntry,
+    WindowSpan,
+)
 
 __all__ = [
     "HEARTBEAT_S",
@@ -30,6 +40,7 @@ __all__ = [
     "TIME_TO_LIVE_S",
     "Claim",
     "CommandRefusedError",
+    "DraftSpan",
     "End",
     "EndEntry",
     "FinishReason",
@@ -37,13 +48,17 @@ __all__ = [
     "QueueDepth",
     "ResultGapError",
     "Role",
+    "Rollback",
     "SessionEntry",
     "SessionRecord",
     "Store",
     "TelemetryEntry",
+    "TimelineEntry",
+    "TimelineEvent",
     "TokensEntry",
     "Usage",
     "WindowEntry",
+    "WindowSpan",
     "WorkerRecord",
 ]
 

@@ -30,8 +30,11 @@ Count = Annotated[int, Meta(ge=0)]
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer took. Times are seconds, sizes bytes on the wire between edge and cloud.
 
-    `acceptance` is accepted ÷ drafted; `lossless` says whether the method promises the target's
-    own text.
+    `drafted_tokens` are those in judged windows, `acceptance` is accepted ÷ drafted.
+    `wasted_tokens` were drafted and not accepted, be it that nobody judged them. `passes` are
+    target passes; a window that failed at pre-hit or shared a pass is one of `passes_saved`.
+    `edge_idle`, `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
+    them. `lossless` says whether the method promises the target's own text.
     """
 
     prompt_tokens: Count = 0
@@ -47,6 +50,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: Count = 0
     bytes_per_drafted_token: float = 0.0
     lossless: bool = True
+    wasted_tokens: Count = 0
+    passes: Count = 0
+    passes_saved: Count = 0
+    prehit_rejections: Count = 0
+    edge_idle: float = 0.0
+    cloud_idle: float = 0.0
+    hidden: float = 0.0
 
 
 class End(msgspec.Struct, frozen=True):

@@ -17,10 +17,15 @@ from bus.store.keys import Keys
 
 __all__ = [
     "MAX_TELEMETRY",
+    "DraftSpan",
+    "Rollback",
     "SessionEntry",
     "Telemetry",
     "TelemetryEntry",
+    "TimelineEntry",
+    "TimelineEvent",
     "WindowEntry",
+    "WindowSpan",
 ]
 
 MAX_TELEMETRY = 20_000
@@ -42,6 +47,8 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
         """The fields of the stream entry; a nested struct's fields lie beside the others."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         fields |= fields.pop("usage", {})
+        if "events" in fields:
+            fields["events"] = msgspec.json.encode(fields["events"]).decode()
         return {name: _as_text(value) for name, value in fields.items()}
 
 
@@ -64,6 +71,8 @@ class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
     rtt_ms: float
     bytes_up: int
     bytes_down: int
+    budget: int = 0  # tokens allowed in flight, and how many were, until this verdict; an entry
+    in_flight: int = 0  # of an older release has neither
 
 
 class SessionEntry(_Entry, frozen=True, kw_only=True, tag="session"):
@@ -73,7 +82,55 @@ class SessionEntry(_Entry, frozen=True, kw_only=True, tag="session"):
     usage: Usage
 
 
-TelemetryEntry = WindowEntry | SessionEntry
+class DraftSpan(msgspec.Struct, frozen=True, array_like=True, tag="draft"):
+    """The draft wrote `num_tokens` tokens from position `start`."""
+
+    at_ms: float
+    end_ms: float
+    start: int
+    num_tokens: int
+
+
+class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
+    """A window was in flight, from its first sending to its verdict.
+
+    `outcome` is a `bus.messages.Outcome` value, or `dropped` where an earlier window's rejection
+    made it void. `pass_tokens` is above 0 where a target pass began with it.
+    """
+
+    at_ms: float
+    epoch: int
+    seq: int
+    start: int
+    num_tokens: int
+    end_ms: float = 0.0
+    outcome: str = ""
+    num_accepted: int = 0
+    verify_ms: float = 0.0
+    queue_ms: float = 0.0
+    pass_tokens: int = 0
+
+
+class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):
+    """The text was cut back to `length` tokens, the prompt and the correction included."""
+
+    at_ms: float
+    length: int
+
+
+TimelineEvent = DraftSpan | WindowSpan | Rollback
+
+
+class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):
+    """One session's timeline (`edge_worker.timeline`), times in ms from its beginning.
+
+    In the stream `events` is a JSON list of lists: `["draft", at_ms, end_ms, …]`.
+    """
+
+    events: tuple[TimelineEvent, ...]
+
+
+TelemetryEntry = WindowEntry | SessionEntry | TimelineEntry
 
 
 class Telemetry:
@@ -122,8 +179,11 @@ def _parse(entry_id: bytes, fields: dict[str, str]) -> TelemetryEntry | None:
         if fields.get("kind") == "session":
             usage = {name: fields[name] for name in Usage.__struct_fields__ if name in fields}
             return msgspec.convert({**fields, "usage": usage}, SessionEntry, strict=False)
+        if fields.get("kind") == "timeline":
+            events = msgspec.json.decode(fields["events"])
+            return msgspec.convert({**fields, "events": events}, TimelineEntry, strict=False)
         return msgspec.convert(fields, WindowEntry, strict=False)
-    except msgspec.ValidationError as error:
+    except (KeyError, msgspec.DecodeError) as error:
         _log.warning("telemetry entry %s skipped: %s", entry_id.decode(), error)
         return None
 

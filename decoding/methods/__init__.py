@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from decoding.methods import sd
+from decoding.methods import plc, plc_literal, sd
 from decoding.methods.base import Method
 
 __all__ = ["Method", "find", "names"]
 
-_METHODS: dict[str, Method] = {method.name: method for method in (sd.METHOD,)}
+_METHODS: dict[str, Method] = {
+    method.name: method for method in (sd.METHOD, plc.METHOD, plc_literal.METHOD)
+}
 
 
 def names() -> tuple[str, ...]:

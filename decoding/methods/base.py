@@ -7,8 +7,11 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Protocol
 
+from msgspec import Struct
+
 from bus.arrays import Float16Array, Float64Array, Int32Array
 from decoding.acceptance import TargetRow
+from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
 
 
@@ -71,17 +74,51 @@ class AcceptanceRule(Protocol):
         ...
 
 
+class PaceView(Struct, frozen=True):
+    """What a pace decides by.
+
+    Attributes:
+        window: W, as the controller has it.
+        greedy: whether the temperature is 0.
+        ahead: whether windows are in flight that do not await their feedback.
+        growth: Π(1 + η_j) since the last rollback (`decoding.pacing.eta`).
+        forecast: None before everything it needs has been measured.
+    """
+
+    window: int
+    greedy: bool
+    ahead: bool
+    growth: float
+    forecast: Forecast | None
+
+
+class Flow(Struct, frozen=True):
+    """How tokens flow to the cloud from now on.
+
+    Attributes:
+        message: tokens a window.
+        budget: most tokens drafted and not judged yet, those being drafted included.
+        awaits: lockstep: nothing is drafted behind a window before its feedback, so that at
+            temperature 0 a full acceptance may commit a bonus token (DESIGN rule 5).
+    """
+
+    message: int
+    budget: int
+    awaits: bool
+
+
 class Pace(Protocol):
-    """How far the edge drafts ahead of feedback, and what the cloud runs of a window."""
+    """How far the edge drafts ahead of feedback, in messages of which size.
+
+    Attributes:
+        forecasts: whether it looks at `PaceView.forecast`; else none is computed.
+    """
 
     name: str
+    forecasts: bool
 
-    def num_to_draft(self, window: int, greedy: bool, num_in_flight: int) -> int:
-        """Tokens to draft now, with so many windows unanswered; 0 means wait for feedback."""
-        ...
-
-    def commits_bonus(self, greedy: bool) -> bool:
-        """Whether full acceptance also commits the target's next token (DESIGN rule 5)."""
+    def flow(self, view: PaceView) -> Flow:
+        """Pure: asked again after each feedback and each message of the controller."""
         ...
 
 

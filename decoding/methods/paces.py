@@ -1,6 +1,15 @@
-"""Paces: lockstep drafts one window and waits for its feedback."""
+"""Paces: lockstep drafts one window and waits for its feedback; PLC drafts on meanwhile."""
 
 from __future__ import annotations
+
+from decoding.methods.base import Flow, PaceView
+from decoding.pacing import MAX_MESSAGE, Forecast
+
+MIN_ROOM, MAX_ROOM = 0.5, 2.0
+"""Bounds of the budget as multiples of the bandwidth-delay product [ours]; the upper one is the
+factor by which BBR's window exceeds its own, for delays that vary."""
+STAY_AHEAD = 1.1
+"""How much faster lockstep must be predicted before a full pipeline is drained for it [ours]."""
 
 
 class Lockstep:
@@ -14,11 +23,56 @@ class Lockstep:
     """
 
     name = "lockstep"
+    forecasts = False
 
-    def num_to_draft(self, window: int, greedy: bool, num_in_flight: int) -> int:
-        if num_in_flight:
-            return 0
-        return window if greedy else window + 1
+    def flow(self, view: PaceView) -> Flow:
+        return _lockstep(view.window, view.greedy)
 
-    def commits_bonus(self, greedy: bool) -> bool:
-        return greedy
+
+def _lockstep(window: int, greedy: bool) -> Flow:
+    count = window if greedy else window + 1
+    return Flow(message=count, budget=count, awaits=True)
+
+
+class Ahead:
+    """Progressive lookahead concurrency (PAPER.md §4): draft and target do not wait for each other.
+
+    Message: of 1 … 4 tokens, whichever is predicted fastest: short ones let the target begin
+    early, long ones save hand-overs. Budget: one bandwidth-delay product times Π(1 + η_j) over
+    the feedbacks since the last rollback, its own included; within half and twice that product,
+    and never beyond the token from which on drafting can only lose (`decoding.pacing`). Before
+    everything has been measured, and wherever lockstep is predicted faster, it is lockstep, with
+    the window predicted fastest.
+    """
+
+    name = "plc"
+    forecasts = True
+
+    def flow(self, view: PaceView) -> Flow:
+        forecast = view.forecast
+        if forecast is None:
+            return _lockstep(view.window, view.greedy)
+        favour = STAY_AHEAD if view.ahead else 1.0
+        if forecast.lockstep > forecast.ahead * favour:
+            return _lockstep(forecast.window, view.greedy)
+        return Flow(forecast.message, _budget(forecast, view.growth), awaits=False)
+
+
+def _budget(forecast: Forecast, growth: float) -> int:
+    room = min(max(growth, MIN_ROOM), MAX_ROOM) * forecast.bdp
+    return max(forecast.message + 1, min(round(room), forecast.useful))
+
+
+class AheadLiterally:
+    """PAPER.md §4 read to the letter: W_t^P = W_t · Π_{j=1}^{l_t} (1 + η_j), kept to compare.
+
+    The budget starts, and after a rollback starts over, at the controller's W, whatever link and
+    models take; it never falls back to lockstep.
+    """
+
+    name = "plc-literal"
+    forecasts = False
+
+    def flow(self, view: PaceView) -> Flow:
+        budget = max(1, round(view.window * view.growth))
+        return Flow(min(view.window, MAX_MESSAGE), budget, awaits=False)

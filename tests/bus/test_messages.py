@@ -37,6 +37,7 @@ WINDOW = DraftWindow(
     edge_ms=2.5,
     rework_ms=0.5,
     rtt_ms=4.5,
+    awaits=True,
 )
 OPEN = OpenSession(
     session="s1",
@@ -55,7 +56,7 @@ OPEN = OpenSession(
     top_k=40,
     tokenizer_digest="d" * 64,
 )
-FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5)
+FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3)
 REPORT = WindowReport(FEEDBACK, "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None)
 UPDATE = ControlUpdate("s1", 1, 2, 0.25, 4, 0.5, -0.25)
 

@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.store import Role, SessionEntry, SessionRecord, Store, Usage, WorkerRecord
+from bus.store import (
+    DraftSpan,
+    Role,
+    Rollback,
+    SessionEntry,
+    SessionRecord,
+    Store,
+    TimelineEntry,
+    Usage,
+    WindowSpan,
+    WorkerRecord,
+)
 from bus.store.keys import Keys
 from tests.bus.test_results import WINDOW
 
@@ -144,18 +155,28 @@ SESSION = SessionEntry(
 )  # fmt: skip
 
 
+TIMELINE = TimelineEntry(
+    at_ms=3, request="r", session="s", client="c", edge="e", cloud="k", method="plc",
+    events=(
+        DraftSpan(0.5, 20.0, 3, 4), WindowSpan(20.0, 0, 1, 3, 4, 61.5, "partial", 1, 40.0, 0.5, 5),
+        Rollback(61.5, 5),
+    ),
+)  # fmt: skip
+
+
 async def test_telemetry_is_read_as_it_was_added(
     store: Store, redis: Any, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.telemetry.add()
-    await store.telemetry.add(WINDOW, SESSION)
+    await store.telemetry.add(WINDOW, SESSION, TIMELINE)
     with caplog.at_level(logging.WARNING):
         await redis.xadd(keys.telemetry, {"kind": "window", "seq": "x"})
         await redis.xadd(keys.telemetry, {"kind": "future"})
+        await redis.xadd(keys.telemetry, {"kind": "timeline", "events": "[[7]"})
         await store.telemetry.add(WINDOW)
         read = await store.telemetry.read()
-    assert [entry for _, entry in read] == [WINDOW, SESSION, WINDOW]
-    assert caplog.text.count("skipped") == 2
+    assert [entry for _, entry in read] == [WINDOW, SESSION, TIMELINE, WINDOW]
+    assert caplog.text.count("skipped") == 3
     first = read[0][0]
     assert await store.telemetry.read(after=first, count=1) == read[1:2]
     assert await store.telemetry.read(after=read[-1][0]) == []

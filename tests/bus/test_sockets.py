@@ -200,9 +200,9 @@ GARBAGE = [
     b"\xff" * 100,
     b"\x91" * 1000,  # deep enough to break repr()
     b"\x91" * 100_000,
-    msgpack.packb([2, 3, "s1", 1, "done"]),
-    msgpack.packb([1, 99]),
-    msgpack.packb([1, 3, "s1", "one", "done"]),
+    msgpack.packb([1, 3, "s1", 1, "done"]),
+    msgpack.packb([2, 99]),
+    msgpack.packb([2, 3, "s1", "one", "done"]),
     msgpack.packb({"version": 1}),
 ]
 
@@ -432,6 +432,7 @@ async def test_an_address_in_use_and_nonsense_are_configuration_errors(sockets: 
 def test_others_reach_the_bound_port_under_the_advertised_host() -> None:
     assert advertised("tcp://0.0.0.0:5555", "cloud.lan") == "tcp://cloud.lan:5555"
     assert advertised("tcp://[::]:5555", "10.0.0.7") == "tcp://10.0.0.7:5555"
+    assert advertised("tcp://127.0.0.1:5555", "127.0.0.1", 6666) == "tcp://127.0.0.1:6666"
 
 
 async def test_the_real_port_is_known(sockets: Sockets) -> None:

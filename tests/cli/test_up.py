@@ -68,9 +68,9 @@ async def begin(ups: list[Up], flags: list[str]) -> Up:
 
 
 async def test_from_start_to_ctrl_c(ups: list[Up], flags: list[str]) -> None:
-    up = await begin(ups, [*flags, "--edge", "2"])
+    up = await begin(ups, [*flags, "--edge", "2", "--link", "2ms"])
     ready = up.ready
-    names = {"valkey", "controller", "cloud-1", "edge-1", "edge-2", "dashboard"}
+    names = {"valkey", "controller", "link-1", "cloud-1", "edge-1", "edge-2", "dashboard"}
     assert ready["processes"].keys() == names
     assert ready["workers"]["cloud-1"]["endpoints"].keys() == {"windows", "feedback"}
     state = find_running()
@@ -154,6 +154,7 @@ async def test_a_given_redis_is_used_and_ids_are_unique_there(
     [
         (["--redis-url", "redis://127.0.0.1:1/0"], "does not answer"),
         (["--redis-url", "redis://127.0.0.1:1/0", "--data-dir", "x"], "--data-dir is for"),
+        (["--link", "6g"], "there is no link '6g'"),
     ],
 )
 async def test_what_cannot_start_fails_with_a_clear_last_line(extra: list[str], words: str) -> None:

@@ -186,6 +186,7 @@ def window(tokens: list[int] | tuple[int, ...], **changes: Any) -> DraftWindow:
         edge_ms=26.0,
         rework_ms=3.0,
         rtt_ms=9.0,
+        awaits=True,
     )
     return msgspec.structs.replace(plain, **changes)
 

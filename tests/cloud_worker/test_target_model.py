@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from cloud_worker.reference import (
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams, draw_dense, warp_dense
 from decoding.uniforms import Purpose, uniform
+from models.loading import load_causal_lm
 from models.tokenizer import encode_prompt
 from tests.models.tiny import save_tiny
 
@@ -25,25 +28,39 @@ IDS = np.array([3, 250, 41, 9], dtype=np.int32)
 NEVER: frozenset[int] = frozenset()
 
 
+PADDING = 6
+
+
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> TargetModel:
-    return TargetModel.load(str(save_tiny(tmp_path_factory.mktemp("target"))), "float32", "cpu")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("target"), padding=PADDING))
 
 
-def logits_after(target: TargetModel, tokens: list[int]) -> Float64Array:
+@pytest.fixture(scope="module")
+def target(directory: str) -> TargetModel:
+    return TargetModel.load(directory, "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(directory: str) -> Any:
+    """The same model as transformers runs it."""
+    return load_causal_lm(directory, "float32", "cpu").model
+
+
+def logits_after(plain: Any, tokens: list[int]) -> Float64Array:
     """float64[len(tokens), V] without any cache, as a reference."""
     with torch.inference_mode():
-        logits = target.model(torch.tensor([tokens]), use_cache=False).logits
-    dense: Float64Array = logits[0, :, : target.vocab_size].double().numpy()
+        logits = plain(torch.tensor([tokens]), use_cache=False).logits
+    dense: Float64Array = logits[0, :, :-PADDING].double().numpy()
     return dense
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, SamplingParams(temperature=1.0)])
 def test_rows_belong_to_the_last_tokens_of_the_feed(
-    target: TargetModel, sampling: SamplingParams
+    target: TargetModel, plain: Any, sampling: SamplingParams
 ) -> None:
     rows, verify_ms = target.forward(target.open(sampling), PROMPT, [IDS, IDS[:2], IDS[:0]])
-    dense = logits_after(target, PROMPT)[-3:]
+    dense = logits_after(plain, PROMPT)[-3:]
     assert verify_ms > 0
     for row, logits, ids in zip(rows, dense, (IDS, IDS[:2], IDS[:0]), strict=True):
         p1 = warp_dense(logits, SamplingParams(temperature=1.0))
@@ -55,25 +72,27 @@ def test_rows_belong_to_the_last_tokens_of_the_feed(
             np.testing.assert_allclose(row.p_at_q, warp_dense(logits, sampling)[ids], rtol=1e-4)
 
 
-def test_padding_beyond_the_real_tokens_takes_no_probability(target: TargetModel) -> None:
+def test_padding_beyond_the_real_tokens_takes_no_probability(
+    target: TargetModel, plain: Any
+) -> None:
     cache = target.open(SAMPLED)
     target.forward(cache, PROMPT, [IDS])
     row = target.full_row(cache, 0)
     assert row.shape == (target.vocab_size,)
-    assert target.model.config.vocab_size > target.vocab_size
+    assert target.vocab_size == plain.config.vocab_size - PADDING
     assert row.sum() == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_full_rows_are_those_of_the_last_pass_and_survive_a_crop(
-    target: TargetModel, sampling: SamplingParams
+    target: TargetModel, plain: Any, sampling: SamplingParams
 ) -> None:
     cache = target.open(sampling)
     target.forward(cache, [1, 2, 3], [IDS])
     target.crop(cache, 0)
     target.forward(cache, PROMPT, [IDS] * 4)
     target.crop(cache, 3)
-    dense = logits_after(target, PROMPT)[-4:]
+    dense = logits_after(plain, PROMPT)[-4:]
     for index in range(4):
         np.testing.assert_allclose(
             target.full_row(cache, index), warp_dense(dense[index], sampling), rtol=1e-4, atol=1e-7
@@ -125,14 +144,14 @@ def test_prefill_in_chunks_equals_one_pass(target: TargetModel) -> None:
     np.testing.assert_allclose(chunked.p1_at_q, whole.p1_at_q, rtol=1e-4)
 
 
-def test_sessions_do_not_see_each_other(target: TargetModel) -> None:
+def test_sessions_do_not_see_each_other(target: TargetModel, plain: Any) -> None:
     one, other = target.open(GREEDY), target.open(GREEDY)
     target.prefill(one, PROMPT)
     target.prefill(other, [200, 201])
     (row,), _ = target.forward(one, [8], [IDS])
     np.testing.assert_allclose(
         row.p1_at_q,
-        warp_dense(logits_after(target, [*PROMPT, 8])[-1], SamplingParams(1.0))[IDS],
+        warp_dense(logits_after(plain, [*PROMPT, 8])[-1], SamplingParams(1.0))[IDS],
         rtol=1e-4,
     )
 
@@ -140,15 +159,15 @@ def test_sessions_do_not_see_each_other(target: TargetModel) -> None:
 # --- the reference ----------------------------------------------------------------------------
 
 
-def test_alone_the_target_is_what_transformers_generates(target: TargetModel) -> None:
+def test_alone_the_target_is_what_transformers_generates(target: TargetModel, plain: Any) -> None:
     ours = list(generate_alone(target, PROMPT, GREEDY, 30, target.eos_tokens))
-    theirs = target.model.generate(torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False)
+    theirs = plain.generate(torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False)
     assert ours == theirs[0, len(PROMPT) :].tolist()
 
 
-def test_alone_the_target_draws_by_seed_and_position(target: TargetModel) -> None:
+def test_alone_the_target_draws_by_seed_and_position(target: TargetModel, plain: Any) -> None:
     tokens = list(generate_alone(target, PROMPT, SAMPLED, 8, NEVER))
-    dense = logits_after(target, PROMPT + tokens)
+    dense = logits_after(plain, PROMPT + tokens)
     for index, token in enumerate(tokens):
         position = len(PROMPT) + index
         u = uniform(SAMPLED.seed, position, Purpose.TARGET)
@@ -161,9 +180,9 @@ def test_alone_the_target_stops_behind_an_end_token(target: TargetModel) -> None
     assert stopped == free[: free.index(free[4]) + 1]
 
 
-def test_replays_tell_argmax_lead_and_shortfall(target: TargetModel) -> None:
+def test_replays_tell_argmax_lead_and_shortfall(target: TargetModel, plain: Any) -> None:
     tokens = list(generate_alone(target, PROMPT, GREEDY, 6, NEVER))
-    dense = logits_after(target, PROMPT + tokens)[len(PROMPT) - 1 : -1]
+    dense = logits_after(plain, PROMPT + tokens)[len(PROMPT) - 1 : -1]
     for (argmax, lead), token, logits in zip(
         replay_gaps(target, PROMPT, tokens), tokens, dense, strict=True
     ):
@@ -195,7 +214,8 @@ def test_windows_of_the_default_target_commit_what_transformers_generates() -> N
     """Greedy, with windows of the true answer and of wrong tokens in turn."""
     target = TargetModel.load("default", "float32", "cpu")
     prompt = list(encode_prompt(target.tokenizer, "Write one sentence about the sea.", False))
-    answer = target.model.generate(
+    plain = load_causal_lm("default", "float32", "cpu").model
+    answer = plain.generate(
         torch.tensor([prompt]), max_new_tokens=32, do_sample=False, pad_token_id=2
     )[0].tolist()
     cache, tokens = target.open(GREEDY), list(prompt)

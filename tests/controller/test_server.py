@@ -35,7 +35,7 @@ from decoding.control import ControlState, FixedPolicy, Policy
 PATIENCE_S = 20.0
 OPENED = SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1)
 REPORT = WindowReport(
-    Feedback("s1", 1, 0, 0, 5, Outcome.ACCEPTED, 1, None, 0.25, 10.0, 0.5),
+    Feedback("s1", 1, 0, 0, 5, Outcome.ACCEPTED, 1, None, 0.25, 10.0, 0.5, 3),
     "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None,
 )  # fmt: skip
 POLICY = FixedPolicy(threshold=0.125, window=4)

@@ -139,6 +139,7 @@ def window(start: int = 3, tokens: tuple[int, ...] = (10, 11, 12), **changes: An
         edge_ms=26.0,
         rework_ms=3.0,
         rtt_ms=9.0,
+        awaits=True,
     )
     return msgspec.structs.replace(plain, **changes)
 
@@ -171,6 +172,7 @@ def feedback(
         threshold=0.1,
         verify_ms=10.0,
         queue_ms=5.0,
+        pass_tokens=4,
     )
     return msgspec.structs.replace(plain, **changes)
 
@@ -322,7 +324,7 @@ def test_nothing_accepted_crops_to_the_text_before_the_window() -> None:
 def test_above_temperature_zero_a_full_acceptance_commits_no_bonus_and_crops_nothing() -> None:
     session = verifying(SAMPLED)
     effects = session.tell(rows(2, 0, 0, 0, p=(1.0, 1.0, 1.0)))
-    assert effects == answered(feedback(Outcome.ACCEPTED, 3, 6, None))
+    assert effects == answered(feedback(Outcome.ACCEPTED, 3, 6, None, pass_tokens=3))
     assert (session.state.tokens, session.state.num_run) == ((1, 2, 3, 10, 11, 12), 5)
     effects = session.tell(arrives(window(6, (20, 21), seq=1)))
     assert effects == (Run(3, (12, 20), ((20, 0), (21, 0))),)
@@ -391,7 +393,7 @@ def test_the_recovered_token_is_drawn_from_the_residual_at_its_position() -> Non
     token = draw_residual(target, q, uniform(5, 4, Purpose.RESIDUAL))
     session = recovering()
     assert session.tell(FullRowReady(2, target, 120.0)) == (
-        Crop(4), *answered(feedback(Outcome.PARTIAL, 1, 5, token)),
+        Crop(4), *answered(feedback(Outcome.PARTIAL, 1, 5, token, pass_tokens=3)),
     )  # fmt: skip
     assert session.state.tokens == (1, 2, 3, 10, token)
     assert (session.state.epoch, session.state.num_run) == (1, 4)
@@ -400,7 +402,7 @@ def test_the_recovered_token_is_drawn_from_the_residual_at_its_position() -> Non
 def test_a_rejected_last_token_was_never_run_so_nothing_is_cropped() -> None:
     session = verifying(SAMPLED).is_told(rows(2, 0, 0, 0, p=(1.0, 1.0, 0.0)))
     effects = session.tell(FullRowReady(2, np.eye(100)[77], 120.0))
-    assert effects == answered(feedback(Outcome.PARTIAL, 2, 6, 77))
+    assert effects == answered(feedback(Outcome.PARTIAL, 2, 6, 77, pass_tokens=3))
     assert session.state.num_run == 5
 
 
@@ -458,7 +460,7 @@ def test_a_window_behind_a_gap_is_held_until_the_missing_one_has_been_judged() -
     assert session.tell(arrives(window())) == (Run(2, (3, 10, 11), ((10, 0), (11, 0), (12, 0))),)
     effects = session.tell(rows(2, 0, 0, 0, p=(1.0, 1.0, 1.0)))
     assert effects == (
-        *answered(feedback(Outcome.ACCEPTED, 3, 6, None)),
+        *answered(feedback(Outcome.ACCEPTED, 3, 6, None, pass_tokens=3)),
         Run(3, (12, 20), ((20, 0), (21, 0))),
     )
 
@@ -495,7 +497,8 @@ def test_a_window_of_an_older_epoch_gets_the_rejection_again_and_changes_nothing
 def test_where_the_rejection_is_not_kept_the_answer_is_a_bare_stale() -> None:
     session = idle(msgspec.structs.replace(OPEN, epoch=4, next_seq=9))
     before = session.state
-    stale = feedback(Outcome.STALE, 0, 3, None, epoch=2, seq=1, verify_ms=0.0, queue_ms=0.0)
+    stale = feedback(Outcome.STALE, 0, 3, None, epoch=2, seq=1, verify_ms=0.0, queue_ms=0.0,
+                     pass_tokens=0)  # fmt: skip
     assert session.tell(arrives(window(6, (20,), epoch=2, seq=1))) == (Send(stale),)
     assert session.state == before
 
@@ -528,7 +531,7 @@ def test_windows_of_a_higher_incarnation_are_of_a_session_not_known_yet() -> Non
     unknown = cloud.unknown_session(message)
     assert unknown == feedback(
         Outcome.UNKNOWN_SESSION, 0, 0, None, incarnation=2, epoch=3, seq=4, verify_ms=0.0,
-        queue_ms=0.0,
+        queue_ms=0.0, pass_tokens=0,
     )  # fmt: skip
     assert session.tell(arrives(message)) == (Send(unknown),)
     assert session.state is before
@@ -629,7 +632,7 @@ def test_a_higher_incarnation_keeps_the_common_prefix_and_runs_the_rest(
     assert state.tokens == PROMPT + committed
     assert state.num_run == len(state.tokens) - 1
     assert (state.incarnation, state.epoch, state.next_seq) == (2, 3, 7)
-    assert (state.verification, state.held, state.feedbacks) == (None, (), ())
+    assert (state.verifications, state.held, state.feedbacks, state.kept) == ((), (), (), None)
 
 
 def test_a_session_may_come_back_from_another_edge() -> None:
@@ -663,7 +666,7 @@ def test_a_window_that_moved_is_judged_anew_though_the_life_before_was_judging_i
     session: Any,
 ) -> None:
     told = session().is_told(OpenArrived(reopening((), epoch=0, next_seq=0)))
-    assert told.state.verification is None
+    assert told.state.verifications == ()
     told.is_told(Prefilled(told.state.job, 200.0))
     (run,) = told.tell(arrives(window(incarnation=2)))
     assert run.feed[:2] == (3, 10)

@@ -97,7 +97,8 @@ def rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:
 
 def drafted(job: int, start: int, tokens: tuple[int, ...], now_ms: float = 10.0) -> Drafted:
     ids, probs = rows(tokens) if tokens else (np.empty((0, 2), np.int32), np.empty((0, 2), "<f2"))
-    return Drafted(job, start, tokens, ids, probs, draft_ms=6.0, now_ms=now_ms)
+    num_cached = start + max(len(tokens) - 1, 0)
+    return Drafted(job, start, num_cached, tokens, ids, probs, draft_ms=6.0, now_ms=now_ms)
 
 
 def window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:
@@ -117,6 +118,7 @@ def window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:
         edge_ms=0.0,
         rework_ms=0.0,
         rtt_ms=0.0,
+        awaits=True,
     )
     return msgspec.structs.replace(first, **changes)
 
@@ -135,6 +137,7 @@ def feedback(outcome: Outcome, num_accepted: int, length: int, next_token: int |
         threshold=0.02,
         verify_ms=10.0,
         queue_ms=1.0,
+        pass_tokens=4,
     )
     return msgspec.structs.replace(plain, **changes)
 
@@ -347,6 +350,8 @@ def judged(message: Feedback, **changes: Any) -> WindowJudged:
         rolled_back=False,
         window=4,
         credit=0.0,
+        budget=4,
+        in_flight=4,
         draft_ms=6.0,
         rtt_ms=9.0,
     )
@@ -400,7 +405,7 @@ def test_without_a_bonus_token_the_draft_goes_on_behind_its_own_last_token() -> 
     message = feedback(Outcome.ACCEPTED, 5, 8, None)
     assert session.tell(FeedbackArrived(message, 30.0)) == (
         Commit(0, (10, 11, 12, 13, 14), (True,) * 5),
-        judged(message, num_drafted=5, num_committed=5),
+        judged(message, num_drafted=5, num_committed=5, budget=5, in_flight=5),
         Draft(2, (14,), 5),
     )
 
@@ -573,7 +578,7 @@ def test_the_timeout_follows_measured_replies_but_not_those_to_repeated_windows(
     assert len(session.tell(Tick(400.0 + timer.timeout_ms(1)))) == 1
     again = feedback(Outcome.ACCEPTED, 4, 13, 51, seq=1)
     session.is_told(FeedbackArrived(again, now_ms=5000.0))
-    assert session.state.timer == timer  # to which of both sends was that the reply?
+    assert session.state.timer == timer.answered_late(2)  # to which send was that the reply?
 
 
 # --- PeerLost ---------------------------------------------------------------------------------
@@ -717,7 +722,8 @@ def test_an_update_sets_threshold_window_and_version_from_the_next_window_on() -
     assert (sent.threshold, sent.control_version) == (0.1, 7)
     effects = session.tell(FeedbackArrived(ALL_ACCEPTED, 30.0))
     assert effects[1:] == (
-        judged(ALL_ACCEPTED, num_committed=5, window=6, credit=0.5), Draft(2, (13, 50), 6),
+        judged(ALL_ACCEPTED, num_committed=5, window=6, credit=0.5, budget=6),
+        Draft(2, (13, 50), 6),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from bus.messages import OpenSession
 from decoding import methods
 from decoding.acceptance import TargetRow, draw_residual
-from decoding.methods.base import Control, Proposal
+from decoding.methods.base import Control, Flow, PaceView, Proposal
 from decoding.methods.exact import ExactRule
 from decoding.methods.paces import Lockstep
 from decoding.sampling import SamplingParams, from_wire, warp
@@ -45,22 +45,21 @@ def test_sd_is_exact_in_lockstep_under_fixed_control() -> None:
     assert sd.control is Control.FIXED
 
 
+def view(window: int, greedy: bool = True) -> PaceView:
+    return PaceView(window, greedy, ahead=False, growth=1.0, forecast=None)
+
+
 @pytest.mark.parametrize("window", [1, 2, 8])
 def test_lockstep_has_one_window_in_flight(window: int) -> None:
     pace = Lockstep()
-    assert pace.num_to_draft(window, greedy=True, num_in_flight=0) == window
-    for greedy in (True, False):
-        for num_in_flight in (1, 2, 9):
-            assert pace.num_to_draft(window, greedy, num_in_flight) == 0
+    assert pace.flow(view(window)) == Flow(window, budget=window, awaits=True)
 
 
 @pytest.mark.parametrize("window", [1, 2, 8])
 def test_above_temperature_zero_one_more_is_drafted_and_no_bonus_committed(window: int) -> None:
     """Either way a full acceptance yields W + 1 tokens for one pass over W new ones."""
     pace = Lockstep()
-    assert pace.num_to_draft(window, greedy=False, num_in_flight=0) == window + 1
-    assert pace.commits_bonus(greedy=True)
-    assert not pace.commits_bonus(greedy=False)
+    assert pace.flow(view(window, greedy=False)).message == window + 1
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 1.0])

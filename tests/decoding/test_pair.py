@@ -28,6 +28,7 @@ pairs = st.builds(
     agreement=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     seed=st.integers(0, 50),
     num_sparse=st.integers(1, 9),
+    lookup=st.sampled_from([0, 1, 2]),
 )
 
 

@@ -37,6 +37,16 @@ def test_replies_within_the_blink_of_an_eye_do_not_make_a_hasty_timer() -> None:
     assert timer.timeout_ms(2) == 2 * MIN_TIMEOUT_MS
 
 
+def test_patience_that_was_needed_stays_until_a_reply_comes_in_time() -> None:
+    """Else a reply slower than the first timeout would never be measured."""
+    timer = ReplyTimer().answered_late(3)
+    assert timer.timeout_ms(1) == 4 * INITIAL_TIMEOUT_MS
+    assert timer.answered_late(2).timeout_ms(1) == 4 * INITIAL_TIMEOUT_MS
+    timer = timer.sample(3500.0)
+    assert (timer.backoff, timer.smoothed_ms, timer.variation_ms) == (0, 3500.0, 1750.0)
+    assert ReplyTimer().sample(100.0).answered_late(2).sample(100.0).timeout_ms(1) < 300.0
+
+
 @given(st.lists(st.floats(0, 1e7), max_size=20), st.integers(1, 60))
 def test_timeouts_stay_within_their_bounds_and_never_shrink(
     replies: list[float], sends: int

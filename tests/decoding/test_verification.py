@@ -17,9 +17,9 @@ from decoding.verification import Arrived, Verification, window_report
 PROBS = np.array([0.5, 0.5], dtype="<f2")
 WINDOW = DraftWindow(
     "s1", 1, 0, 0, 3, pack_tokens((7, 9)), pack_tokens((0, 7, 0, 9)), np.tile(PROBS, 2).tobytes(),
-    0.1, 0, 6.0, 26.0, 3.0, 9.0,
+    0.1, 0, 6.0, 26.0, 3.0, 9.0, True,
 )  # fmt: skip
-FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.1, 10.0, 5.0)
+FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.1, 10.0, 5.0, 3)
 HALVES = [np.array([0.5, 0.25]), np.array([0.25, 0.25])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from bus.messages import DraftWindow, OpenSession, Outcome
 from decoding import edge, methods
 from decoding.edge_events import Commit, Crop, Draft, FeedbackArrived, Send
+from decoding.methods.base import Flow, PaceView
 from decoding.sampling import SamplingParams
 from tests.decoding.test_edge import (
     EOS,
@@ -21,7 +23,9 @@ from tests.decoding.test_edge import (
     Edge,
     drafted,
     feedback,
-    window,
+)
+from tests.decoding.test_edge import (
+    window as awaited_window,
 )
 from tests.decoding.test_pair import fates, pairs, windows
 from tests.harness import EdgeCloudPair, Fate
@@ -31,16 +35,18 @@ GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
 
 
+def window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:
+    return awaited_window(start, tokens, awaits=False, **changes)
+
+
 class ThreeAhead:
     """Drafts on while up to three windows wait; no bonus token."""
 
     name = "three-ahead"
+    forecasts = False
 
-    def num_to_draft(self, window: int, greedy: bool, num_in_flight: int) -> int:
-        return window if num_in_flight < 3 else 0
-
-    def commits_bonus(self, greedy: bool) -> bool:
-        return False
+    def flow(self, view: PaceView) -> Flow:
+        return Flow(message=view.window, budget=3 * view.window, awaits=False)
 
 
 AHEAD = dataclasses.replace(methods.sd.METHOD, name="ahead", pace=ThreeAhead())

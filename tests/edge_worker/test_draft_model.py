@@ -6,11 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import Float64Array, Int32Array
+from bus.arrays import Float64Array, Int32Array, pack_tokens
 from bus.errors import LocalError
+from bus.messages import DraftWindow
+from decoding.lookup import Drafter
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
-from edge_worker.draft_model import DraftModel
+from edge_worker.draft_model import DraftCache, DraftModel
 from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
 from tests.models.tiny import save_tiny
@@ -173,6 +175,87 @@ def test_rows_of_a_trimmed_head_stand_for_the_targets_ids(loaded: LoadedDraft) -
     assert window.tokens[0] == 3 * logits[::3].argmax()
     assert sorted(window.q_ids[0]) == list(range(0, 290, 3))
     assert window.q_probs[0].astype(float).sum() == pytest.approx(1.0, abs=1e-2)
+
+
+# --- lookup -----------------------------------------------------------------------------------
+
+REPEATING = [7, 8, 9, 10, 11, 12, 13, 14, 40, 41, 7, 8, 9, 10, 11]
+
+
+@pytest.fixture
+def searching(loaded: LoadedDraft) -> DraftModel:
+    return DraftModel(loaded, drafter=Drafter.LOOKUP_MODEL)
+
+
+def test_lookup_in_front_proposes_what_followed_and_runs_nothing(searching: DraftModel) -> None:
+    cache = searching.open(SAMPLED)
+    window = searching.draft(cache, REPEATING, 3, NEVER, go_on)
+    assert window.tokens == (12, 13, 14)
+    assert (window.start, window.num_cached, cache.length) == (len(REPEATING), 0, 0)
+    assert (window.q_ids.tolist(), window.q_probs.tolist()) == ([[12], [13], [14]], [[1.0]] * 3)
+
+
+def test_where_lookup_has_nothing_the_model_catches_up_and_speaks(
+    searching: DraftModel, model: DraftModel
+) -> None:
+    """After 14 comes 40 again, and then 41 ends what was seen before: all is the prefix's doing."""
+    text = [*REPEATING, 12, 13, 14, 40, 41, 99]
+    cache = searching.open(SAMPLED)
+    first = searching.draft(cache, REPEATING, 5, NEVER, go_on)
+    assert first.tokens == (12, 13, 14, 40, 41)
+    window = searching.draft(cache, [*REPEATING, *first.tokens, 99], 2, NEVER, go_on)
+    alone = model.draft(model.open(SAMPLED), text, 1, NEVER, go_on)
+    assert window.tokens[0] == alone.tokens[0]
+    np.testing.assert_array_equal(window.q_ids[0], alone.q_ids[0])
+    assert cache.length == window.num_cached >= len(text)
+
+
+def test_a_window_of_both_is_sent_in_canonical_order(
+    searching: DraftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, proposals = searching.open(SAMPLED), iter((None, 41, None))
+    monkeypatch.setattr(DraftCache, "look_up", lambda _: next(proposals))
+    window = searching.draft(cache, PROMPT, 3, NEVER, go_on)
+    assert window.tokens[1] == 41
+    assert window.q_ids.shape == (3, 48)
+    assert window.num_cached == window.start + 2
+    message = DraftWindow(
+        "s1", 1, 0, 0, window.start, pack_tokens(window.tokens), window.q_ids.tobytes(),
+        window.q_probs.tobytes(), 0.1, 0, 1.0, 1.0, 1.0, 1.0, True,
+    )  # fmt: skip
+    rows = zip(message.q_id_rows, message.q_prob_rows, strict=True)
+    assert [from_wire(*row).ids.size for row in rows] == [48, 1, 48]
+
+
+def test_a_rollback_takes_what_lookup_read_with_it(searching: DraftModel) -> None:
+    cache = searching.open(GREEDY)
+    searching.prefill(cache, REPEATING)
+    wrong = searching.draft(cache, [12], 2, NEVER, go_on)
+    searching.crop(cache, len(REPEATING))
+    assert wrong.tokens == (13, 14)
+    again = searching.draft(cache, [50, 7, 8, 9, 10, 11], 1, NEVER, go_on)
+    assert again.tokens == (50,)  # the latest place that reads 7 … 11 goes on with 50
+
+
+def test_lookup_alone_always_has_a_word_and_never_runs_the_model(loaded: LoadedDraft) -> None:
+    alone = DraftModel(loaded, drafter=Drafter.LOOKUP)
+    cache, tokens = alone.open(SAMPLED), [3, 4, 5]
+    for size in (2, 3, 1):
+        window = alone.draft(cache, tokens[cache.length :], size, NEVER, go_on)
+        assert (window.start, window.num_cached) == (len(tokens), len(tokens) + size - 1)
+        tokens += window.tokens
+    assert tokens == [3, 4, 5] + [5] * 6
+    assert cache.keys_values.length == 0
+
+
+def test_windows_cut_anywhere_are_drafted_alike_with_lookup(searching: DraftModel) -> None:
+    whole = searching.draft(searching.open(SAMPLED), REPEATING, 12, NEVER, go_on).tokens
+    cache, tokens = searching.open(SAMPLED), list(REPEATING)
+    for size in (2, 1, 4, 5):
+        window = searching.draft(cache, tokens[cache.length :], size, NEVER, go_on)
+        assert window.start == len(tokens)
+        tokens += window.tokens
+    assert tuple(tokens[len(REPEATING) :]) == whole
 
 
 @pytest.mark.parametrize(("feed", "count"), [([], 3), (PROMPT, 0)])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bus.messages import Feedback, FinishReason, Outcome
+from bus.messages import DraftWindow, Feedback, FinishReason, Outcome
 from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
@@ -20,20 +21,31 @@ SPEC = SessionSpec(
 PEER: Any = SimpleNamespace(record=SimpleNamespace(worker_id="cloud-1"))
 
 
+def window(epoch: int = 2, seq: int = 3, start: int = 5) -> DraftWindow:
+    """Four tokens."""
+    ids, probs = np.arange(4, dtype="<i4"), np.ones(4, "<f2")
+    return DraftWindow(
+        "s1", 1, epoch, seq, start, ids.tobytes(), ids.tobytes(), probs.tobytes(), 0.1, 0,
+        6.0, 0.0, 0.0, 0.0, False,
+    )  # fmt: skip
+
+
 def judged(num_drafted: int, num_accepted: int, rolled_back: bool) -> WindowJudged:
     outcome = Outcome.PARTIAL if rolled_back else Outcome.ACCEPTED
-    feedback = Feedback("s1", 1, 2, 3, 9, outcome, num_accepted, 8, 0.25, 10.0, 0.5)
-    return WindowJudged(feedback, num_drafted, num_accepted + 1, rolled_back, 4, 0.5, 6.0, 9.0)
+    feedback = Feedback("s1", 1, 2, 3, 9, outcome, num_accepted, 8, 0.25, 10.0, 0.5, 3)
+    return WindowJudged(
+        feedback, num_drafted, num_accepted + 1, rolled_back, 4, 0.5, 8, 6, 6.0, 9.0
+    )
 
 
 def test_an_answer_is_added_up() -> None:
     meter = UsageMeter("r1", SPEC, num_committed=0)
     for num_accepted, rolled_back in ((4, False), (1, True)):
-        meter.sent_window(600, num_tokens=4)
+        meter.sent_window(window(), 600)
         meter.bytes_down += 40
         meter.committed(num_accepted + 1)
         meter.judged(judged(4, num_accepted, rolled_back))
-    meter.sent_window(600, num_tokens=4)  # sent again: bytes, but no new window
+    meter.sent_window(window(), 600)  # sent again: bytes, but no new window
     meter.bytes_up += 100  # anything that is no window
     usage = meter.usage()
     assert (usage.prompt_tokens, usage.completion_tokens) == (3, 7)
@@ -61,7 +73,7 @@ def test_before_the_first_window_nothing_is_divided_by_zero() -> None:
 
 def test_a_window_entry_has_the_verdict_and_the_bytes_since_the_entry_before() -> None:
     meter = UsageMeter("r1", SPEC, num_committed=0)
-    meter.sent_window(600, 4)
+    meter.sent_window(window(), 600)
     meter.bytes_down += 40
     first = meter.entry(judged(4, 1, True), PEER)
     assert (first.request, first.session, first.client) == ("r1", "s1", "c1")
@@ -71,7 +83,7 @@ def test_a_window_entry_has_the_verdict_and_the_bytes_since_the_entry_before() -
     assert (first.threshold, first.window, first.credit) == (0.25, 4, 0.5)
     assert (first.draft_ms, first.verify_ms, first.queue_ms, first.rtt_ms) == (6.0, 10.0, 0.5, 9.0)
     assert (first.bytes_up, first.bytes_down) == (600, 40)
-    meter.sent_window(500, 4)
+    meter.sent_window(window(), 500)
     second = meter.entry(judged(4, 1, True), None)
     assert (second.bytes_up, second.bytes_down, second.cloud) == (500, 0, "")
 

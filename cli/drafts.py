@@ -1,0 +1,126 @@
+"""The commands that make and judge drafts: `e2sci distill` and `e2sci bench draft`.
+
+As in `cli.main`, what loads torch is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.group import INTERRUPTED, say
+
+__all__ = ["bench_draft", "distill"]
+
+
+def distill(
+    out: Annotated[
+        Path, typer.Option(help="Directory of the draft; one that is there is gone on with.")
+    ],
+    target: options.Target = "default",
+    layers: Annotated[
+        str, typer.Option(help="Layers of the target to keep: how many, or which (0,1,28,29).")
+    ] = "6",
+    head_size: Annotated[
+        int, typer.Option(min=16, help="Tokens the draft can write, the most frequent ones.")
+    ] = 16_384,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help='Prompts to learn on: .jsonl with {"prompt": …} a line, or .txt with a prompt a '
+            "line; may be given several times.",
+            show_default="the target makes up its own",
+        ),
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="Texts to learn on besides: .jsonl with a field text, or .txt."),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(min=0.01, help="Minutes for everything, over all runs on --out.")
+    ] = 60.0,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with this draft: default or a directory that distill made.",
+            show_default="the target's own layers",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 112,
+    epochs: Annotated[int, typer.Option(min=1, help="Most passes over the answers.")] = 30,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="AdamW's, at its highest.", show_default="0.001; with --init 0.0004"),
+    ] = None,
+    dtype: options.Dtype = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of prompts, their order and training.")] = 0,
+    json: options.Json = False,
+) -> None:
+    """Make a draft for a target and train it on the target's own answers.
+
+    The target answers prompts, its most probable tokens are kept, and some of
+    its own layers learn to say the same. Cut off at any time (Ctrl-C, kill),
+    --out holds the last good weights, and the same command goes on from there.
+    """
+    from cli.distill import distill as run_distill
+    from cli.distill import parse_layers
+    from edge_worker.distill.run import DistillSettings
+    from edge_worker.distill.training import TrainingSettings
+
+    if learning_rate is None:
+        learning_rate = 1e-3 if init is None else 4e-4
+    settings = DistillSettings(
+        out=out,
+        layers=parse_layers(layers),
+        head_size=head_size,
+        prompts=tuple(prompts or ()),
+        corpora=tuple(corpus or ()),
+        init=init,
+        budget_seconds=60 * budget,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        training=TrainingSettings(learning_rate, epochs=epochs, seed=seed),
+    )
+    try:
+        run_distill(settings, target, dtype, device, json)
+    except KeyboardInterrupt:
+        say(f"interrupted; {out} holds the last weights, the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def bench_draft(
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help='Prompts (.jsonl with {"prompt": …} a line, .txt with one a line) that the target '
+            "answers now, or a .safetensors of answers; may be given several times."
+        ),
+    ],
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(help="A draft; may be given several times.", show_default="default"),
+    ] = None,
+    target: options.Target = "default",
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts of each file.")] = 50,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 112,
+    verify_ms: Annotated[float, typer.Option(min=0, help="Verification of a window.")] = 200.0,
+    rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip edge-cloud.")] = 40.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Timings of each draft.")] = 20,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the answers in this .safetensors, for --data later.")
+    ] = None,
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Judge drafts by the target's own answers, and predict what each would earn."""
+    from bench.draft import Link
+    from bench.draft import run as run_draft
+
+    run_draft(
+        draft or ["default"], data, target, limit, max_new_tokens, Link(verify_ms, rtt_ms),
+        repeats, dtype, keep, json,
+    )  # fmt: skip

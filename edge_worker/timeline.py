@@ -1,0 +1,145 @@
+"""When one session drafted, what it had in flight and when it rolled back.
+
+Recorded while the session runs, for the shares that `usage` reports and, where the worker's
+setting `timeline` is on, for a plot. Times are ms on the session's own clock, 0 at its beginning.
+Only the latest `MAX_EVENTS` of each kind are kept; the shares are of what is kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from bus.messages import DraftWindow
+from bus.store import DraftSpan, Rollback, TimelineEvent, WindowSpan
+from decoding.edge_events import WindowJudged
+
+MAX_EVENTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Of the time from the first draft to the last verdict, each in 0 … 1.
+
+    Attributes:
+        edge_idle: in which the draft did not draft for this session.
+        cloud_idle: in which the target ran no pass for this session.
+        hidden: of the time with windows in flight, the part in which the draft went on.
+    """
+
+    edge_idle: float = 0.0
+    cloud_idle: float = 0.0
+    hidden: float = 0.0
+
+
+def _ring() -> deque[Any]:
+    return deque(maxlen=MAX_EVENTS)
+
+
+@dataclass(slots=True)
+class Timeline:
+    """One session's. `began_ms` is its beginning on the shell's clock."""
+
+    began_ms: float
+    _drafts: deque[DraftSpan] = field(default_factory=_ring)
+    _windows: deque[WindowSpan] = field(default_factory=_ring)
+    _open: dict[tuple[int, int], WindowSpan] = field(default_factory=dict)
+    _rollbacks: deque[Rollback] = field(default_factory=_ring)
+    _passes_ms: float = 0.0
+
+    def drafted(self, start: int, num_tokens: int, draft_ms: float, now_ms: float) -> None:
+        """A draft job has ended just now, by itself or interrupted."""
+        end_ms = now_ms - self.began_ms
+        self._drafts.append(DraftSpan(end_ms - draft_ms, end_ms, start, num_tokens))
+
+    def sent(self, message: DraftWindow, now_ms: float) -> None:
+        """A window leaves; one that is sent again is in flight since the first time."""
+        key = (message.epoch, message.seq)
+        if key not in self._open:
+            self._open[key] = WindowSpan(
+                now_ms - self.began_ms, message.epoch, message.seq, message.start,
+                message.num_tokens,
+            )  # fmt: skip
+
+    def judged(self, effect: WindowJudged, now_ms: float) -> None:
+        """A verdict; those before it were accepted with it, those behind a rejection dropped."""
+        feedback, at_ms = effect.feedback, now_ms - self.began_ms
+        for key in [k for k in self._open if k < (feedback.epoch, feedback.seq)]:
+            self._end(key, at_ms, "accepted")
+        last = (feedback.epoch, feedback.seq)
+        if last in self._open:
+            span = self._open[last]
+            self._open[last] = msgspec.structs.replace(
+                span, num_accepted=feedback.num_accepted, verify_ms=feedback.verify_ms,
+                queue_ms=feedback.queue_ms, pass_tokens=feedback.pass_tokens,
+            )  # fmt: skip
+            self._end(last, at_ms, str(feedback.outcome))
+        self._passes_ms += feedback.verify_ms if feedback.pass_tokens else 0.0
+        if effect.rolled_back:
+            for key in [k for k in self._open if k[0] <= feedback.epoch]:
+                self._end(key, at_ms, "dropped")
+            self._rollbacks.append(Rollback(at_ms, feedback.committed_length))
+
+    def _end(self, key: tuple[int, int], at_ms: float, outcome: str) -> None:
+        span = self._open.pop(key)
+        self._windows.append(msgspec.structs.replace(span, end_ms=at_ms, outcome=outcome))
+
+    def events(self) -> tuple[TimelineEvent, ...]:
+        """Everything kept, by its beginning."""
+        kept: list[TimelineEvent] = [*self._drafts, *self._windows, *self._rollbacks]
+        return tuple(sorted(kept, key=lambda event: event.at_ms))
+
+    def shares(self) -> Shares:
+        """Of the time seen so far."""
+        if not self._drafts or not self._windows:
+            return Shares()
+        begin_ms, end_ms = self._drafts[0].at_ms, self._windows[-1].end_ms
+        drafting = _union([(d.at_ms, d.end_ms) for d in self._drafts])
+        flying = _union([(w.at_ms, w.end_ms) for w in self._windows])
+        whole_ms, flying_ms = max(end_ms - begin_ms, 1e-9), max(_length(flying), 1e-9)
+        return Shares(
+            edge_idle=_share(1.0 - _length(_clip(drafting, end_ms)) / whole_ms),
+            cloud_idle=_share(1.0 - self._passes_ms / whole_ms),
+            hidden=_share(_overlap(drafting, flying) / flying_ms),
+        )
+
+
+Spans = list[tuple[float, float]]
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
+def _length(spans: Spans) -> float:
+    return sum(end - begin for begin, end in spans)
+
+
+def _clip(spans: Spans, end_ms: float) -> Spans:
+    return [(begin, min(end, end_ms)) for begin, end in spans if begin < end_ms]
+
+
+def _union(spans: Spans) -> Spans:
+    """The same time as spans that do not touch, in order."""
+    joined: Spans = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def _overlap(a: Spans, b: Spans) -> float:
+    """Time in both; each is a union."""
+    total, i, j = 0.0, 0, 0
+    while i < len(a) and j < len(b):
+        total += max(0.0, min(a[i][1], b[j][1]) - max(a[i][0], b[j][0]))
+        if a[i][1] < b[j][1]:
+            i += 1
+        else:
+            j += 1
+    return total

@@ -1,0 +1,98 @@
+"""The forward pass of a transformers causal language model, by the fastest way known here.
+
+Which way is chosen when the network is built: a Llama in float32 on a CPU runs as `LlamaBody`;
+every other model runs in its own module tree, in float32 on a CPU with its matrices in another
+layout. All of them use one kind of cache, and none knows sampling or sessions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from models.cache import KVCache
+from models.linears import Layout, Product, ProductModule, replace_linears
+from models.llama import LlamaBody, runs_as_llama
+
+
+class Body(Protocol):
+    """A model without its head.
+
+    Attributes:
+        weight_bytes: bytes of weights that a pass reads, the embedding's rows left out.
+    """
+
+    weight_bytes: int
+
+    def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Run int64[n] behind what `cache` holds; float[n, hidden]."""
+        ...
+
+
+class TreeBody:
+    """Any transformers model without a head, in its own module tree."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self.weight_bytes = weight_bytes(body)
+
+    def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        hidden: Tensor = self._body(input_ids[None], cache=cache.states).last_hidden_state
+        return hidden[0]
+
+
+def fast_body(body: Any, layout: Layout) -> Body:
+    """Take over a transformers model without a head; it is used up."""
+    if runs_as_llama(body):
+        return LlamaBody(body, layout)
+    replace_linears(body, layout)
+    return TreeBody(body)
+
+
+class CausalNetwork:
+    """A causal language model; rows of the vocabulary behind the real tokens are cut off.
+
+    Attributes:
+        weight_bytes: bytes of weights that a pass reads, of the embedding only as a head.
+    """
+
+    def __init__(self, model: Any, vocab_size: int, layout: Layout) -> None:
+        """Take over `model`; it is used up. `vocab_size`: number of real tokens."""
+        self._vocab_size = vocab_size
+        self._tree: Any = None
+        self._llama: tuple[LlamaBody, Product] | None = None
+        if type(model) is LlamaForCausalLM and runs_as_llama(model.model):
+            body, head = LlamaBody(model.model, layout), layout([model.lm_head])
+            self._llama = body, head
+            self.weight_bytes = body.weight_bytes + head.num_bytes
+        else:
+            replace_linears(model, layout)
+            self._tree = model
+            self.weight_bytes = weight_bytes(model)
+
+    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
+        """Run int64[n] behind what `cache` holds; float[num_rows, V] of the last positions."""
+        if self._llama:
+            body, head = self._llama
+            rows = head(body.forward(input_ids, cache)[-num_rows:])
+        else:
+            output = self._tree(input_ids[None], cache=cache.states, logits_to_keep=num_rows)
+            rows = output.logits[0]
+        return rows[:, : self._vocab_size]
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that a pass of a transformers model reads: all but the input embedding,
+    of which only the rows of the tokens are read, unless it serves as the head too."""
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    shared = isinstance(head, nn.Linear) and head.weight is embedding
+    read = [x for x in model.parameters() if shared or x is not embedding]
+    products = [x.product for x in model.modules() if isinstance(x, ProductModule)]
+    return _num_bytes(read) + sum(product.num_bytes for product in products)
+
+
+def _num_bytes(weights: list[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
