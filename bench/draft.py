@@ -9,10 +9,8 @@ T_seg = W · step + round trip + verification.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.cores import one_core
 from bench.passes import CONTEXT, GREEDY
 from bus.errors import ConfigurationError
 from edge_worker.distill.answers import answer
@@ -155,7 +154,7 @@ def goodput(accepted: float, window: int, step_ms: float, link: Link) -> float:
 
 def step_times(drafts: Sequence[DraftModel], repeats: int) -> list[float]:
     """Milliseconds of a step of each draft, behind `CONTEXT` tokens: medians, in turns."""
-    with _one_core():
+    with one_core():
         context = np.random.default_rng(0).integers(0, 256, CONTEXT).tolist()
         caches = [draft.open(GREEDY) for draft in drafts]
         samples: list[list[float]] = [[] for _ in drafts]
@@ -171,18 +170,6 @@ def _step_ms(draft: DraftModel, cache: DraftCache) -> float:
     window = draft.draft(cache, [0], _STEPS, frozenset(), stop=lambda: False)
     draft.crop(cache, CONTEXT)
     return window.draft_ms / len(window.tokens)
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-        torch.set_num_threads(threads)
 
 
 def _print(figures: Sequence[DraftFigures], link: Link) -> None:

@@ -1,12 +1,12 @@
-"""`e2sci bench exactness`: is `sd` the target's own text? (DESIGN rule 6)
+"""`e2sci bench exactness`: is a lossless method's text the target's own? (DESIGN rule 6)
 
 Answers our twenty prompts as a user would, by `e2sci generate` with real processes, and by the
 target alone, and compares token ids. In float32 a first difference is excused only where the
 target's top-2 logit lead is under 1e-3. In bfloat16 windows and single tokens go through other
 matrix shapes: the answer is replayed both ways, ε = max |Δlogit| is printed, and every committed
 token must lie within 2ε of the maximum. Above temperature 0 the same seed must give the same
-tokens under two window sizes; there a first difference is excused only where a uniform lies within
-1e-4 of a decision boundary.
+tokens under two window sizes, or over every link; there a first difference is excused only where a
+uniform lies within 1e-4 of a decision boundary.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -40,40 +41,75 @@ REPLAY_WINDOW = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came out.
+class GreedyVerdict:
+    """One way of answering, at temperature 0, against the target alone.
 
     Attributes:
-        num_identical: greedy answers of `sd` with the target's own token ids.
+        num_identical: answers with the target's own token ids.
         num_excused: of the others, those whose first difference is a near-tie.
-        epsilon: ε in logits; float32 answers are not replayed for it and have None.
-        num_sampled_identical: sampled answers that are the same under both window sizes.
-        sampled_margins: of the others, how near the deciding uniform was to a boundary.
+        epsilon: ε in logits, worst_shortfall: how far a token lies below the maximum; float32
+            answers are not replayed for them and have None.
     """
 
-    dtype: str
-    num_prompts: int
+    way: str
     num_identical: int
     num_excused: int
     epsilon: float | None
     worst_shortfall: float | None
-    num_sampled_identical: int
-    sampled_margins: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledVerdict:
+    """One way of answering, above temperature 0, against the first way.
+
+    Attributes:
+        margins: of answers that differ, how near the deciding uniform was to a boundary.
+    """
+
+    way: str
+    num_identical: int
+    margins: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came out."""
+
+    dtype: str
+    method: str
+    num_prompts: int
+    greedy: tuple[GreedyVerdict, ...]
+    sampled: tuple[SampledVerdict, ...]
 
     @property
     def passed(self) -> bool:
         """Whether rule 6 holds."""
-        if self.epsilon is not None and self.worst_shortfall is not None:
-            return self.worst_shortfall <= 2 * self.epsilon
-        return self.num_identical + self.num_excused == self.num_prompts and all(
-            margin < EXCUSED_MARGIN for margin in self.sampled_margins
+        return all(self._holds(greedy) for greedy in self.greedy) and all(
+            margin < EXCUSED_MARGIN for sampled in self.sampled for margin in sampled.margins
         )
 
+    def _holds(self, greedy: GreedyVerdict) -> bool:
+        if greedy.epsilon is not None and greedy.worst_shortfall is not None:
+            return greedy.worst_shortfall <= 2 * greedy.epsilon
+        return greedy.num_identical + greedy.num_excused == self.num_prompts
 
-def run(prompts: int, max_new_tokens: int, dtype: str, as_json: bool) -> bool:
+
+Answers = list[tuple[int, ...]]
+Ways = dict[str, list[str]]
+"""What a way of answering is called → its flags of `e2sci generate`."""
+
+
+def run(
+    prompts: int,
+    max_new_tokens: int,
+    dtype: str,
+    as_json: bool,
+    method: str = "sd",
+    links: Sequence[str] = (),
+) -> bool:
     """Measure and print; whether rule 6 holds."""
     console = Console(stderr=True)
-    verdict = measure(PROMPTS[:prompts], max_new_tokens, dtype, console.log)
+    verdict = measure(PROMPTS[:prompts], max_new_tokens, dtype, console.log, method, links)
     if as_json:
         print(json.dumps(asdict(verdict) | {"passed": verdict.passed}))
     else:
@@ -82,42 +118,74 @@ def run(prompts: int, max_new_tokens: int, dtype: str, as_json: bool) -> bool:
 
 
 def measure(
-    prompts: tuple[str, ...], max_new_tokens: int, dtype: str, say: Callable[[str], None]
+    prompts: tuple[str, ...],
+    max_new_tokens: int,
+    dtype: str,
+    say: Callable[[str], None],
+    method: str = "sd",
+    links: Sequence[str] = (),
 ) -> Verdict:
-    """Generate all three ways, compare, and look at what differs."""
+    """Generate in every way, compare, and look at what differs.
+
+    Args:
+        links: the ways, see `bench.link.profiles`; without any, this machine's loopback at
+            temperature 0, and two window sizes above.
+    """
     common = ["--max-new-tokens", str(max_new_tokens), "--dtype", dtype]
+    over: Ways = {link: ["--link", link] for link in links}
+    greedy_ways = over or {"loopback": []}
+    sampled_ways = over or {f"windows of {w}": ["--window", str(w)] for w in WINDOWS}
     say("target alone, greedy")
     alone = generate(prompts, ["--target-only", *common])
-    say("sd, greedy")
-    greedy = generate(prompts, ["--method", "sd", *common])
-    sampled = []
-    for window in WINDOWS:
-        say(f"sd, temperature {TEMPERATURE}, windows of {window}")
-        extra = ["--temperature", str(TEMPERATURE), "--seed", str(SEED), "--window", str(window)]
-        sampled.append(generate(prompts, ["--method", "sd", *common, *extra]))
+    greedy: dict[str, Answers] = {}
+    for way, flags in greedy_ways.items():
+        say(f"{method}, greedy, {way}")
+        greedy[way] = generate(prompts, ["--method", method, *common, *flags])
+    sampling = ["--temperature", str(TEMPERATURE), "--seed", str(SEED)]
+    sampled: dict[str, Answers] = {}
+    for way, flags in sampled_ways.items():
+        say(f"{method}, temperature {TEMPERATURE}, {way}")
+        sampled[way] = generate(prompts, ["--method", method, *common, *sampling, *flags])
     target = TargetModel.load("default", dtype)
     encoded = [encode_prompt(target.tokenizer, prompt, raw=False) for prompt in prompts]
-    epsilon = worst = None
-    if dtype != "float32":
-        replays = list(track(list(zip(encoded, greedy, strict=True)), "replaying", console=_err()))
-        epsilon = max(replay_windows(target, p, a, REPLAY_WINDOW) for p, a in replays)
-        worst = max(max(replay_shortfalls(target, p, a), default=0.0) for p, a in replays)
-    differing = [
-        (p, a, b) for p, a, b in zip(encoded, alone, greedy, strict=True) if a != b
-    ]  # fmt: skip
+    first = next(iter(sampled.values()))
     return Verdict(
-        dtype=dtype,
-        num_prompts=len(prompts),
-        num_identical=len(prompts) - len(differing),
-        num_excused=sum(_is_near_tie(target, *case) for case in differing),
-        epsilon=epsilon,
-        worst_shortfall=worst,
-        num_sampled_identical=sum(a == b for a, b in zip(*sampled, strict=True)),
-        sampled_margins=_margins(target, encoded, sampled),
+        dtype,
+        method,
+        len(prompts),
+        tuple(_judge_greedy(target, way, encoded, alone, greedy[way]) for way in greedy),
+        tuple(_judge_sampled(target, way, encoded, first, sampled[way]) for way in sampled),
     )
 
 
-def generate(prompts: tuple[str, ...], flags: list[str]) -> list[tuple[int, ...]]:
+def _judge_greedy(
+    target: TargetModel, way: str, prompts: Answers, alone: Answers, answers: Answers
+) -> GreedyVerdict:
+    differing = [
+        (p, a, b) for p, a, b in zip(prompts, alone, answers, strict=True) if a != b
+    ]  # fmt: skip
+    epsilon = worst = None
+    if target.dtype != torch.float32:
+        replays = list(track(list(zip(prompts, answers, strict=True)), "replaying", console=_err()))
+        epsilon = max(replay_windows(target, p, a, REPLAY_WINDOW) for p, a in replays)
+        worst = max(max(replay_shortfalls(target, p, a), default=0.0) for p, a in replays)
+    return GreedyVerdict(
+        way,
+        len(prompts) - len(differing),
+        sum(_is_near_tie(target, *case) for case in differing),
+        epsilon,
+        worst,
+    )
+
+
+def _judge_sampled(
+    target: TargetModel, way: str, prompts: Answers, first: Answers, answers: Answers
+) -> SampledVerdict:
+    identical = sum(a == b for a, b in zip(first, answers, strict=True))
+    return SampledVerdict(way, identical, _margins(target, prompts, [first, answers]))
+
+
+def generate(prompts: tuple[str, ...], flags: list[str]) -> Answers:
     """Token ids of each prompt's answer, by the command a user would type.
 
     Raises:
@@ -153,9 +221,7 @@ def _num_shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def _margins(
-    target: TargetModel, prompts: list[tuple[int, ...]], sampled: list[list[tuple[int, ...]]]
-) -> tuple[float, ...]:
+def _margins(target: TargetModel, prompts: Answers, sampled: list[Answers]) -> tuple[float, ...]:
     """Of each pair of sampled answers that differ: the margin where they part."""
     cases = [
         (p, a, b) for p, a, b in zip(prompts, *sampled, strict=True) if a != b
@@ -177,17 +243,27 @@ def _err() -> Console:
 def _print(verdict: Verdict) -> None:
     console = Console()
     total = verdict.num_prompts
-    console.print(f"{verdict.dtype}, {total} prompts (measured):")
-    console.print(f"  greedy: {verdict.num_identical} of {total} have the target's own token ids")
-    if verdict.epsilon is None:
-        console.print(f"  excused as near-ties (lead < {EXCUSED_LEAD:g}): {verdict.num_excused}")
-    else:
-        console.print(f"  ε = {verdict.epsilon:.4f} logits between single tokens and windows")
-        console.print(f"  farthest below the maximum: {verdict.worst_shortfall:.4f} (limit 2ε)")
-    console.print(
-        f"  temperature {TEMPERATURE}, one seed, windows of {WINDOWS[0]} and {WINDOWS[1]}: "
-        f"{verdict.num_sampled_identical} of {total} identical"
-    )
-    for margin in verdict.sampled_margins:
-        console.print(f"  the texts part where a uniform lies {margin:.1e} from a boundary")
+    console.print(f"{verdict.method}, {verdict.dtype}, {total} prompts (measured):")
+    for greedy in verdict.greedy:
+        console.print(
+            f"  greedy, {greedy.way}: {greedy.num_identical} of {total} have the target's own "
+            f"token ids"
+        )
+        if greedy.epsilon is None:
+            console.print(
+                f"    excused as near-ties (lead < {EXCUSED_LEAD:g}): {greedy.num_excused}"
+            )
+        else:
+            console.print(f"    ε = {greedy.epsilon:.4f} logits between single tokens and windows")
+            console.print(
+                f"    farthest below the maximum: {greedy.worst_shortfall:.4f} (limit 2ε)"
+            )
+    reference = verdict.sampled[0].way
+    for sampled in verdict.sampled[1:]:
+        console.print(
+            f"  temperature {TEMPERATURE}, one seed, {sampled.way} against {reference}: "
+            f"{sampled.num_identical} of {total} identical"
+        )
+        for margin in sampled.margins:
+            console.print(f"    texts part where a uniform lies {margin:.1e} from a boundary")
     console.print(f"  rule 6: {'holds' if verdict.passed else 'BROKEN'}")

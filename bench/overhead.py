@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import psutil
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.cores import one_core, pin
 from bench.passes import PassTiming, measure_passes, num_ticks
 from bench.prompts import PROMPTS
+from bench.telemetry import read_telemetry
 from bus.client import Client
-from bus.settings import BusSettings
-from bus.store import Store, WindowEntry
+from bus.store import WindowEntry
 from cloud_worker.target_model import TargetModel
 from edge_worker.draft_model import DraftModel
 from launch.stack import Stack, StackOptions
@@ -77,32 +75,10 @@ async def _measure_windows(
             for prompt in (PROMPTS * prompts)[:prompts]:
                 await client.generate(prompt, max_new_tokens=max_new_tokens)
                 tick()
-        return _summarize(await _windows(stack.redis_url))
+        entries = await read_telemetry(stack.redis_url)
+        return _summarize([entry for entry in entries if isinstance(entry, WindowEntry)])
     finally:
         await stack.stop()
-
-
-def pin(stack: Stack) -> None:
-    """Edge and cloud to one core each; everything else where it likes."""
-    cores = sorted(os.sched_getaffinity(0))
-    for process in stack.processes:
-        if process.name.startswith(("edge", "cloud")):
-            core = cores[0] if process.name.startswith("edge") else cores[-1]
-            for thread in psutil.Process(process.pid).threads():  # new ones inherit it
-                os.sched_setaffinity(thread.id, {core})
-
-
-async def _windows(redis_url: str) -> list[WindowEntry]:
-    store = await Store.connect(BusSettings.load(redis_url=redis_url))
-    try:
-        entries: list[WindowEntry] = []
-        after = "0"
-        while batch := await store.telemetry.read(after):
-            after = batch[-1][0]
-            entries += [entry for _, entry in batch if isinstance(entry, WindowEntry)]
-        return entries
-    finally:
-        await store.close()
 
 
 def _summarize(entries: list[WindowEntry]) -> WindowCosts:
@@ -127,16 +103,11 @@ def _summarize(entries: list[WindowEntry]) -> WindowCosts:
 
 
 def _measure_models(repeats: int, dtype: str, tick: Callable[[], None]) -> list[PassTiming]:
-    torch.set_num_threads(1)
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
+    with one_core():
         target = TargetModel.load("default", dtype)
         draft = DraftModel.load("default", dtype)
         plain = load_causal_lm("default", dtype).model
         return measure_passes(target, draft, plain, repeats, tick)
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _print(costs: WindowCosts, timings: list[PassTiming]) -> None:

@@ -15,7 +15,7 @@ import typer
 
 from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest
-from cli import __version__, drafts, options
+from cli import __version__, benches, drafts, options
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 
@@ -29,10 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
-app.add_typer(bench_app, name="bench")
+app.add_typer(benches.app, name="bench")
 app.command()(drafts.distill)
-bench_app.command("draft")(drafts.bench_draft)
 
 
 def _version(asked: bool) -> None:
@@ -103,14 +101,14 @@ def up(
         edge=edge,
         target=target,
         draft=draft,
-        dtype=_checked_dtype(dtype),
+        dtype=options.checked_dtype(dtype),
         window=window,
         drafter=drafter,
         threads=threads,
         redis_url=url,
         data_dir=data_dir,
         dashboard_port=dashboard_port if dashboard else None,
-        link=_checked_link(link),
+        link=options.checked_link(link),
     )
     run(lambda: run_up(stack, json), interrupted=0)
 
@@ -193,13 +191,13 @@ def generate(
         method, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), raw, client
     )
     requests = _requests(prompt, prompts, sampling)
-    dtype = _checked_dtype(dtype)
+    dtype = options.checked_dtype(dtype)
     if target_only:
         _print_alone(requests, target, dtype, threads, json)
     else:
         stack = StackOptions(
             target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
-            threads=threads, link=_checked_link(link),
+            threads=threads, link=options.checked_link(link),
         )  # fmt: skip
         run(lambda: _print_together(requests, stack, json))
 
@@ -227,72 +225,6 @@ def status(
         typer.echo(msgspec.json.encode(found.to_builtins()))
     else:
         show(found, Console())
-
-
-@bench_app.command()
-def overhead(
-    prompts: Annotated[int, typer.Option(min=1, help="How many prompts to answer.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Timings of each forward pass.")] = 20,
-    dtype: options.Dtype = "auto",
-    json: options.Json = False,
-) -> None:
-    """What a window costs here, inside and outside the models, on one core each."""
-    from bench.overhead import run as run_overhead
-
-    run_overhead(prompts, max_new_tokens, repeats, _checked_dtype(dtype), json)
-
-
-@bench_app.command()
-def exactness(
-    prompts: Annotated[int, typer.Option(min=1, max=20, help="How many prompts to answer.")] = 20,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
-    dtype: options.Dtype = "float32",
-    json: options.Json = False,
-) -> None:
-    """Compare what draft and target give together with what the target gives alone.
-
-    Exit status 1 where they differ by more than rounding explains.
-    """
-    from bench.exactness import run as run_exactness
-
-    if not run_exactness(prompts, max_new_tokens, _checked_dtype(dtype), json):
-        raise typer.Exit(1)
-
-
-@bench_app.command("link")
-def bench_link(
-    link: Annotated[
-        str, typer.Argument(help="A profile, a round trip such as 40ms, or a trace file.")
-    ] = "40ms",
-    messages: Annotated[int, typer.Option(min=2, help="How many messages to echo.")] = 200,
-    size: Annotated[int, typer.Option(min=1, help="Bytes of each message.")] = 1200,
-    json: options.Json = False,
-) -> None:
-    """How well an emulated link holds its delays here: its own error, and echoes through it."""
-    from bench.link.measure import run as run_link
-
-    run_link(link, messages, size, json)
-
-
-def _checked_link(link: str | None) -> str | None:
-    """Before anything is started.
-
-    Raises:
-        ConfigurationError: there is no such link.
-    """
-    if link is not None:
-        from bench.link.profiles import find_link
-
-        find_link(link)
-    return link
-
-
-def _checked_dtype(dtype: str) -> str:
-    known = ("auto", "float32", "bfloat16")
-    if dtype not in known:
-        raise typer.BadParameter(f"--dtype {dtype!r} is unknown; use one of {', '.join(known)}")
-    return dtype
 
 
 def _requests(

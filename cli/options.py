@@ -168,9 +168,21 @@ class Sampling:
             RequestError: a value is wrong or the method unknown; the text says which.
         """
         request = new_request(prompt, **asdict(self))
-        if methods.find(request.method) is None:
-            raise RequestError(f"method: there is no {request.method!r}; known are {_METHODS}")
+        checked_method(request.method)
         return request
+
+
+def checked_method(name: str) -> str:
+    """A method's name.
+
+    Raises:
+        RequestError: there is no such method.
+    """
+    if methods.find(name) is None:
+        raise RequestError(
+            f"method: there is no {name!r}; known are {_METHODS}, and sd:W for windows of W tokens"
+        )
+    return name
 
 
 def read_prompt(argument: str) -> str:
@@ -203,3 +215,23 @@ def _decoded(data: bytes, source: str) -> str:
         raise RequestError(
             f"{source} is not UTF-8 (byte {error.start}); encode the text as UTF-8"
         ) from None
+
+
+def checked_link(link: str | None) -> str | None:
+    """Before anything is started.
+
+    Raises:
+        ConfigurationError: there is no such link.
+    """
+    if link is not None:
+        from bench.link.profiles import find_link
+
+        find_link(link)
+    return link
+
+
+def checked_dtype(dtype: str) -> str:
+    known = ("auto", "float32", "bfloat16")
+    if dtype not in known:
+        raise typer.BadParameter(f"--dtype {dtype!r} is unknown; use one of {', '.join(known)}")
+    return dtype

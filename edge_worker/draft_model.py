@@ -114,8 +114,13 @@ class DraftModel:
         """Load by spec; see `models.draft.load_draft` for specs and errors."""
         return cls(load_draft(spec, dtype, device), num_sparse, drafter)
 
-    def open(self, sampling: SamplingParams) -> DraftCache:
-        """An empty cache for a new session."""
+    def open(self, sampling: SamplingParams, prompt: Sequence[int] = ()) -> DraftCache:
+        """An empty cache for a new session.
+
+        Args:
+            prompt: what it will begin with; only `edge_worker.oracle` wants to know.
+        """
+        del prompt
         alone = self._drafter is Drafter.LOOKUP
         text = None if self._drafter is Drafter.MODEL else SuffixIndex(always=alone)
         return DraftCache(KVCache(), sampling, text, uses_model=not alone)
@@ -172,13 +177,12 @@ class DraftModel:
             found = cache.look_up()
             if found is None:
                 logits = self._run(cache, pending)
-                q_ids[index], q_probs[index] = self._top_probabilities(logits)
+                q_ids[index], q_probs[index] = self._proposal(logits, cache, start + index)
                 token = _draw(q_ids[index], q_probs[index], cache.sampling, start + index)
                 pending, width = [], self.num_sparse
             else:
                 token = found
-                q_ids[index, 0], q_probs[index, 0] = token, 1.0
-                q_ids[index, 1:] = np.arange(self.num_sparse - 1)  # zeros, in canonical order
+                q_ids[index], q_probs[index] = certain(token, self.num_sparse)
             tokens.append(token)
             pending.append(token)
             if cache.text is not None:
@@ -198,6 +202,13 @@ class DraftModel:
         input_ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
         return self._network.forward(input_ids, cache.keys_values)
 
+    def _proposal(
+        self, logits: Tensor, cache: DraftCache, position: int
+    ) -> tuple[Int32Array, Float16Array]:
+        """What is sent for `position`, and drawn from: int32[K] ids, float16[K] probabilities."""
+        del cache, position
+        return self._top_probabilities(logits)
+
     @torch.inference_mode()
     def _top_probabilities(self, logits: Tensor) -> tuple[Int32Array, Float16Array]:
         """The K most probable tokens in canonical order: int32[K] ids, float16[K] probabilities."""
@@ -207,6 +218,14 @@ class DraftModel:
         indices = rows.cpu().numpy()
         vocab = self._network.vocab
         return canonical(indices if vocab is None else vocab[indices], probs)
+
+
+def certain(token: int, size: int) -> tuple[Int32Array, Float16Array]:
+    """The one-hot distribution as `size` entries in canonical order: int32[K], float16[K]."""
+    ids, probs = np.zeros(size, dtype=TOKEN_DTYPE), np.zeros(size, dtype=PROB_DTYPE)
+    ids[0], probs[0] = token, 1.0
+    ids[1:] = np.arange(size - 1)
+    return ids, probs
 
 
 def _draw(ids: Int32Array, probs: Float16Array, sampling: SamplingParams, position: int) -> int:

@@ -30,6 +30,7 @@ from decoding.edge_events import (
 )
 from decoding.sampling import SamplingParams
 from edge_worker.draft_model import DraftModel
+from edge_worker.oracle import OracleDraft
 from edge_worker.peers import Peers
 from edge_worker.session import EdgeSession, PathMemory, Workshop
 from edge_worker.settings import EdgeSettings
@@ -58,14 +59,7 @@ async def serve(settings: EdgeSettings) -> None:
     sockets = Sockets(settings)
     thread = ModelThread(settings.threads)
     try:
-        model = await thread.call(
-            DraftModel.load,
-            settings.draft,
-            settings.dtype,
-            settings.device,
-            settings.num_sparse,
-            settings.drafter,
-        )
+        model = await thread.call(_load, settings)
         store = await connect_store(settings)
         worker = EdgeWorker(settings, model, thread, sockets, store)
         controller = ControllerLink(store, sockets, worker.name, worker.on_message)
@@ -80,6 +74,15 @@ async def serve(settings: EdgeSettings) -> None:
     finally:
         sockets.close()
         thread.close()
+
+
+def _load(settings: EdgeSettings) -> DraftModel:
+    spec, dtype, device = settings.draft, settings.dtype, settings.device
+    if settings.oracle is None:
+        return DraftModel.load(spec, dtype, device, settings.num_sparse, settings.drafter)
+    return OracleDraft.load_oracle(
+        spec, dtype, device, settings.num_sparse, settings.oracle, settings.oracle_error_rate
+    )
 
 
 class Running:

@@ -117,7 +117,7 @@ class EdgeSession:
         incarnation: int,
     ) -> None:
         """Start, or go on from tokens that were already streamed."""
-        self._cache = self._workshop.model.open(spec.sampling)
+        self._cache = self._workshop.model.open(spec.sampling, spec.prompt)
         self.state, effects = edge.begin(spec, control, committed, incarnation)
         self._run(effects)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -24,6 +25,14 @@ class EdgeSettings(WorkerSettings):
         Drafter.LOOKUP_MODEL,
         description="Who drafts: 'model', 'lookup' (repeats what followed the same words earlier "
         "in prompt and answer; costs nothing), or 'lookup+model' (lookup where it has something).",
+    )
+    oracle: Path | None = Field(
+        None,
+        description="To measure: replay the answers recorded in this file (`e2sci bench pace`), "
+        "each step taking the time of a real draft step; no lookup.",
+    )
+    oracle_error_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of positions at which the oracle is wrong."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware has it, else float32."

@@ -20,13 +20,19 @@ class Lockstep:
     drafted instead, the target still runs W of them (plus what it has not run yet), and the last
     one is judged like any other: the same cost, and the text depends on seed and prompt only
     (DESIGN rule 3).
+
+    Args:
+        window: W, whatever the controller says; None leaves it to the controller.
     """
 
     name = "lockstep"
     forecasts = False
 
+    def __init__(self, window: int | None = None) -> None:
+        self._window = window
+
     def flow(self, view: PaceView) -> Flow:
-        return _lockstep(view.window, view.greedy)
+        return _lockstep(view.window if self._window is None else self._window, view.greedy)
 
 
 def _lockstep(window: int, greedy: bool) -> Flow:

@@ -32,8 +32,23 @@ def test_methods_are_found_by_name() -> None:
     assert methods.find("") is methods.find("SD") is methods.find("nonsense") is None
 
 
+def test_a_method_in_lockstep_takes_a_static_window() -> None:
+    method = methods.find("sd:6")
+    assert method is not None
+    assert method.name == "sd:6"
+    assert method.acceptance is methods.sd.METHOD.acceptance
+    assert method.pace.flow(view(window=4)) == Flow(6, budget=6, awaits=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["sd:", "sd:0", "sd:33", "sd:-1", "sd:04", "sd:x", "plc:4", "no:4"]
+)
+def test_other_static_windows_are_unknown(name: str) -> None:
+    assert methods.find(name) is None
+
+
 def test_method_names_can_travel() -> None:
-    for name in methods.names():
+    for name in (*methods.names(), "sd:16"):
         OpenSession("s", "c", "e", 1, 0, 0, name, b"\0\0\0\0", b"", 0, 1, 0.0, 1.0, 0, "d")
         assert len(name) <= 64
 

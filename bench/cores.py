@@ -1,0 +1,52 @@
+"""Who runs on which core, and who goes first: edge and cloud have one core each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+import torch
+
+from launch.stack import Stack
+
+_AHEAD = -10
+
+
+def pin(stack: Stack) -> None:
+    """Edge workers to the first core, cloud workers to the last; everything else where it likes."""
+    cores = sorted(os.sched_getaffinity(0))
+    for process in stack.processes:
+        if process.name.startswith(("edge", "cloud")):
+            core = cores[0] if process.name.startswith("edge") else cores[-1]
+            for thread in psutil.Process(process.pid).threads():  # new ones inherit it
+                os.sched_setaffinity(thread.id, {core})
+
+
+def put_models_last(stack: Stack) -> bool:
+    """Let link, Redis, controller and this process go before the models on their cores.
+
+    Returns:
+        Whether this user may do that; else all share alike.
+    """
+    light = [p.pid for p in stack.processes if not p.name.startswith(("edge", "cloud"))]
+    with suppress(PermissionError):
+        for pid in (os.getpid(), *light):
+            for thread in psutil.Process(pid).threads():
+                os.setpriority(os.PRIO_PROCESS, thread.id, _AHEAD)
+        return True
+    return False
+
+
+@contextmanager
+def one_core(last: bool = False) -> Iterator[None]:
+    """This thread, and torch in it, on one core: the first, or the last."""
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(cores) if last else min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)

@@ -1,0 +1,64 @@
+"""What is measured, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.prompts import PROMPTS
+
+WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Static windows of `sd` that the sweep may try."""
+SWEEP_PROMPTS = 4
+MAX_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One draft over one link.
+
+    Attributes:
+        rtt_ms: round trip of the link.
+        error_rate: of the oracle draft; None is the draft model itself.
+    """
+
+    rtt_ms: float
+    error_rate: float | None
+
+    @property
+    def draft(self) -> str:
+        return "model" if self.error_rate is None else f"oracle {self.error_rate:.0%} wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole run.
+
+    Attributes:
+        error_rates: of the oracles; None among them is the draft model.
+        prompts: how many of `bench.prompts`.
+        repeats: how often each method answers all prompts.
+        methods: measured against `sd` with its best window, which is always there.
+    """
+
+    rtts_ms: tuple[float, ...] = (0.0, 10.0, 40.0, 80.0, 160.0)
+    error_rates: tuple[float | None, ...] = (None, 0.05, 0.1, 0.2, 0.4)
+    prompts: int = len(PROMPTS)
+    max_new_tokens: int = MAX_NEW_TOKENS
+    repeats: int = 5
+    methods: tuple[str, ...] = ("plc",)
+    target: str = "default"
+    draft: str = "default"
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        return tuple(Setting(rtt, error) for error in self.error_rates for rtt in self.rtts_ms)
+
+    def seed(self, prompt_id: int, repeat: int) -> int:
+        """The request's seed: it decides where an oracle errs, so each repetition draws anew."""
+        return 1_000 * (repeat + 1) + prompt_id
+
+    def turns(self, repeat: int, prompt_id: int, sd: str) -> tuple[str, ...]:
+        """The methods in the order in which they answer this prompt; who begins changes."""
+        methods = (sd, *self.methods)
+        shift = (repeat + prompt_id) % len(methods)
+        return methods[shift:] + methods[:shift]

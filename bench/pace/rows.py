@@ -1,0 +1,94 @@
+"""What is kept of each answer: one JSON object a line, so that a run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from bus.errors import ConfigurationError
+from bus.store import Usage
+
+ALONE = "target alone"
+
+_T = TypeVar("_T")
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One answer, measured.
+
+    Attributes:
+        method: `sd:W`, another method, or `target alone`.
+        error_rate: of the oracle draft; None is the draft model.
+        repeat: −1 for the sweep of windows.
+        tokens: that came after the first piece. seconds: from the first piece to the last.
+        usage: of the whole answer; None for the target alone.
+    """
+
+    draft: str
+    error_rate: float | None
+    rtt_ms: float
+    method: str
+    repeat: int
+    prompt_id: int
+    tokens: int
+    seconds: float
+    usage: Usage | None = None
+    source: str = "measured"
+
+    @property
+    def in_sweep(self) -> bool:
+        return self.repeat < 0
+
+
+class StackRow(msgspec.Struct, frozen=True):
+    """What one draft over one link was like, in ms.
+
+    Attributes:
+        step_ms: a draft step in lockstep, median.
+        late_median_ms, late_p99_ms, late_max_ms: how late the link was.
+        models_last: link, Redis, controller and client went before the models on their cores.
+    """
+
+    rtt_ms: float
+    error_rate: float | None
+    step_ms: float
+    late_median_ms: float | None
+    late_p99_ms: float | None
+    late_max_ms: float | None
+    models_last: bool
+    source: str = "measured"
+
+
+def append(path: Path, rows: Sequence[msgspec.Struct]) -> None:
+    """Add rows to a file at once."""
+    with path.open("ab") as file:
+        file.write(msgspec.json.Encoder().encode_lines(rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of an earlier run; none where there is no file.
+
+    Raises:
+        ConfigurationError: it is no such file.
+    """
+    return _read(path, Row)
+
+
+def read_stack_rows(path: Path) -> list[StackRow]:
+    """As `read_rows`, of the stacks."""
+    return _read(path, StackRow)
+
+
+def _read(path: Path, kind: type[_T]) -> list[_T]:
+    if not path.exists():
+        return []
+    try:
+        return msgspec.json.Decoder(kind).decode_lines(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"{path} is damaged ({error}); use a new --out") from error

@@ -1,0 +1,85 @@
+"""A whole run: settings one after the other, each kept as soon as it is complete."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench.pace.alone import TargetAlone, alone_row
+from bench.pace.plan import Plan, Setting
+from bench.pace.rows import append, read_rows, read_stack_rows
+from bench.pace.stacks import MeasuredStack
+from bench.pace.summary import Cell, as_table, summarise
+from bench.prompts import PROMPTS
+from bus.errors import ConfigurationError
+from edge_worker.oracle import write_answers
+
+ROWS, STACKS, TIMELINES, ANSWERS, PLAN = (
+    "rows.jsonl", "stacks.jsonl", "timelines.jsonl", "answers.jsonl", "plan.json",
+)  # fmt: skip
+
+_TABLE_WIDTH = 110
+
+
+def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
+    """Measure what is still missing under `out`, and print the summary of all.
+
+    Raises:
+        ConfigurationError: `out` holds another plan's run.
+    """
+    _claim(plan, out)
+    done = {(stack.rtt_ms, stack.error_rate) for stack in read_stack_rows(out / STACKS)}
+    missing = [s for s in plan.settings if (s.rtt_ms, s.error_rate) not in done]
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        _measure(plan, missing, out, progress)
+    cells = summarise(read_rows(out / ROWS), read_stack_rows(out / STACKS))
+    if as_json:
+        for cell in cells:
+            print(json.dumps(asdict(cell) | {"of_ceiling": cell.of_ceiling}))
+    else:
+        console = Console()
+        console.width = max(console.width, _TABLE_WIDTH)
+        console.print(as_table(cells))
+    return cells
+
+
+def _claim(plan: Plan, out: Path) -> None:
+    """Only one plan may fill a directory; more round trips or error rates are the same plan."""
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {k: v for k, v in asdict(plan).items() if k not in ("rtts_ms", "error_rates")}
+    text = json.dumps(kept, default=list)
+    path = out / PLAN
+    if path.exists() and path.read_text("utf-8") != text:
+        raise ConfigurationError(f"{out} holds a run with other settings; use a new --out")
+    path.write_text(text, "utf-8")
+
+
+def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progress) -> None:
+    if not missing:
+        return
+    task = progress.add_task("the target alone", total=len(missing) * plan.repeats * plan.prompts)
+    alone = TargetAlone(plan.target, PROMPTS[: plan.prompts], plan.max_new_tokens)
+    answers = out / ANSWERS
+    if not answers.exists():
+        recorded = [alone.answer(index) for index in range(plan.prompts)]
+        append(out / ROWS, [alone_row(*pair, index) for index, pair in enumerate(recorded)])
+        write_answers(answers, [answer for answer, _ in recorded])
+    for setting in missing:
+        progress.update(task, description=f"{setting.draft}, {setting.rtt_ms:g} ms")
+        stack = MeasuredStack(
+            plan, setting, answers.resolve(), alone if setting.error_rate is None else None,
+            tick=lambda: progress.advance(task),
+        )  # fmt: skip
+        rows, timelines, about = asyncio.run(stack.run())
+        append(out / ROWS, rows)
+        append(out / TIMELINES, timelines)
+        append(out / STACKS, [about])

@@ -1,0 +1,179 @@
+"""One draft over one link: find `sd`'s best static window, then let all methods take turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from bench.cores import pin, put_models_last
+from bench.link.process import read_report
+from bench.pace.alone import TargetAlone, alone_row
+from bench.pace.plan import SWEEP_PROMPTS, WINDOWS, Plan, Setting
+from bench.pace.rows import Row, StackRow
+from bench.prompts import PROMPTS
+from bench.telemetry import read_telemetry
+from bus.client import Client
+from bus.errors import RequestFailedError
+from bus.store import DraftSpan, TimelineEntry, Usage
+from bus.store.entries import FinishReason
+from launch.stack import Stack, StackOptions
+
+_SWEEP = -1
+_GUESSED_ERROR_RATE = 0.45
+Tick = Callable[[], None]
+
+
+class MeasuredStack:
+    """Edge, cloud and link of one setting.
+
+    Args:
+        answers: file of recorded answers for an oracle draft.
+        alone: takes its turns with the methods, or None.
+        tick: called after each prompt of a repetition, answered by all methods.
+    """
+
+    def __init__(
+        self, plan: Plan, setting: Setting, answers: Path, alone: TargetAlone | None, tick: Tick
+    ) -> None:
+        self._plan, self._setting, self._alone, self._tick = plan, setting, alone, tick
+        env = {"E2SCI_TIMELINE": "1"}
+        if setting.error_rate is not None:
+            env |= {
+                "E2SCI_ORACLE": str(answers),
+                "E2SCI_ORACLE_ERROR_RATE": str(setting.error_rate),
+            }
+        options = StackOptions(
+            target=plan.target, draft=plan.draft, dtype="float32", drafter="model", threads=1,
+            link=f"{setting.rtt_ms:g}ms",
+        )  # fmt: skip
+        self._stack = Stack(options, log=lambda _: None, quiet=True, env=env)
+
+    async def run(self) -> tuple[list[Row], list[TimelineEntry], StackRow]:
+        """Everything that is measured in this setting."""
+        async with self._stack:
+            pin(self._stack)
+            models_last = put_models_last(self._stack)
+            async with Client(redis_url=self._stack.redis_url) as client:
+                await self._warm_up(client)
+                rows = await self._sweep(client)
+                rows += await self._repetitions(client, _best(rows))
+            entries = await read_telemetry(self._stack.redis_url)
+        timelines = [entry for entry in entries if isinstance(entry, TimelineEntry)]
+        return rows, timelines, self._stack_row(timelines, models_last)
+
+    async def _warm_up(self, client: Client) -> None:
+        for method in ("sd", *self._plan.methods):
+            await self._answer(client, method, _SWEEP, 0)
+
+    async def _sweep(self, client: Client) -> list[Row]:
+        async def answers(window: int) -> list[Row]:
+            return [
+                await self._answer(client, f"sd:{window}", _SWEEP, prompt_id)
+                for prompt_id in range(min(SWEEP_PROMPTS, self._plan.prompts))
+            ]
+
+        error = self._setting.error_rate
+        guess = 0.8 / (_GUESSED_ERROR_RATE if error is None else max(error, 0.02))
+        return await climb(answers, guess)
+
+    async def _repetitions(self, client: Client, sd: str) -> list[Row]:
+        rows = []
+        for repeat in range(self._plan.repeats):
+            for prompt_id in range(self._plan.prompts):
+                rows += [
+                    await self._answer(client, method, repeat, prompt_id)
+                    for method in self._plan.turns(repeat, prompt_id, sd)
+                ]
+                if self._alone is not None and prompt_id % self._plan.repeats == repeat:
+                    rows.append(self._answer_alone(self._alone, repeat, prompt_id))
+                self._tick()
+        return rows
+
+    async def _answer(self, client: Client, method: str, repeat: int, prompt_id: int) -> Row:
+        """One answer as its reader sees it.
+
+        Raises:
+            RequestFailedError: it ended with an error.
+        """
+        request = await client.submit(
+            PROMPTS[prompt_id], method=method, max_new_tokens=self._plan.max_new_tokens,
+            temperature=0.0, seed=self._plan.seed(prompt_id, repeat),
+        )  # fmt: skip
+        arrivals: list[tuple[float, int]] = []
+        async for chunk in client.stream(request):
+            if chunk.end is None:
+                arrivals.append((time.perf_counter(), len(chunk.token_ids)))
+            elif chunk.end.finish_reason is FinishReason.ERROR:
+                raise RequestFailedError(f"{method}, prompt {prompt_id}: {chunk.end.error}")
+            else:
+                tokens = sum(count for _, count in arrivals[1:])
+                seconds = arrivals[-1][0] - arrivals[0][0]
+                return self._row(method, repeat, prompt_id, tokens, seconds, chunk.end.usage)
+        raise RequestFailedError(f"{method}, prompt {prompt_id}: the answer broke off")
+
+    def _answer_alone(self, alone: TargetAlone, repeat: int, prompt_id: int) -> Row:
+        row = alone_row(*alone.answer(prompt_id), prompt_id)
+        return replace(row, draft=self._setting.draft, rtt_ms=self._setting.rtt_ms, repeat=repeat)
+
+    def _row(
+        self,
+        method: str,
+        repeat: int,
+        prompt_id: int,
+        tokens: int,
+        seconds: float,
+        usage: Usage | None,
+    ) -> Row:
+        at = self._setting
+        return Row(
+            at.draft, at.error_rate, at.rtt_ms, method, repeat, prompt_id, tokens, seconds, usage
+        )  # fmt: skip
+
+    def _stack_row(self, timelines: Sequence[TimelineEntry], models_last: bool) -> StackRow:
+        report = read_report(list(self._stack.process("link-1").last_lines))
+        at = self._setting
+        return StackRow(
+            at.rtt_ms, at.error_rate, _step_ms(timelines), report.late_median_ms,
+            report.late_p99_ms, report.late_max_ms, models_last,
+        )  # fmt: skip
+
+
+def _step_ms(timelines: Sequence[TimelineEntry]) -> float:
+    """Median over the draft jobs of all sessions in lockstep, their first one left out: it holds
+    the prompt."""
+    return statistics.median(
+        (span.end_ms - span.at_ms) / span.num_tokens
+        for entry in timelines
+        if entry.method.startswith("sd")
+        for span in [e for e in entry.events if isinstance(e, DraftSpan)][1:]
+        if span.num_tokens
+    )
+
+
+async def climb(answers: Callable[[int], Awaitable[list[Row]]], guess: float) -> list[Row]:
+    """Rows of all windows tried: from the one nearest to the guess on to the better neighbour
+    until there is none. Goodput over W has one maximum (`decoding.pacing`)."""
+    at = min(range(len(WINDOWS)), key=lambda index: abs(WINDOWS[index] - guess))
+    tried: dict[int, list[Row]] = {}
+    while True:
+        for index in range(max(0, at - 1), min(len(WINDOWS), at + 2)):
+            if index not in tried:
+                tried[index] = await answers(WINDOWS[index])
+        best = max(tried, key=lambda index: _speed(tried[index]))
+        if best == at:
+            return [row for rows in tried.values() for row in rows]
+        at = best
+
+
+def _speed(rows: Sequence[Row]) -> float:
+    return sum(row.tokens for row in rows) / max(sum(row.seconds for row in rows), 1e-9)
+
+
+def _best(rows: Sequence[Row]) -> str:
+    """The fastest method of a sweep."""
+    methods = {row.method for row in rows}
+    return max(methods, key=lambda m: _speed([row for row in rows if row.method == m]))

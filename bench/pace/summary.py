@@ -1,0 +1,150 @@
+"""What a run shows: medians over repetitions with their spread, ratios, and the ceiling."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from bench.pace.rows import ALONE, Row, StackRow
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, least and greatest over repetitions."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        kept = sorted(values)
+        return cls(statistics.median(kept), kept[0], kept[-1])
+
+    def __str__(self) -> str:
+        """`12.3 (11.9–12.8)`, below 10 with two decimals."""
+        digits = 1 if self.median >= 10 else 2
+        low, median, high = (f"{v:.{digits}f}" for v in (self.low, self.median, self.high))
+        return f"{median} ({low}–{high})"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method with one draft over one link, measured.
+
+    Attributes:
+        speed: tokens a second of a repetition: all its tokens ÷ all its seconds.
+        over_sd, over_alone: the same repetition's speed ÷ that of `sd`'s best window, and ÷ the
+            target's alone.
+        ceiling: N tokens per N·c + RTT + t(1), N = 1/error rate; None without a set error rate.
+        edge_idle: share of the time in which the draft did not draft. wasted: share of the
+            drafted tokens that were thrown away. acceptance: accepted ÷ drafted and judged.
+    """
+
+    draft: str
+    error_rate: float | None
+    rtt_ms: float
+    method: str
+    speed: Spread
+    over_sd: Spread
+    over_alone: float
+    ceiling: float | None
+    edge_idle: float
+    wasted: float
+    acceptance: float
+    source: str = "measured"
+
+    @property
+    def of_ceiling(self) -> float | None:
+        return None if self.ceiling is None else self.speed.median / self.ceiling
+
+
+def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
+    """One cell for each draft, link and method; the sweep is left out."""
+    measured = [row for row in rows if not row.in_sweep]
+    alone = _speed([row for row in measured if row.method == ALONE])
+    drafted = [row for row in measured if row.method != ALONE]
+    settings = list(dict.fromkeys((row.draft, row.error_rate, row.rtt_ms) for row in drafted))
+    steps = {(stack.error_rate, stack.rtt_ms): stack.step_ms for stack in stacks}
+    cells = []
+    for draft, error_rate, rtt_ms in settings:
+        here = [row for row in measured if (row.draft, row.rtt_ms) == (draft, rtt_ms)]
+        methods = {row.method: row for row in here if row.method != ALONE}
+        sd = _by_repeat([row for row in here if row.method.startswith("sd:")])
+        beside = [row for row in here if row.method == ALONE]
+        ceiling = _ceiling(error_rate, steps[error_rate, rtt_ms], rtt_ms, alone)
+        for method in sorted(methods, reverse=True):
+            own = [row for row in here if row.method == method]
+            speeds = _by_repeat(own)
+            speed = Spread.of(speeds.values())
+            over_sd = Spread.of(speeds[repeat] / sd[repeat] for repeat in speeds)
+            over_alone = speed.median / (_speed(beside) if beside else alone)
+            cells.append(
+                Cell(
+                    draft, error_rate, rtt_ms, method, speed, over_sd, over_alone, ceiling,
+                    *_shares(own),
+                )
+            )  # fmt: skip
+    return cells
+
+
+def _by_repeat(rows: Sequence[Row]) -> dict[int, float]:
+    """Repetition → tokens a second."""
+    groups: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.repeat].append(row)
+    return {repeat: _speed(group) for repeat, group in groups.items()}
+
+
+def _speed(rows: Sequence[Row]) -> float:
+    return sum(row.tokens for row in rows) / sum(row.seconds for row in rows)
+
+
+def _ceiling(error_rate: float | None, step_ms: float, rtt_ms: float, alone: float) -> float | None:
+    if not error_rate:
+        return None
+    tokens = 1 / error_rate
+    return 1e3 * tokens / (tokens * step_ms + rtt_ms + 1e3 / alone)
+
+
+def _shares(rows: Sequence[Row]) -> tuple[float, float, float]:
+    """Edge idle, wasted, acceptance, over all answers."""
+    usages = [row.usage for row in rows if row.usage is not None]
+    idle = statistics.fmean(usage.edge_idle for usage in usages)
+    wasted = sum(usage.wasted_tokens for usage in usages)
+    accepted = sum(usage.accepted_tokens for usage in usages)
+    drafted = sum(usage.drafted_tokens for usage in usages)
+    return idle, wasted / max(wasted + accepted, 1), accepted / max(drafted, 1)
+
+
+def as_table(cells: Sequence[Cell]) -> Table:
+    """For people."""
+    table = Table(
+        title="Tokens a second from the first piece to the last (measured): median, range",
+        caption="RTT: round trip in ms. ceiling: of the best that one chain can do. idle: share of "
+        "the time in which the edge does not draft. in vain: drafted tokens thrown away",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    columns: dict[str, Callable[[Cell], str]] = {
+        "draft": lambda c: "model" if c.error_rate is None else f"oracle {c.error_rate:.0%}",
+        "RTT": lambda c: f"{c.rtt_ms:g}",
+        "method": lambda c: c.method,
+        "tokens/s": lambda c: str(c.speed),
+        "÷ alone": lambda c: f"{c.over_alone:.2f}",
+        "÷ best sd": lambda c: str(c.over_sd),
+        "ceiling": lambda c: "–" if c.of_ceiling is None else f"{c.of_ceiling:.0%}",
+        "idle": lambda c: f"{c.edge_idle:.0%}",
+        "in vain": lambda c: f"{c.wasted:.0%}",
+    }
+    for name in columns:
+        left = name in ("draft", "method")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for cell in cells:
+        table.add_row(*(show(cell) for show in columns.values()))
+    return table

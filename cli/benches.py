@@ -1,0 +1,138 @@
+"""The commands `e2sci bench …`: what can be measured.
+
+As in `cli.main`, what loads torch is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bus.errors import ConfigurationError
+from cli import drafts, options
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+app.command("draft")(drafts.bench_draft)
+
+
+@app.command()
+def overhead(
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts to answer.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Timings of each forward pass.")] = 20,
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """What a window costs here, inside and outside the models, on one core each."""
+    from bench.overhead import run as run_overhead
+
+    run_overhead(prompts, max_new_tokens, repeats, options.checked_dtype(dtype), json)
+
+
+@app.command()
+def exactness(
+    prompts: Annotated[int, typer.Option(min=1, max=20, help="How many prompts to answer.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    dtype: options.Dtype = "float32",
+    method: Annotated[str, typer.Option(help="A lossless method.")] = "sd",
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Over this emulated link, may be given several times; all: every profile. Sampled "
+            "answers are then compared between links.",
+            show_default="loopback, and two window sizes",
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Compare what draft and target give together with what the target gives alone.
+
+    Exit status 1 where they differ by more than rounding explains.
+    """
+    from bench.exactness import run as run_exactness
+    from bench.link.profiles import PROFILES
+
+    asked = link or []
+    links = list(PROFILES) if asked == ["all"] else [n for n in asked if options.checked_link(n)]
+    dtype, method = options.checked_dtype(dtype), options.checked_method(method)
+    if not run_exactness(prompts, max_new_tokens, dtype, json, method, links):
+        raise typer.Exit(1)
+
+
+@app.command("link")
+def bench_link(
+    link: Annotated[
+        str, typer.Argument(help="A profile, a round trip such as 40ms, or a trace file.")
+    ] = "40ms",
+    messages: Annotated[int, typer.Option(min=2, help="How many messages to echo.")] = 200,
+    size: Annotated[int, typer.Option(min=1, help="Bytes of each message.")] = 1200,
+    json: options.Json = False,
+) -> None:
+    """How well an emulated link holds its delays here: its own error, and echoes through it."""
+    from bench.link.measure import run as run_link
+
+    run_link(link, messages, size, json)
+
+
+@app.command()
+def pace(
+    out: Annotated[
+        Path, typer.Option(help="Directory of the rows; a run that was cut off goes on there.")
+    ],
+    rtt_ms: Annotated[
+        str, typer.Option(help="Round trips of the emulated link, in ms.")
+    ] = "0,10,40,80,160",
+    error: Annotated[
+        str,
+        typer.Option(
+            help="Drafts: model, and error rates of oracle drafts, which replay the target's own "
+            "answer and cost a real draft step."
+        ),
+    ] = "model,0.05,0.1,0.2,0.4",
+    prompts: Annotated[int, typer.Option(min=1, max=20, help="How many prompts to answer.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is answered.")] = 5,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare with sd's best window; may be given several times."),
+    ] = None,
+    target: options.Target = "default",
+    draft: options.Draft = "default",
+    json: options.Json = False,
+) -> None:
+    """What drafting ahead brings over the best static window and over the target alone.
+
+    Real processes, edge and cloud on one core each, methods in turns. Nothing else should run.
+    """
+    from bench.pace.plan import Plan
+    from bench.pace.run import run as run_pace
+
+    rates = tuple(None if part == "model" else _number(part, 1) for part in error.split(","))
+    plan = Plan(
+        rtts_ms=tuple(_number(part, 60_000) for part in rtt_ms.split(",")),
+        error_rates=rates,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        methods=tuple(options.checked_method(name) for name in method or ["plc"]),
+        target=target,
+        draft=draft,
+    )
+    run_pace(plan, out, json)
+
+
+def _number(text: str, most: float) -> float:
+    """A number in 0 … `most`.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:
+        raise ConfigurationError(f"{text.strip()!r}: expected a number in 0 … {most:g}")
+    return value

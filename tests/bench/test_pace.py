@@ -1,0 +1,140 @@
+"""`bench/pace`: the order of turns, the climb to the best window, and the summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.pace import stacks
+from bench.pace.plan import WINDOWS, Plan
+from bench.pace.rows import ALONE, Row, StackRow, append, read_rows
+from bench.pace.run import run
+from bench.pace.stacks import climb
+from bench.pace.summary import Cell, Spread, as_table, summarise
+from bus.errors import ConfigurationError
+from bus.store import Usage
+
+
+def usage(edge_idle: float = 0.5, wasted: int = 10, accepted: int = 30) -> Usage:
+    return Usage(
+        prompt_tokens=5, completion_tokens=32, drafted_tokens=35, accepted_tokens=accepted,
+        windows=8, rollbacks=2, acceptance=0.9, seconds=1.0, tokens_per_s=32.0, bytes_up=1,
+        bytes_down=1, bytes_per_drafted_token=1.0, lossless=True, wasted_tokens=wasted,
+        edge_idle=edge_idle,
+    )  # fmt: skip
+
+
+def row(
+    method: str, tokens: int, seconds: float, repeat: int = 0, error: float | None = 0.1
+) -> Row:
+    draft = "model" if error is None else "oracle"
+    used = None if method == ALONE else usage()
+    return Row(draft, error, 40.0, method, repeat, 0, tokens, seconds, used)
+
+
+def stack(error: float | None = 0.1) -> StackRow:
+    return StackRow(40.0, error, 10.0, 0.1, 0.2, 0.3, True)
+
+
+def test_every_method_begins_equally_often() -> None:
+    plan = Plan(methods=("plc", "plc-literal"))
+    first = [plan.turns(repeat, prompt, "sd:4")[0] for repeat in range(3) for prompt in range(3)]
+    assert sorted(first) == sorted(["sd:4", "plc", "plc-literal"] * 3)
+    assert all(sorted(plan.turns(r, 1, "sd:4")) == ["plc", "plc-literal", "sd:4"] for r in range(3))
+
+
+def test_each_repetition_draws_other_errors_and_each_method_meets_the_same() -> None:
+    plan = Plan()
+    seeds = {plan.seed(prompt, repeat) for prompt in range(20) for repeat in range(-1, 5)}
+    assert len(seeds) == 20 * 6
+    assert min(seeds) >= 0
+
+
+@pytest.mark.parametrize("best", WINDOWS)
+@pytest.mark.parametrize("guess", [0.5, 2.0, 8.0, 40.0])
+async def test_the_climb_ends_at_the_fastest_window(best: int, guess: float) -> None:
+    tried: list[int] = []
+
+    async def answers(window: int) -> list[Row]:
+        tried.append(window)
+        slow = abs(WINDOWS.index(window) - WINDOWS.index(best))
+        return [row(f"sd:{window}", 100, 1.0 + slow)]
+
+    rows = await climb(answers, guess)
+    assert len(tried) == len(set(tried))
+    assert max(rows, key=lambda r: r.tokens / r.seconds).method == f"sd:{best}"
+    assert stacks._best(rows) == f"sd:{best}"
+
+
+def test_speed_is_tokens_over_seconds_of_a_repetition_and_ratios_are_paired() -> None:
+    rows = [
+        row("sd:4", 30, 2.0), row("sd:4", 10, 2.0),  # 10 tokens/s
+        row("plc", 30, 2.0), row("plc", 30, 1.0),  # 20 tokens/s
+        row("sd:4", 40, 2.0, repeat=1), row("plc", 60, 2.0, repeat=1),  # 20 and 30
+        row(ALONE, 50, 10.0),
+        row("sd:2", 1000, 1.0, repeat=-1),  # the sweep counts for nothing
+    ]  # fmt: skip
+    cells = {cell.method: cell for cell in summarise(rows, [stack()])}
+    assert set(cells) == {"sd:4", "plc"}
+    assert cells["plc"].speed == Spread(25.0, 20.0, 30.0)
+    assert cells["plc"].over_sd == Spread(1.75, 1.5, 2.0)
+    assert cells["sd:4"].over_sd == Spread(1.0, 1.0, 1.0)
+    assert cells["plc"].over_alone == 5.0
+
+
+def test_the_ceiling_is_that_of_a_single_chain() -> None:
+    rows = [row("sd:4", 40, 2.0), row("plc", 60, 2.0), row(ALONE, 50, 5.0)]
+    plc = {cell.method: cell for cell in summarise(rows, [stack()])}["plc"]
+    # N = 10 tokens per 10 · 10 ms + 40 ms + 100 ms
+    assert plc.ceiling == pytest.approx(10 / 0.240)
+    assert plc.of_ceiling == pytest.approx(30 * 0.024)
+    assert plc.wasted == 0.25
+
+
+def test_a_draft_model_has_no_ceiling_of_its_own() -> None:
+    rows = [row("sd:4", 40, 2.0, error=None), row(ALONE, 50, 5.0, error=None)]
+    (cell,) = summarise(rows, [stack(None)])
+    assert cell.ceiling is cell.of_ceiling is None
+    assert as_table([cell]).row_count == 1
+
+
+def test_rows_are_read_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [row("plc", 3, 0.5), row(ALONE, 2, 1.0)]
+    append(path, rows[:1])
+    append(path, rows[1:])
+    assert read_rows(path) == rows
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"draft": 3}\n')
+    with pytest.raises(ConfigurationError, match=r"rows\.jsonl is damaged"):
+        read_rows(path)
+
+
+def test_a_complete_run_is_summarised_without_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan(rtts_ms=(40.0,), error_rates=(0.1,))
+    run_files(tmp_path, plan)
+    cells = run(plan, tmp_path, as_json=True)
+    assert [cell.method for cell in cells] == ["sd:4", "plc"]
+    assert isinstance(cells[0], Cell)
+    assert capsys.readouterr().out.count('"source": "measured"') == 2
+
+
+def test_another_plan_does_not_fill_the_same_directory(tmp_path: Path) -> None:
+    plan = Plan(rtts_ms=(40.0,), error_rates=(0.1,))
+    run_files(tmp_path, plan)
+    run(plan, tmp_path, as_json=True)
+    with pytest.raises(ConfigurationError, match="other settings"):
+        run(Plan(rtts_ms=(40.0,), error_rates=(0.1,), repeats=2), tmp_path, as_json=True)
+
+
+def run_files(out: Path, plan: Plan) -> None:
+    rows = [row("sd:4", 40, 2.0), row("plc", 60, 2.0), row(ALONE, 50, 5.0)]
+    append(out / "rows.jsonl", rows)
+    append(out / "stacks.jsonl", [stack()])
