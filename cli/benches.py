@@ -99,7 +99,14 @@ def pace(
         typer.Option(help="Compare with sd's best window; may be given several times."),
     ] = None,
     target: options.Target = "default",
-    draft: options.Draft = "default",
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Draft model, as for generate; may be given several times. Oracles take the time "
+            "of the first one's steps.",
+            show_default="default",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """What drafting ahead brings over the best static window and over the target alone.
@@ -118,7 +125,7 @@ def pace(
         repeats=repeats,
         methods=tuple(options.checked_method(name) for name in method or ["plc"]),
         target=target,
-        draft=draft,
+        drafts=tuple(draft or ["default"]),
     )
     run_pace(plan, out, json)
 

@@ -17,16 +17,18 @@ class Setting:
     """One draft over one link.
 
     Attributes:
+        draft: its spec, as `models.draft.load_draft` takes it.
+        error_rate: of an oracle on top of it; None is the draft itself.
         rtt_ms: round trip of the link.
-        error_rate: of the oracle draft; None is the draft model itself.
     """
 
-    rtt_ms: float
+    draft: str
     error_rate: float | None
+    rtt_ms: float
 
-    @property
-    def draft(self) -> str:
-        return "model" if self.error_rate is None else f"oracle {self.error_rate:.0%} wrong"
+    def __str__(self) -> str:
+        oracle = "" if self.error_rate is None else f" as oracle, {self.error_rate:.0%} wrong"
+        return f"{self.draft}{oracle}, {self.rtt_ms:g} ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class Plan:
     """A whole run.
 
     Attributes:
-        error_rates: of the oracles; None among them is the draft model.
+        drafts: specs; oracles take the time of the first one's steps.
+        error_rates: of the oracles; None among them stands for the drafts themselves.
         prompts: how many of `bench.prompts`.
         repeats: how often each method answers all prompts.
         methods: measured against `sd` with its best window, which is always there.
@@ -47,11 +50,16 @@ class Plan:
     repeats: int = 5
     methods: tuple[str, ...] = ("plc",)
     target: str = "default"
-    draft: str = "default"
+    drafts: tuple[str, ...] = ("default",)
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        return tuple(Setting(rtt, error) for error in self.error_rates for rtt in self.rtts_ms)
+        return tuple(
+            Setting(draft, error, rtt)
+            for error in self.error_rates
+            for draft in (self.drafts if error is None else self.drafts[:1])
+            for rtt in self.rtts_ms
+        )
 
     def seed(self, prompt_id: int, repeat: int) -> int:
         """The request's seed: it decides where an oracle errs, so each repetition draws anew."""

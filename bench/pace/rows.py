@@ -22,7 +22,7 @@ class Row(msgspec.Struct, frozen=True):
 
     Attributes:
         method: `sd:W`, another method, or `target alone`.
-        error_rate: of the oracle draft; None is the draft model.
+        error_rate: of an oracle on top of the draft; None is the draft itself.
         repeat: −1 for the sweep of windows.
         tokens: that came after the first piece. seconds: from the first piece to the last.
         usage: of the whole answer; None for the target alone.
@@ -45,7 +45,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class StackRow(msgspec.Struct, frozen=True):
-    """What one draft over one link was like, in ms.
+    """What one draft over one link was like; times in ms.
 
     Attributes:
         step_ms: a draft step in lockstep, median.
@@ -53,8 +53,9 @@ class StackRow(msgspec.Struct, frozen=True):
         models_last: link, Redis, controller and client went before the models on their cores.
     """
 
-    rtt_ms: float
+    draft: str
     error_rate: float | None
+    rtt_ms: float
     step_ms: float
     late_median_ms: float | None
     late_p99_ms: float | None

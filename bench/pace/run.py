@@ -34,8 +34,8 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
         ConfigurationError: `out` holds another plan's run.
     """
     _claim(plan, out)
-    done = {(stack.rtt_ms, stack.error_rate) for stack in read_stack_rows(out / STACKS)}
-    missing = [s for s in plan.settings if (s.rtt_ms, s.error_rate) not in done]
+    done = {(s.draft, s.error_rate, s.rtt_ms) for s in read_stack_rows(out / STACKS)}
+    missing = [s for s in plan.settings if (s.draft, s.error_rate, s.rtt_ms) not in done]
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
@@ -53,9 +53,9 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
 
 
 def _claim(plan: Plan, out: Path) -> None:
-    """Only one plan may fill a directory; more round trips or error rates are the same plan."""
+    """Only one plan may fill a directory; more links and drafts are the same plan."""
     out.mkdir(parents=True, exist_ok=True)
-    kept = {k: v for k, v in asdict(plan).items() if k not in ("rtts_ms", "error_rates")}
+    kept = {k: v for k, v in asdict(plan).items() if k not in ("rtts_ms", "error_rates", "drafts")}
     text = json.dumps(kept, default=list)
     path = out / PLAN
     if path.exists() and path.read_text("utf-8") != text:
@@ -74,7 +74,7 @@ def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progre
         append(out / ROWS, [alone_row(*pair, index) for index, pair in enumerate(recorded)])
         write_answers(answers, [answer for answer, _ in recorded])
     for setting in missing:
-        progress.update(task, description=f"{setting.draft}, {setting.rtt_ms:g} ms")
+        progress.update(task, description=str(setting))
         stack = MeasuredStack(
             plan, setting, answers.resolve(), alone if setting.error_rate is None else None,
             tick=lambda: progress.advance(task),

@@ -47,7 +47,7 @@ class MeasuredStack:
                 "E2SCI_ORACLE_ERROR_RATE": str(setting.error_rate),
             }
         options = StackOptions(
-            target=plan.target, draft=plan.draft, dtype="float32", drafter="model", threads=1,
+            target=plan.target, draft=setting.draft, dtype="float32", drafter="model", threads=1,
             link=f"{setting.rtt_ms:g}ms",
         )  # fmt: skip
         self._stack = Stack(options, log=lambda _: None, quiet=True, env=env)
@@ -137,7 +137,7 @@ class MeasuredStack:
         report = read_report(list(self._stack.process("link-1").last_lines))
         at = self._setting
         return StackRow(
-            at.rtt_ms, at.error_rate, _step_ms(timelines), report.late_median_ms,
+            at.draft, at.error_rate, at.rtt_ms, _step_ms(timelines), report.late_median_ms,
             report.late_p99_ms, report.late_max_ms, models_last,
         )  # fmt: skip
 

@@ -60,6 +60,13 @@ class Cell:
     source: str = "measured"
 
     @property
+    def name(self) -> str:
+        """Of the draft: the last part of its spec, or how often the oracle is wrong."""
+        if self.error_rate is None:
+            return self.draft.rstrip("/").rpartition("/")[2]
+        return f"oracle {self.error_rate:.0%}"
+
+    @property
     def of_ceiling(self) -> float | None:
         return None if self.ceiling is None else self.speed.median / self.ceiling
 
@@ -70,14 +77,15 @@ def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
     alone = _speed([row for row in measured if row.method == ALONE])
     drafted = [row for row in measured if row.method != ALONE]
     settings = list(dict.fromkeys((row.draft, row.error_rate, row.rtt_ms) for row in drafted))
-    steps = {(stack.error_rate, stack.rtt_ms): stack.step_ms for stack in stacks}
+    steps = {(stack.draft, stack.error_rate, stack.rtt_ms): stack.step_ms for stack in stacks}
     cells = []
-    for draft, error_rate, rtt_ms in settings:
-        here = [row for row in measured if (row.draft, row.rtt_ms) == (draft, rtt_ms)]
+    for setting in settings:
+        draft, error_rate, rtt_ms = setting
+        here = [row for row in measured if (row.draft, row.error_rate, row.rtt_ms) == setting]
         methods = {row.method: row for row in here if row.method != ALONE}
         sd = _by_repeat([row for row in here if row.method.startswith("sd:")])
         beside = [row for row in here if row.method == ALONE]
-        ceiling = _ceiling(error_rate, steps[error_rate, rtt_ms], rtt_ms, alone)
+        ceiling = _ceiling(error_rate, steps[setting], rtt_ms, alone)
         for method in sorted(methods, reverse=True):
             own = [row for row in here if row.method == method]
             speeds = _by_repeat(own)
@@ -132,7 +140,7 @@ def as_table(cells: Sequence[Cell]) -> Table:
         padding=(0, 1, 0, 0),
     )
     columns: dict[str, Callable[[Cell], str]] = {
-        "draft": lambda c: "model" if c.error_rate is None else f"oracle {c.error_rate:.0%}",
+        "draft": lambda c: c.name,
         "RTT": lambda c: f"{c.rtt_ms:g}",
         "method": lambda c: c.method,
         "tokens/s": lambda c: str(c.speed),

@@ -28,13 +28,19 @@ def usage(edge_idle: float = 0.5, wasted: int = 10, accepted: int = 30) -> Usage
 def row(
     method: str, tokens: int, seconds: float, repeat: int = 0, error: float | None = 0.1
 ) -> Row:
-    draft = "model" if error is None else "oracle"
     used = None if method == ALONE else usage()
-    return Row(draft, error, 40.0, method, repeat, 0, tokens, seconds, used)
+    return Row("default", error, 40.0, method, repeat, 0, tokens, seconds, used)
 
 
 def stack(error: float | None = 0.1) -> StackRow:
-    return StackRow(40.0, error, 10.0, 0.1, 0.2, 0.3, True)
+    return StackRow("default", error, 40.0, 10.0, 0.1, 0.2, 0.3, True)
+
+
+def test_oracles_stand_on_the_first_draft_only() -> None:
+    plan = Plan(rtts_ms=(0.0, 40.0), error_rates=(None, 0.1), drafts=("a", "b"))
+    found = [(s.draft, s.error_rate, s.rtt_ms) for s in plan.settings]
+    models = [(d, None, rtt) for d in ("a", "b") for rtt in (0.0, 40.0)]
+    assert found == [*models, ("a", 0.1, 0.0), ("a", 0.1, 40.0)]
 
 
 def test_every_method_begins_equally_often() -> None:
