@@ -29,3 +29,31 @@ ARITHMETIC = (
     "List the first ten even numbers.",
 )
 PROMPTS = CHAT + CODE + ARITHMETIC
+_RIVER = (
+    "The river rose during the night and by morning the bridge was closed. For a week the town "
+    "used boats to reach the market, and the school moved into the old church on the hill. When "
+    "the water fell, the bridge was found to be sound, and the boats were put away until spring."
+)
+_CODE = """def total_price(items, tax):
+    total = 0
+    for item in items:
+        total = total + item.price * item.count
+    if total > 100:
+        total = total * 0.9
+    return total * (1 + tax)
+"""
+_LETTER = (
+    "Dear Ms. Green, thank you for your order of 12 March. Two of the five lamps are not in stock "
+    "at the moment. We shall send the other three lamps this week and the two missing lamps as "
+    "soon as they arrive. We apologise for the delay. Yours sincerely, Tom Baker"
+)
+REPEAT = (
+    f"Repeat the following text word for word:\n\n{_RIVER}",
+    f"Repeat the following letter word for word:\n\n{_LETTER}",
+    f"Repeat this code exactly:\n\n```python\n{_CODE}```",
+    f"Rewrite this code with the variable total renamed to amount:\n\n```python\n{_CODE}```",
+    f"Copy this text and replace the word boats with rafts:\n\n{_RIVER}",
+    f"Copy this letter, but address it to Mr. Brown:\n\n{_LETTER}",
+)
+"""Prompts whose answer repeats or edits a given text."""
+SETS = {"chat": CHAT, "code": CODE, "arithmetic": ARITHMETIC, "repeat and edit": REPEAT}

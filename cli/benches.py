@@ -77,6 +77,19 @@ def bench_link(
 
 
 @app.command()
+def lookup(
+    method: Annotated[str, typer.Option(help="How to decode.")] = "sd",
+    repeats: Annotated[int, typer.Option(min=1, help="How often each prompt is answered.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    json: options.Json = False,
+) -> None:
+    """What lookup drafting brings where an answer repeats a text, and costs where it does not."""
+    from bench.lookup import run as run_lookup
+
+    run_lookup(options.checked_method(method), repeats, max_new_tokens, json)
+
+
+@app.command()
 def pace(
     out: Annotated[
         Path, typer.Option(help="Directory of the rows; a run that was cut off goes on there.")

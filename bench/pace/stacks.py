@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from bench.answers import timed_answer
 from bench.cores import pin, put_models_last
 from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
@@ -17,9 +17,7 @@ from bench.pace.rows import Row, StackRow
 from bench.prompts import PROMPTS
 from bench.telemetry import read_telemetry
 from bus.client import Client
-from bus.errors import RequestFailedError
-from bus.store import DraftSpan, TimelineEntry, Usage
-from bus.store.entries import FinishReason
+from bus.store import DraftSpan, TimelineEntry
 from launch.stack import Stack, StackOptions
 
 _SWEEP = -1
@@ -94,44 +92,19 @@ class MeasuredStack:
         return rows
 
     async def _answer(self, client: Client, method: str, repeat: int, prompt_id: int) -> Row:
-        """One answer as its reader sees it.
-
-        Raises:
-            RequestFailedError: it ended with an error.
-        """
-        request = await client.submit(
-            PROMPTS[prompt_id], method=method, max_new_tokens=self._plan.max_new_tokens,
-            temperature=0.0, seed=self._plan.seed(prompt_id, repeat),
+        got = await timed_answer(
+            client, PROMPTS[prompt_id], method=method, temperature=0.0,
+            max_new_tokens=self._plan.max_new_tokens, seed=self._plan.seed(prompt_id, repeat),
         )  # fmt: skip
-        arrivals: list[tuple[float, int]] = []
-        async for chunk in client.stream(request):
-            if chunk.end is None:
-                arrivals.append((time.perf_counter(), len(chunk.token_ids)))
-            elif chunk.end.finish_reason is FinishReason.ERROR:
-                raise RequestFailedError(f"{method}, prompt {prompt_id}: {chunk.end.error}")
-            else:
-                tokens = sum(count for _, count in arrivals[1:])
-                seconds = arrivals[-1][0] - arrivals[0][0]
-                return self._row(method, repeat, prompt_id, tokens, seconds, chunk.end.usage)
-        raise RequestFailedError(f"{method}, prompt {prompt_id}: the answer broke off")
+        at = self._setting
+        return Row(
+            at.draft, at.error_rate, at.rtt_ms, method, repeat, prompt_id, got.tokens,
+            got.seconds, got.usage,
+        )  # fmt: skip
 
     def _answer_alone(self, alone: TargetAlone, repeat: int, prompt_id: int) -> Row:
         row = alone_row(*alone.answer(prompt_id), prompt_id)
         return replace(row, draft=self._setting.draft, rtt_ms=self._setting.rtt_ms, repeat=repeat)
-
-    def _row(
-        self,
-        method: str,
-        repeat: int,
-        prompt_id: int,
-        tokens: int,
-        seconds: float,
-        usage: Usage | None,
-    ) -> Row:
-        at = self._setting
-        return Row(
-            at.draft, at.error_rate, at.rtt_ms, method, repeat, prompt_id, tokens, seconds, usage
-        )  # fmt: skip
 
     def _stack_row(self, timelines: Sequence[TimelineEntry], models_last: bool) -> StackRow:
         report = read_report(list(self._stack.process("link-1").last_lines))
