@@ -63,11 +63,9 @@ def feedback_measured(
     else:
         timer = state.timer.sample(now_ms - flight.sent_ms)
         measures = measures.answered(rtt_of(flight, feedback, now_ms))
-    if state.heard_ms is not None:
-        measures = measures.waited(feedback.verify_ms + feedback.queue_ms)
-        if feedback.pass_tokens:
-            left_ms = now_ms - state.heard_ms - feedback.verify_ms
-            measures = measures.queued(max(0.0, min(feedback.queue_ms, left_ms)))
+    if state.heard_ms is not None and feedback.pass_tokens:
+        left_ms = now_ms - state.heard_ms - feedback.verify_ms
+        measures = measures.queued(max(0.0, min(feedback.queue_ms, left_ms)))
     thrown = message.num_tokens - feedback.num_accepted
     previous = PreviousWindow(
         edge_ms=max(0.0, now_ms - flight.drafted_ms),

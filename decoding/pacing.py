@@ -8,16 +8,18 @@ Lockstep with windows of W tokens commits Σ_{i≤W} aⁱ tokens (the bonus toke
 
     G(W) = (1 − a^(W+1))/(1 − a)  ÷  (W·c + g + R + q + t(W + 1))
 
-Drafting ahead in messages of m tokens ends with the first message that holds a bad token, which
-is number 1/(1 − a^m) on average. If it is the first of all, the cloud is idle and runs it at once.
-Else it waits for half of the pass under way, and is run, unless the bad token stands first in
-its pass, where the kept row rejects it without one (pre-hit):
+Drafting ahead in messages of m tokens: the first is run at once, by a pass over m + 1. While a
+pass is under way, s tokens are drafted, which the next pass takes in together: s·(c + g/m) = t(s).
+So the first bad token, number k with probability a^(k−1)·(1 − a), is found by the first pass, or by
+the one after every s tokens more; and where it stands first in its pass, the kept row rejects it
+without one (pre-hit). A draft too slow for that has each message run as it comes. Together
 
-    G(m) = N  ÷  ((m·c + g)/(1 − a^m) + R + q + (1 − a^m)·t(m + 1) + a^m·(½ + 1 − 1/n)·t(n))
+    G(m) = N  ÷  (m·c + g + R + q + t(m + 1) + t(s)·a^(m+1)/(1 − a^s)),  or where that is less
+           N  ÷  ((m·c + g)/(1 − a^m) + R + q + t(m + 1))
 
-n is the number of tokens a pass finds waiting: those drafted during the pass before, n = t(n)·m
-÷ (m·c + g), at most what an epoch has, N + 1. All of this is this project's choice [ours]; the
-ceiling of a single chain, N tokens per N·c + R + t(1), is what both fall short of.
+All of this is this project's choice [ours]; the ceiling of a single chain, N tokens per
+N·c + R + t(1), is what both fall short of. `e2sci bench simulate` shows how near G comes to what
+the state machines then do.
 
 This module knows no clock and no session: times come in as numbers.
 """
@@ -44,9 +46,16 @@ TOKEN_FADE = 63 / 64
 """Weight that earlier verdicts keep at each judged token [ours]."""
 PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.7, 4.0
 """What is believed of a session before its first verdicts, and for how many tokens it counts."""
+RECALLED_WEIGHT = 16.0
+"""For how many tokens the session before counts: the next text is another one [ours]."""
 FORGET_PASS, FORGET_STEP = 1 / 2, 1 / 32
 """How much each pass in lockstep counts among those ahead, and moves the step ahead towards the
 one alone [ours]: both forget within some 40 passes."""
+RUN_SHARE = 0.5
+"""Of the tokens far ahead, how many are run at all [ours]: in simulation 0.3 to 0.5 are alike, and
+1 costs 2 % of the goodput."""
+LEAST_CHANCE = 1e-3
+"""Tokens that stand less probably are never drafted, even where verifying them is free [ours]."""
 ETA_GAIN = 1 / 8
 """κ of `eta`."""
 _SLOPE_WEIGHT = 4.0
@@ -133,8 +142,8 @@ class Acceptance(Struct, frozen=True):
         return min(max(self.accepted / self.judged, 0.02), 0.995)
 
     def recalled(self) -> Acceptance:
-        """As a belief about the next session: the same rate, as light as the prior."""
-        scale = PRIOR_WEIGHT / self.judged
+        """As a belief about the next session: the same rate, at most `RECALLED_WEIGHT` tokens."""
+        scale = min(1.0, RECALLED_WEIGHT / self.judged)
         return Acceptance(self.accepted * scale, self.judged * scale)
 
 
@@ -148,7 +157,6 @@ class Measures(Struct, frozen=True):
         round_trips: the latest, in ms, without verification and queueing.
         rtt_ms: their smoothed value.
         queue_ms: smoothed wait at the cloud behind other sessions.
-        delay_ms: smoothed time a window spends at the cloud, its own session's passes included.
     """
 
     alone: Costs = Costs()
@@ -158,7 +166,6 @@ class Measures(Struct, frozen=True):
     round_trips: tuple[float, ...] = ()
     rtt_ms: float | None = None
     queue_ms: float = 0.0
-    delay_ms: float | None = None
 
     def drafted(self, num_tokens: int, draft_ms: float, gap_ms: float, alone: bool) -> Measures:
         """With one more draft job of at least one token."""
@@ -197,10 +204,6 @@ class Measures(Struct, frozen=True):
             rtt_ms=smoothed(self.rtt_ms, rtt_ms),
         )
 
-    def waited(self, delay_ms: float) -> Measures:
-        """With one more window's time at the cloud."""
-        return replace(self, delay_ms=smoothed(self.delay_ms, delay_ms))
-
     def queued(self, others_ms: float) -> Measures:
         """With one more pass that waited so long for other sessions."""
         return replace(self, queue_ms=smoothed(self.queue_ms, others_ms))
@@ -226,8 +229,8 @@ class Forecast(Struct, frozen=True):
     Attributes:
         window: W of the fastest lockstep, `lockstep` its goodput.
         message: m of the fastest drafting ahead, `ahead` its goodput.
-        bdp: tokens drafted in one round trip and verification, the bandwidth-delay product.
-        useful: n-th token ahead from which on drafting can only lose, see `useful_ahead`.
+        bdp: tokens drafted in one round trip, wait and verification, the bandwidth-delay product.
+        useful: the last token ahead that is worth verifying, see `useful_ahead`.
     """
 
     window: int
@@ -272,18 +275,19 @@ def forecast(measures: Measures) -> Forecast | None:
         if goodput <= lockstep:
             break  # G(W), a concave count over a linear time, has one maximum
         lockstep, window = goodput, w
-    fastest, message = max(
-        (ahead_goodput(m, a, ahead, away_ms, gap_ms), m) for m in range(1, MAX_MESSAGE + 1)
+    best = max(
+        (plan_ahead(m, a, ahead, away_ms, gap_ms) for m in range(1, MAX_MESSAGE + 1)),
+        key=lambda plan: plan.goodput,
     )
-    delay_ms = ahead.pass_ms(1.0) if measures.delay_ms is None else measures.delay_ms
-    per_token_ms = ahead.step_ms + gap_ms / message
+    # It waits for the pass under way, then for its own.
+    at_cloud_ms = measures.queue_ms + 2.0 * ahead.pass_ms(best.waiting)
     return Forecast(
         window=window,
         lockstep=lockstep,
-        message=message,
-        ahead=fastest,
-        bdp=(measures.path_ms + delay_ms) / per_token_ms,
-        useful=useful_ahead(a),
+        message=best.message,
+        ahead=best.goodput,
+        bdp=(measures.path_ms + at_cloud_ms) / (ahead.step_ms + gap_ms / best.message),
+        useful=best.useful,
     )
 
 
@@ -293,27 +297,41 @@ def lockstep_goodput(window: int, a: float, costs: _Line, away_ms: float, gap_ms
     return tokens / (window * costs.step_ms + gap_ms + away_ms + costs.pass_ms(window + 1))
 
 
-def ahead_goodput(message: int, a: float, costs: _Line, away_ms: float, gap_ms: float) -> float:
-    """G(m), see the module's text."""
+class AheadPlan(Struct, frozen=True):
+    """Drafting ahead in messages of `message` tokens: G(m), s and the last useful token."""
+
+    message: int
+    goodput: float
+    waiting: float
+    useful: int
+
+
+def plan_ahead(message: int, a: float, costs: _Line, away_ms: float, gap_ms: float) -> AheadPlan:
+    """G(m), see the module's text. At most the useful tokens wait for a pass; which those are
+    depends on G, so both are found in turns, which settle at once."""
     message_ms = message * costs.step_ms + gap_ms
     tokens = 1.0 / (1.0 - a)
     drafted_per_ms = message / message_ms
     spare = 1.0 - costs.per_token_ms * drafted_per_ms  # of the target, at the draft's speed
-    waiting = costs.base_ms * drafted_per_ms / spare if spare > 0.0 else math.inf
-    waiting = min(max(waiting, float(message)), tokens + 1.0)
-    later = a**message
-    verifying_ms = (1.0 - later) * costs.pass_ms(message + 1) + later * (
-        1.5 - 1.0 / waiting
-    ) * costs.pass_ms(waiting)
-    return tokens / (message_ms / (1.0 - later) + away_ms + verifying_ms)
+    coming = costs.base_ms * drafted_per_ms / spare if spare > 0.0 else math.inf
+    waiting, goodput, useful = min(max(coming, message), tokens + 1.0), 0.0, 1
+    first_ms = away_ms + costs.pass_ms(message + 1)
+    one_by_one_ms = message_ms / (1.0 - a**message) + first_ms
+    for _ in range(3):
+        later_ms = costs.pass_ms(waiting) * a ** (message + 1) / (1.0 - a**waiting)
+        goodput = tokens / max(message_ms + first_ms + later_ms, one_by_one_ms)
+        useful = useful_ahead(a, costs.per_token_ms * goodput)
+        waiting = max(min(coming, useful - message), float(message))
+    return AheadPlan(message, goodput, waiting, useful)
 
 
-def useful_ahead(a: float) -> int:
+def useful_ahead(a: float, price: float) -> int:
     """The last position ahead of the verified text that is worth drafting, at least 1.
 
-    The n-th token ahead stands with probability aⁿ and then has saved its step c. While it is
-    drafted a rollback may arrive (one token is judged for each one drafted, and falls with
-    probability 1 − a), which then waits for c/2 on average until the draft is interrupted. So
-    the gain is aⁿ·c − (1 − a)·c/2, and nil at n = ln((1 − a)/2)/ln a [ours].
+    The n-th token ahead stands with probability aⁿ. Verifying it takes the target β, in which it
+    yields β·G tokens otherwise: the `price`. About half of what is drafted so far ahead is never
+    run, since a rejection makes it stale before its pass begins. So n is the last with
+    aⁿ ≥ ½·β·G [ours]. The draft's own time is no cost: it would wait.
     """
-    return max(1, int(math.log((1.0 - a) / 2.0) / math.log(a)))
+    chance = min(max(RUN_SHARE * price, LEAST_CHANCE), 0.9)
+    return max(1, int(math.log(chance) / math.log(a)))

@@ -13,9 +13,11 @@ from msgspec.structs import replace
 from decoding.methods.base import PaceView
 from decoding.methods.paces import MAX_ROOM, MIN_ROOM, Ahead, AheadLiterally
 from decoding.pacing import (
+    LEAST_CHANCE,
     MAX_LOCKSTEP_WINDOW,
     MAX_MESSAGE,
     PATH_SAMPLES,
+    RUN_SHARE,
     Acceptance,
     Forecast,
     Measures,
@@ -39,7 +41,7 @@ def measured(
             measures = measures.passed(n, pass_ms * slower_ahead, alone=False)
             measures = measures.drafted(2, 2 * step_ms, 1.0, alone=True)
             measures = measures.drafted(2, 2 * step_ms * slower_ahead, 1.0, alone=False)
-            measures = measures.answered(rtt_ms).waited(base_ms)
+            measures = measures.answered(rtt_ms)
     return measures
 
 
@@ -131,9 +133,19 @@ def test_lockstep_windows_grow_with_acceptance_and_with_the_round_trip() -> None
     assert predicted(rtt_ms=1.0).window < predicted(rtt_ms=300.0).window
 
 
-def test_the_product_is_round_trip_and_verification_over_a_step() -> None:
-    made = predicted(rtt_ms=140.0, step_ms=20.0, base_ms=60.0)
-    assert made.bdp == pytest.approx((140 + 60) / (20 + 1 / made.message), rel=0.01)
+def test_the_product_is_round_trip_wait_and_verification_over_a_step() -> None:
+    """The draft writes three tokens a pass, each of which waits for one pass and takes another."""
+    made = predicted(rtt_ms=140.0, step_ms=20.0, base_ms=60.0, per_token_ms=0.0)
+    assert made.bdp == pytest.approx((140 + 2 * 60) / (20 + 1 / made.message), rel=0.05)
+
+
+@pytest.mark.parametrize("acceptance", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("rtt_ms", [0.0, 160.0])
+def test_messages_grow_with_what_each_costs(acceptance: float, rtt_ms: float) -> None:
+    dear = replace(measured(acceptance=acceptance, rtt_ms=rtt_ms), gap_ms=60.0)
+    made = forecast(dear)
+    assert made is not None
+    assert made.message > predicted(acceptance=acceptance, rtt_ms=rtt_ms).message
 
 
 def test_drafting_ahead_falls_short_of_the_single_chains_ceiling() -> None:
@@ -151,17 +163,17 @@ def test_ahead_is_predicted_faster_where_both_overlap_and_not_where_they_share_a
     assert together.ahead < together.lockstep
 
 
-@given(st.floats(0.02, 0.995))
-def test_nothing_is_drafted_where_the_expected_gain_is_nil(a: float) -> None:
-    n = useful_ahead(a)
-
-    def gain(ahead: int) -> float:
-        """In draft steps."""
-        return float(a**ahead - (1 - a) / 2)
-
+@given(st.floats(0.02, 0.995), st.floats(0, 1))
+def test_the_last_useful_token_is_worth_its_verification(a: float, price: float) -> None:
+    n = useful_ahead(a, price)
     assert n >= 1
-    assert n == 1 or gain(n) >= -1e-9
-    assert gain(n + 1) < 0
+    assert n == 1 or a**n >= RUN_SHARE * price - 1e-9
+    assert a ** (n + 1) < max(RUN_SHARE * price, LEAST_CHANCE) + 1e-9
+
+
+def test_less_is_drafted_ahead_where_each_token_makes_a_pass_longer() -> None:
+    cheap, dear = predicted(per_token_ms=0.2), predicted(per_token_ms=8.0)
+    assert cheap.useful > 2 * dear.useful
 
 
 # --- paces ------------------------------------------------------------------------------------

@@ -1,0 +1,254 @@
+"""One session on a virtual clock: the real state machines, and shells that only pass time.
+
+Temperature 0 and no models: the target's answer is known, and at each of its positions whether the
+draft would have written the same. What a drafted token behind a wrong one is does not matter, since
+it falls with it. The shells do as the real ones: one draft at a time, which looks between two
+tokens whether it is still wanted; one pass at a time, which takes in what has come by then.
+Prompts cost nothing, so a session's time counts from its first piece on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from bench.simulate.cores import Clock, Core
+from bench.simulate.device import Device
+from bus.arrays import Float16Array, Int32Array
+from bus.messages import CloseSession, DraftWindow, Feedback, Message, OpenSession, SessionReady
+from decoding import cloud, cloud_events, edge, edge_events
+from decoding.acceptance import TargetRow
+from decoding.methods import Method
+from decoding.pacing import Measures
+from decoding.sampling import SamplingParams
+from edge_worker.timeline import Timeline
+
+_WRONG = 1
+_EMPTY = np.empty(0)
+_LIMITS = cloud.Limits(
+    vocab_size=1 << 16, context_length=1 << 20, threshold_min=0.0, threshold_max=0.0
+)
+_PROMPT = (0,)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a simulated session came to.
+
+    Attributes:
+        pieces: (time in ms, tokens) of each commit. timeline: what each side did when.
+        measures: what the edge has learnt, for the next session.
+    """
+
+    pieces: list[tuple[float, int]]
+    timeline: Timeline
+    measures: Measures
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    passes: int = 0
+
+
+class SimulatedSession:
+    """An edge and a cloud with nothing else to do.
+
+    Args:
+        agrees: for each token of the answer, whether the draft would have written it.
+        rtt_ms: of the link, half of it each way.
+        recalled: what an earlier session has learnt, or None.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        agrees: tuple[bool, ...],
+        rtt_ms: float,
+        device: Device,
+        recalled: Measures | None = None,
+        window: int = 4,
+    ) -> None:
+        self._clock = Clock()
+        self._agrees, self._device, self._recalled = agrees, device, recalled
+        self._one_way_ms = (rtt_ms + device.message_ms) / 2
+        self._edge_core = Core(self._clock, device.step_slowdown)
+        self._cloud_core = Core(self._clock, device.pass_slowdown)
+        self._edge_core.beside(self._cloud_core)
+        self._method = method
+        self._cloud: cloud.CloudState | None = None
+        self._waiting: cloud_events.Forward | None = None
+        self._cache_length = 0
+        self._row_positions: list[int] = []
+        self._draft_queue: list[edge_events.Draft] = []
+        self._finished = False
+        self._outcome = Outcome([], Timeline(0.0), Measures())
+        spec = edge.SessionSpec(
+            session="s", client="c", edge="e", method=method, prompt=_PROMPT,
+            sampling=SamplingParams(), max_new_tokens=len(agrees), tokenizer_digest="d",
+        )  # fmt: skip
+        control = edge.Control(threshold=0.0, window=window, conservative_threshold=0.0)
+        self._edge, effects = edge.begin(spec, control)
+        self._run_edge(effects)
+
+    def run(self) -> Outcome:
+        """To its end."""
+        while not self._finished:
+            self._clock.advance()
+        self._outcome.measures = self._edge.measures
+        return self._outcome
+
+    # --- the text -----------------------------------------------------------------------------
+
+    def _target_token(self, position: int) -> int:
+        return 2 * (position % 1000) + 2
+
+    def _drafted_token(self, position: int) -> int:
+        index = position - len(_PROMPT)
+        right = index >= len(self._agrees) or self._agrees[index]
+        return self._target_token(position) + (0 if right else _WRONG)
+
+    # --- the edge -----------------------------------------------------------------------------
+
+    def _edge_event(self, event: edge_events.Event) -> None:
+        self._edge, effects = edge.step(self._edge, event)
+        self._run_edge(effects)
+
+    def _run_edge(self, effects: tuple[edge_events.Effect, ...]) -> None:
+        now_ms, kept = self._clock.now_ms, self._outcome
+        for effect in effects:
+            match effect:
+                case edge_events.Draft():
+                    self._draft_queue.append(effect)
+                    self._clock.after(self._device.start_ms, self._next_draft)
+                case edge_events.Send(message):
+                    if isinstance(message, DraftWindow):
+                        kept.timeline.sent(message, now_ms)
+                    self._clock.after(self._one_way_ms, partial(self._at_cloud, message))
+                case edge_events.Commit(_, tokens, _):
+                    kept.pieces.append((now_ms, len(tokens)))
+                case edge_events.WindowJudged(feedback):
+                    kept.timeline.judged(effect, now_ms)
+                    kept.accepted_tokens += feedback.num_accepted
+                    kept.passes += feedback.pass_tokens > 0
+                case edge_events.SeekPeer():
+                    self._clock.after(0.0, self._start)
+                case edge_events.Finish():
+                    self._finished = True
+                case edge_events.Crop() | edge_events.CheckPeer():
+                    pass
+
+    def _start(self) -> None:
+        started = edge_events.Started(frozenset(), self._clock.now_ms, self._recalled)
+        self._edge_event(started)
+
+    def _next_draft(self) -> None:
+        if self._draft_queue and not self._edge_core.busy:
+            draft = self._draft_queue.pop(0)
+            start = len(self._edge.tokens) + len(self._edge.drafted)
+            self._draft_token(draft, start, (), self._clock.now_ms)
+
+    def _draft_token(
+        self, draft: edge_events.Draft, start: int, tokens: tuple[int, ...], began_ms: float
+    ) -> None:
+        """Draft on, or hand over what there is: all of it, or what was wanted until now."""
+        wanted = self._edge.job == draft.job and self._edge.drafting
+        if wanted and len(tokens) < draft.count:
+            token = self._drafted_token(start + len(tokens))
+            then = partial(self._draft_token, draft, start, (*tokens, token), began_ms)
+            self._edge_core.work(self._device.step_ms, then)
+            return
+        self._drafted(draft, start, tokens, began_ms)
+        self._next_draft()
+
+    def _drafted(
+        self, draft: edge_events.Draft, start: int, tokens: tuple[int, ...], began_ms: float
+    ) -> None:
+        now_ms = self._clock.now_ms
+        draft_ms = now_ms - began_ms
+        self._outcome.drafted_tokens += len(tokens)
+        self._outcome.timeline.drafted(start, len(tokens), draft_ms, now_ms)
+        ids, probs = _rows(tokens)
+        num_cached = start + max(len(tokens) - 1, 0)
+        self._edge_event(
+            edge_events.Drafted(draft.job, start, num_cached, tokens, ids, probs, draft_ms, now_ms)
+        )
+
+    def _at_edge(self, message: Message) -> None:
+        now_ms = self._clock.now_ms
+        if isinstance(message, SessionReady):
+            self._edge_event(edge_events.Opened(message, now_ms))
+        elif isinstance(message, Feedback):
+            self._edge_event(edge_events.FeedbackArrived(message, now_ms))
+
+    # --- the cloud ----------------------------------------------------------------------------
+
+    def _at_cloud(self, message: Message) -> None:
+        match message:
+            case OpenSession():
+                self._cloud, effects = cloud.begin(message, self._method, "cloud", _LIMITS)
+                self._run_cloud(effects)
+            case DraftWindow():
+                self._cloud_event(cloud_events.WindowArrived(message, self._clock.now_ms))
+            case CloseSession():
+                self._cloud = None
+
+    def _cloud_event(self, event: cloud_events.Event) -> None:
+        if self._cloud is not None:
+            self._cloud, effects = cloud.step(self._cloud, event)
+            self._run_cloud(effects)
+
+    def _run_cloud(self, effects: tuple[cloud_events.Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case cloud_events.Prefill(job, tokens):
+                    self._cache_length += len(tokens)
+                    ready = cloud_events.Prefilled(job, self._clock.now_ms)
+                    self._clock.after(0.0, partial(self._cloud_event, ready))
+                case cloud_events.Forward():
+                    self._clock.after(0.0, partial(self._pass, effect))
+                case cloud_events.Crop(length):
+                    self._cache_length = length
+                case cloud_events.Send(message):
+                    self._clock.after(self._one_way_ms, partial(self._at_edge, message))
+                case _:
+                    pass  # reports are for the controller
+
+    def _pass(self, forward: cloud_events.Forward) -> None:
+        """Judge by the kept row first; if that passes, run all that has come."""
+        state, now_ms = self._cloud, self._clock.now_ms
+        if state is None or state.job != forward.job:
+            return
+        kept: tuple[TargetRow, ...] = ()
+        if forward.prehit is not None:
+            kept = (self._row(self._row_positions[forward.prehit.index]),)
+            if not forward.prehit.passes(kept[0]):
+                self._cloud_event(cloud_events.PrehitFailed(forward.job, kept[0], now_ms))
+                return
+        forward = cloud.extended(state, forward)
+        self._cache_length += len(forward.feed)
+        first = self._cache_length - len(forward.row_ids) + 1
+        self._row_positions = list(range(first, first + len(forward.row_ids)))
+        rows = kept + tuple(self._row(position) for position in self._row_positions)
+        self._cloud_core.work(
+            self._device.target_ms(len(forward.feed)),
+            partial(self._rows_ready, forward, rows, now_ms),
+        )
+
+    def _rows_ready(
+        self, forward: cloud_events.Forward, rows: tuple[TargetRow, ...], began_ms: float
+    ) -> None:
+        now_ms = self._clock.now_ms
+        self._cloud_event(
+            cloud_events.RowsReady(
+                forward.job, rows, now_ms - began_ms, now_ms, forward.num_windows
+            )
+        )  # fmt: skip
+
+    def _row(self, position: int) -> TargetRow:
+        return TargetRow(self._target_token(position), _EMPTY, _EMPTY)
+
+
+def _rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:
+    """One-hot rows: int32[n, 1], float16[n, 1]."""
+    ids = np.array(tokens, dtype=np.int32).reshape(-1, 1)
+    return ids, np.ones(ids.shape, dtype=np.float16)

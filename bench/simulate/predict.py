@@ -1,0 +1,87 @@
+"""Tokens a second of a method on many answers, and the best static window."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.pace.plan import WINDOWS
+from bench.simulate.device import Device
+from bench.simulate.pair import Outcome, SimulatedSession
+from bus.errors import ConfigurationError
+from decoding import methods
+from edge_worker.session import PathMemory
+
+Answer = tuple[bool, ...]
+"""For each token of an answer, whether the draft would have written it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A method on some answers, one session after the other; simulated.
+
+    Attributes:
+        tokens_per_s: after the first piece, over all answers.
+        edge_idle: share of the time in which the draft does not draft. wasted: share of the
+            drafted tokens that are thrown away.
+    """
+
+    method: str
+    tokens_per_s: float
+    edge_idle: float
+    wasted: float
+    source: str = "simulated"
+
+
+def predict(
+    method_name: str, answers: Sequence[Answer], rtt_ms: float, device: Device
+) -> Prediction:
+    """Simulate. As in the edge worker, a session begins with what the one before has learnt.
+
+    Raises:
+        ConfigurationError: there is no such method.
+    """
+    method = methods.find(method_name)
+    if method is None:
+        raise ConfigurationError(f"there is no method {method_name!r}")
+    memory, outcomes = PathMemory(), list[Outcome]()
+    for agrees in answers:
+        recalled = memory.recall("cloud", method_name)
+        outcome = SimulatedSession(method, agrees, rtt_ms, device, recalled).run()
+        memory.keep("cloud", method_name, outcome.measures)
+        outcomes.append(outcome)
+    drafted = sum(outcome.drafted_tokens for outcome in outcomes)
+    accepted = sum(outcome.accepted_tokens for outcome in outcomes)
+    return Prediction(
+        method_name,
+        _speed(outcomes),
+        statistics.fmean(outcome.timeline.shares().edge_idle for outcome in outcomes),
+        max(0.0, 1 - accepted / max(drafted, 1)),
+    )
+
+
+def _speed(outcomes: Sequence[Outcome]) -> float:
+    """As in `bench.pace`: tokens after the first piece ÷ time from the first piece to the last."""
+    tokens = sum(count for outcome in outcomes for _, count in outcome.pieces[1:])
+    millis = sum(outcome.pieces[-1][0] - outcome.pieces[0][0] for outcome in outcomes)
+    return 1e3 * tokens / max(millis, 1e-9)
+
+
+def best_static(answers: Sequence[Answer], rtt_ms: float, device: Device) -> Prediction:
+    """`sd` with the window that is fastest on these answers."""
+    found = [predict(f"sd:{window}", answers, rtt_ms, device) for window in WINDOWS]
+    return max(found, key=lambda prediction: prediction.tokens_per_s)
+
+
+def random_answers(error_rate: float, num_answers: int, length: int, seed: int) -> list[Answer]:
+    """Answers on which a draft is wrong at each token with probability `error_rate`."""
+    rng = random.Random(seed)
+    return [tuple(rng.random() >= error_rate for _ in range(length)) for _ in range(num_answers)]
+
+
+def ceiling(error_rate: float, rtt_ms: float, device: Device) -> float:
+    """The best of a single chain, tokens a second: N per N·c + RTT + t(1), N = 1/error rate."""
+    tokens = 1 / error_rate
+    return 1e3 * tokens / (tokens * device.step_ms + rtt_ms + device.pass_ms)
