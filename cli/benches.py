@@ -143,6 +143,52 @@ def pace(
     run_pace(plan, out, json)
 
 
+@app.command()
+def simulate(
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put a run of `e2sci bench pace` beside its prediction: the run's --out. No other "
+            "option counts then."
+        ),
+    ] = None,
+    device: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with a device: step_ms, pass_ms, and if it has them pass_token_ms, "
+            "step_slowdown, pass_slowdown, start_ms, message_ms.",
+            show_default="the paper's class: 8 ms a token, 60 ms a pass",
+        ),
+    ] = None,
+    rtt_ms: Annotated[str, typer.Option(help="Round trips, in ms.")] = "0,10,40,80,160",
+    error: Annotated[str, typer.Option(help="How often the draft is wrong.")] = "0.05,0.1,0.2,0.4",
+    prompts: Annotated[int, typer.Option(min=1, help="How many answers.")] = 40,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of where the draft is wrong.")] = 0,
+    json: options.Json = False,
+) -> None:
+    """Both state machines on a virtual clock, for devices that are not here.
+
+    Without models: a draft is right or wrong at random. Nothing of it is measured.
+    """
+    from bench.simulate.device import PAPER, read_device
+    from bench.simulate.run import run_comparison
+    from bench.simulate.run import simulate as run_simulate
+
+    if compare is not None:
+        run_comparison(compare, json)
+        return
+    run_simulate(
+        PAPER if device is None else read_device(device),
+        [_number(part, 60_000) for part in rtt_ms.split(",")],
+        [_number(part, 0.98) for part in error.split(",")],
+        prompts,
+        tokens,
+        seed,
+        json,
+    )
+
+
 def _number(text: str, most: float) -> float:
     """A number in 0 … `most`.
 

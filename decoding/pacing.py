@@ -9,12 +9,13 @@ Lockstep with windows of W tokens commits Σ_{i≤W} aⁱ tokens (the bonus toke
     G(W) = (1 − a^(W+1))/(1 − a)  ÷  (W·c + g + R + q + t(W + 1))
 
 Drafting ahead in messages of m tokens: the first is run at once, by a pass over m + 1. While a
-pass is under way, s tokens are drafted, which the next pass takes in together: s·(c + g/m) = t(s).
+pass is under way, s tokens are drafted, which the next pass takes in together: s·(c + g/m) = t(s),
+less the half message that is still being written: s' = s − (m − 1)/2.
 So the first bad token, number k with probability a^(k−1)·(1 − a), is found by the first pass, or by
-the one after every s tokens more; and where it stands first in its pass, the kept row rejects it
+the one after every s' tokens more; and where it stands first in its pass, the kept row rejects it
 without one (pre-hit). A draft too slow for that has each message run as it comes. Together
 
-    G(m) = N  ÷  (m·c + g + R + q + t(m + 1) + t(s)·a^(m+1)/(1 − a^s)),  or where that is less
+    G(m) = N  ÷  (m·c + g + R + q + t(m + 1) + t(s)·a^(m+1)/(1 − a^s')),  or where that is less
            N  ÷  ((m·c + g)/(1 − a^m) + R + q + t(m + 1))
 
 All of this is this project's choice [ours]; the ceiling of a single chain, N tokens per
@@ -318,7 +319,8 @@ def plan_ahead(message: int, a: float, costs: _Line, away_ms: float, gap_ms: flo
     first_ms = away_ms + costs.pass_ms(message + 1)
     one_by_one_ms = message_ms / (1.0 - a**message) + first_ms
     for _ in range(3):
-        later_ms = costs.pass_ms(waiting) * a ** (message + 1) / (1.0 - a**waiting)
+        complete = max(waiting - (message - 1) / 2, message)
+        later_ms = costs.pass_ms(waiting) * a ** (message + 1) / (1.0 - a**complete)
         goodput = tokens / max(message_ms + first_ms + later_ms, one_by_one_ms)
         useful = useful_ahead(a, costs.per_token_ms * goodput)
         waiting = max(min(coming, useful - message), float(message))

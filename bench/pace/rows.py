@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from bus.errors import ConfigurationError
-from bus.store import Usage
+from bus.store import TimelineEntry, Usage
 
 ALONE = "target alone"
 
@@ -64,6 +64,15 @@ class StackRow(msgspec.Struct, frozen=True):
     source: str = "measured"
 
 
+class TimelineRow(msgspec.Struct, frozen=True):
+    """One session's timeline, and where it was measured."""
+
+    draft: str
+    error_rate: float | None
+    rtt_ms: float
+    timeline: TimelineEntry
+
+
 def append(path: Path, rows: Sequence[msgspec.Struct]) -> None:
     """Add rows to a file at once."""
     with path.open("ab") as file:
@@ -84,6 +93,11 @@ def read_rows(path: Path) -> list[Row]:
 def read_stack_rows(path: Path) -> list[StackRow]:
     """As `read_rows`, of the stacks."""
     return _read(path, StackRow)
+
+
+def read_timeline_rows(path: Path) -> list[TimelineRow]:
+    """As `read_rows`, of the timelines."""
+    return _read(path, TimelineRow)
 
 
 def _read(path: Path, kind: type[_T]) -> list[_T]:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import Plan, Setting
-from bench.pace.rows import append, read_rows, read_stack_rows
+from bench.pace.rows import TimelineRow, append, read_rows, read_stack_rows
 from bench.pace.stacks import MeasuredStack
 from bench.pace.summary import Cell, as_table, summarise
 from bench.prompts import PROMPTS
@@ -52,6 +53,18 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
     return cells
 
 
+def load_plan(out: Path) -> Plan:
+    """The plan of the run in a directory, without its links and drafts.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        return msgspec.json.decode((out / PLAN).read_bytes(), type=Plan)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigurationError(f"{out} holds no run of `e2sci bench pace`: {error}") from error
+
+
 def _claim(plan: Plan, out: Path) -> None:
     """Only one plan may fill a directory; more links and drafts are the same plan."""
     out.mkdir(parents=True, exist_ok=True)
@@ -81,5 +94,6 @@ def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progre
         )  # fmt: skip
         rows, timelines, about = asyncio.run(stack.run())
         append(out / ROWS, rows)
-        append(out / TIMELINES, timelines)
+        at = (setting.draft, setting.error_rate, setting.rtt_ms)
+        append(out / TIMELINES, [TimelineRow(*at, timeline) for timeline in timelines])
         append(out / STACKS, [about])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -11,25 +13,29 @@ import numpy as np
 from bus.errors import ConfigurationError
 from bus.store import DraftSpan, TimelineEntry, WindowSpan
 
+_Work = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+_Millis = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+_Factor = Annotated[float, msgspec.Meta(ge=1, le=1e3)]
 
-class Device(msgspec.Struct, frozen=True):
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Draft and target, and what surrounds them.
 
     Attributes:
         step_ms: c, a draft step while the target does nothing.
-        pass_ms, pass_token_ms: t(n) = pass_ms + pass_token_ms·(n − 1), while the draft does nothing.
+        pass_ms, pass_token_ms: t(n) = pass_ms + pass_token_ms·(n − 1), while the draft is idle.
         step_slowdown, pass_slowdown: factors while the other model runs; 1 on two machines.
         start_ms: from a verdict, or from a draft's end, to the beginning of the next draft.
         message_ms: what a window and its verdict take besides link, pass and queue, together.
     """
 
-    step_ms: float
-    pass_ms: float
-    pass_token_ms: float = 0.0
-    step_slowdown: float = 1.0
-    pass_slowdown: float = 1.0
-    start_ms: float = 0.0
-    message_ms: float = 0.0
+    step_ms: _Work
+    pass_ms: _Work
+    pass_token_ms: _Millis = 0.0
+    step_slowdown: _Factor = 1.0
+    pass_slowdown: _Factor = 1.0
+    start_ms: _Millis = 0.0
+    message_ms: _Millis = 0.0
 
     def target_ms(self, num_tokens: int) -> float:
         """t(n), alone."""
@@ -41,8 +47,20 @@ PAPER = Device(step_ms=8.0, pass_ms=60.0, pass_token_ms=0.5)
 project's assumption: such a pass is bound by memory, so a token more costs little."""
 
 
-def fit_device(entries: Sequence[TimelineEntry], rtt_ms: float) -> Device:
-    """Read a device off sessions recorded over a link with this round trip.
+def read_device(path: Path) -> Device:
+    """A device from a JSON file with its attributes.
+
+    Raises:
+        ConfigurationError: the file cannot be read or is no device.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Device)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigurationError(f"{path} is no device: {error}") from error
+
+
+def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
+    """Read a device off sessions, each with the round trip of its link in ms.
 
     Lockstep gives what each model takes alone, sessions that draft ahead what they take together.
     A session's first draft and first pass hold the prompt and are left out.
@@ -50,8 +68,8 @@ def fit_device(entries: Sequence[TimelineEntry], rtt_ms: float) -> Device:
     Raises:
         ConfigurationError: there are too few sessions in lockstep.
     """
-    lockstep = [_Session(e, rtt_ms) for e in entries if e.method.startswith("sd")]
-    ahead = [_Session(e, rtt_ms) for e in entries if not e.method.startswith("sd")]
+    lockstep = [_Session(e, rtt_ms) for e, rtt_ms in recorded if e.method.startswith("sd")]
+    ahead = [_Session(e, rtt_ms) for e, rtt_ms in recorded if not e.method.startswith("sd")]
     steps = [step for session in lockstep for step, _ in session.steps()]
     passes = [p for session in lockstep for p in session.passes()]
     if not steps or len(passes) < 2:
