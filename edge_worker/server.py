@@ -30,9 +30,10 @@ from decoding.edge_events import (
 )
 from decoding.sampling import SamplingParams
 from edge_worker.draft_model import DraftModel
+from edge_worker.memory import PathMemory
 from edge_worker.oracle import OracleDraft
 from edge_worker.peers import Peers
-from edge_worker.session import EdgeSession, PathMemory, Workshop
+from edge_worker.session import EdgeSession, Workshop
 from edge_worker.settings import EdgeSettings
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from bus.errors import E2SCIError, StoreUnavailableError
 from bus.messages import DraftWindow, FinishReason, Message
 from bus.store import TelemetryEntry
@@ -37,8 +35,8 @@ from decoding.edge_events import (
     StopMatched,
     WindowJudged,
 )
-from decoding.pacing import Measures
 from edge_worker.draft_model import DraftedWindow, DraftModel
+from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
@@ -48,26 +46,6 @@ from models.thread import ModelThread, now_ms
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
-MAX_REMEMBERED = 64
-
-
-class PathMemory:
-    """What sessions have learnt about each cloud worker, for the next one there."""
-
-    def __init__(self) -> None:
-        self._measures: dict[tuple[str, str], Measures] = {}
-
-    def recall(self, cloud: str, method: str) -> Measures | None:
-        return self._measures.get((cloud, method))
-
-    def keep(self, cloud: str, method: str, measures: Measures) -> None:
-        """Acceptance is remembered as lightly as a guess: the next text is another one."""
-        if measures.known:
-            light = msgspec.structs.replace(measures, acceptance=measures.acceptance.recalled())
-            self._measures.pop((cloud, method), None)
-            self._measures[cloud, method] = light
-            if len(self._measures) > MAX_REMEMBERED:
-                del self._measures[next(iter(self._measures))]
 
 
 @dataclass(frozen=True, slots=True)

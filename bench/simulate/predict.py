@@ -12,7 +12,7 @@ from bench.simulate.device import Device
 from bench.simulate.pair import Outcome, SimulatedSession
 from bus.errors import ConfigurationError
 from decoding import methods
-from edge_worker.session import PathMemory
+from edge_worker.memory import PathMemory
 
 Answer = tuple[bool, ...]
 """For each token of an answer, whether the draft would have written it."""
