@@ -12,6 +12,7 @@ import typer
 
 from bus.errors import ConfigurationError
 from cli import drafts, options
+from cli.group import run
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 app.command("draft")(drafts.bench_draft)
@@ -187,6 +188,58 @@ def simulate(
         seed,
         json,
     )
+
+
+@app.command()
+def timeline(
+    out: Annotated[
+        Path, typer.Option(help="The figure: .html to zoom in; .svg and .png need a Chromium.")
+    ],
+    prompt: Annotated[str, typer.Argument(help="The prompt, in quotes.")] = (
+        "Why is the sky blue? Answer in two sentences."
+    ),
+    method: Annotated[str, typer.Option(help="How to decode.")] = "plc",
+    link: Annotated[
+        str, typer.Option(help="Emulated network: a profile, a round trip or a trace file.")
+    ] = "40ms",
+    window: options.Window = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
+    target: options.Target = "default",
+    draft: options.Draft = "default",
+    drafter: options.DraftedBy = None,
+    dtype: options.Dtype = "auto",
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the timeline in this .json, for --from later.")
+    ] = None,
+    saved: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Draw the last timeline of this file; nothing is started then.",
+        ),
+    ] = None,
+) -> None:
+    """Draw what edge, link and cloud did while one prompt was answered.
+
+    Real processes, edge and cloud on one core each, after an answer to warm up.
+    """
+    from bench.timeline import checked_out, draw, keep_timeline, read_timeline, record
+    from launch.stack import StackOptions
+
+    checked_out(out)
+    if saved is not None:
+        entry = read_timeline(saved)
+    else:
+        stack = StackOptions(
+            target=target, draft=draft, dtype=options.checked_dtype(dtype), window=window,
+            drafter=drafter, threads=1, link=options.checked_link(link),
+        )  # fmt: skip
+        checked = options.checked_method(method)
+        entry = run(lambda: record(stack, prompt, checked, max_new_tokens))
+    if keep is not None:
+        keep_timeline(keep, entry)
+    draw(entry, out)
+    typer.echo(f"{out}: {len(entry.events)} events of one answer")
 
 
 def _number(text: str, most: float) -> float:

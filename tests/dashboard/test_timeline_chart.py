@@ -1,0 +1,117 @@
+"""The figure of one session says what the events say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bus.store import DraftSpan, Rollback, TimelineEntry, TimelineEvent, WindowSpan
+from dashboard.timeline_chart import CLOUD_Y, EDGE_Y, lanes_of, timeline_figure
+
+# A round trip of 40 ms and passes of 60. Two tokens stand; of the next two the second falls, which
+# makes a window in flight void, and the draft under way is interrupted after one token.
+EVENTS: tuple[TimelineEvent, ...] = (
+    DraftSpan(0.0, 20.0, 3, 2),
+    WindowSpan(20.0, 0, 0, 3, 2, 120.0, "accepted", 2, verify_ms=60.0, pass_tokens=3),
+    DraftSpan(20.0, 40.0, 5, 2),
+    WindowSpan(40.0, 0, 1, 5, 2, 185.0, "partial", 1, verify_ms=60.0, queue_ms=45.0, pass_tokens=2),
+    DraftSpan(40.0, 60.0, 7, 2),
+    WindowSpan(60.0, 0, 2, 7, 2, 185.0, "dropped"),
+    DraftSpan(176.0, 186.0, 9, 1),
+    Rollback(185.0, 7),
+)
+
+
+def entry(*events: TimelineEvent, method: str = "plc") -> TimelineEntry:
+    return TimelineEntry(
+        at_ms=0, request="r", session="s", client="c", edge="e", cloud="k", method=method,
+        events=events,
+    )  # fmt: skip
+
+
+def times(spans: Any) -> list[tuple[float, float]]:
+    return [(begin, end) for begin, end, _ in spans]
+
+
+def test_a_draft_is_cut_at_its_first_token_that_fell() -> None:
+    lanes = lanes_of(entry(*EVENTS))
+    assert times(lanes.stands) == [(0.0, 20.0), (20.0, 30.0)]
+    assert times(lanes.vain) == [(30.0, 40.0), (40.0, 60.0), (176.0, 186.0)]
+
+
+def test_passes_end_half_a_round_trip_before_their_verdict_comes() -> None:
+    lanes = lanes_of(entry(*EVENTS))
+    assert times(lanes.passes) == [(40.0, 100.0), (105.0, 165.0)]
+    assert times(lanes.up) == [(20.0, 40.0), (40.0, 60.0)]
+    assert times(lanes.down) == [(100.0, 120.0), (165.0, 185.0)]
+
+
+def test_a_window_nobody_judged_travels_as_long_as_others_and_comes_to_nothing() -> None:
+    assert times(lanes_of(entry(*EVENTS)).up_vain) == [(60.0, 80.0)]
+
+
+def test_windows_that_share_a_pass_show_it_once() -> None:
+    shared = (
+        WindowSpan(0.0, 0, 0, 3, 1, 100.0, "accepted", 1, verify_ms=60.0, pass_tokens=2),
+        WindowSpan(10.0, 0, 1, 4, 1, 100.0, "accepted", 1, verify_ms=60.0),
+    )
+    assert len(lanes_of(entry(*shared)).passes) == 1
+
+
+def test_a_window_whose_verdict_came_with_a_later_one_stands() -> None:
+    events = (DraftSpan(0.0, 9.0, 3, 2), WindowSpan(9.0, 0, 0, 3, 2, 80.0, "accepted"))
+    assert times(lanes_of(entry(*events)).stands) == [(0.0, 9.0)]
+
+
+def test_what_is_drafted_anew_at_the_same_place_is_not_taken_for_what_was_thrown_away() -> None:
+    events = (
+        DraftSpan(0.0, 10.0, 5, 1),
+        DraftSpan(20.0, 30.0, 5, 1),
+        WindowSpan(30.0, 1, 0, 5, 1, 90.0, "accepted", 1, verify_ms=50.0, pass_tokens=2),
+    )
+    lanes = lanes_of(entry(*events))
+    assert times(lanes.vain) == [(0.0, 10.0)]
+    assert times(lanes.stands) == [(20.0, 30.0)]
+
+
+def test_a_rejection_without_a_pass_is_a_mark_at_the_cloud() -> None:
+    window = WindowSpan(0.0, 0, 0, 3, 1, 40.0, "prehit_rejected")
+    lanes = lanes_of(entry(window, Rollback(40.0, 4)))
+    assert [at_ms for at_ms, _ in lanes.prehits] == [20.0]
+    assert lanes.passes == ()
+    assert [at_ms for at_ms, _ in lanes.rollbacks] == [40.0]
+
+
+def test_the_figure_has_three_lanes_and_a_name_for_each_thing() -> None:
+    figure = timeline_figure(entry(*EVENTS))
+    bars = {bar.name: (list(bar.base), list(bar.x), set(bar.y)) for bar in figure.data[:2]}
+    assert bars == {
+        "drafting: the token stands": ([0.0, 20.0], [20.0, 10.0], {EDGE_Y}),
+        "drafting in vain: thrown away": ([30.0, 40.0, 176.0], [10.0, 20.0, 10.0], {EDGE_Y}),
+    }
+    (passes,) = [trace for trace in figure.data if trace.name == "the target verifies: one pass"]
+    assert set(passes.y) == {CLOUD_Y}
+    assert list(figure.layout.yaxis.ticktext) == ["edge: draft", "link", "cloud: target"]
+    assert "rollback" in {trace.name for trace in figure.data}
+    assert all("prehit" not in trace.name for trace in figure.data), "names are for newcomers"
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "title"),
+    [
+        ("sd", "measured", "One answer with sd (lossless), 0.2 s (measured)"),
+        ("brand-new", "simulated", "One answer with brand-new (unknown here), 0.2 s (simulated)"),
+    ],
+)
+def test_the_title_names_method_and_source(method: str, source: str, title: str) -> None:
+    assert timeline_figure(entry(*EVENTS, method=method), source).layout.title.text == title
+
+
+def test_the_page_shows_through_so_that_light_and_dark_both_work() -> None:
+    layout = timeline_figure(entry(*EVENTS)).layout
+    assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0, 0, 0, 0)"
+
+
+def test_a_session_in_which_nothing_happened_is_an_empty_figure() -> None:
+    assert len(timeline_figure(entry()).data) == 0
