@@ -10,6 +10,7 @@ import msgspec
 
 from bench.answers import timed_answer
 from bench.cores import pin
+from bench.pace.rows import TimelineRow
 from bench.telemetry import read_telemetry
 from bus.client import Client
 from bus.errors import ConfigurationError, RequestFailedError
@@ -74,12 +75,14 @@ def read_timeline(path: Path) -> TimelineEntry:
         ConfigurationError: it cannot be read or holds none.
     """
     try:
-        entries = msgspec.json.Decoder(TimelineEntry).decode_lines(path.read_bytes())
+        lines = path.read_bytes().splitlines()
+        if not lines:
+            raise ConfigurationError(f"{path} holds no timelines: it is empty")
+        if msgspec.json.decode(lines[-1], type=dict).get("timeline"):
+            return msgspec.json.decode(lines[-1], type=TimelineRow).timeline
+        return msgspec.json.decode(lines[-1], type=TimelineEntry)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigurationError(f"{path} holds no timelines: {error}") from None
-    if not entries:
-        raise ConfigurationError(f"{path} holds no timelines: it is empty")
-    return entries[-1]
 
 
 def keep_timeline(path: Path, entry: TimelineEntry) -> None:

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 from typer.testing import CliRunner
 
+from bench.pace.rows import TimelineRow, append
 from bench.timeline import checked_out, draw, keep_timeline, read_timeline
 from bus.errors import ConfigurationError
 from cli.main import app
@@ -24,6 +25,12 @@ def test_a_timeline_that_was_kept_is_read_again_and_of_many_the_last(tmp_path: P
         keep_timeline(tmp_path / "one.json", entry(*EVENTS, method="sd"))
         file.write((tmp_path / "one.json").read_bytes())
     assert read_timeline(path).method == "sd"
+
+
+def test_the_timelines_of_a_pace_run_are_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "timelines.jsonl"
+    append(path, [TimelineRow("default", None, 40.0, entry(*EVENTS, method=m)) for m in ("a", "b")])
+    assert read_timeline(path) == entry(*EVENTS, method="b")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json"])
