@@ -76,10 +76,9 @@ def test_no_method_beats_the_ceiling_of_a_single_chain() -> None:
         assert predict("plc", answers, rtt_ms, DEVICE).tokens_per_s < ceiling(share, rtt_ms, DEVICE)
 
 
-@pytest.mark.parametrize("error_rate", [0.05, 0.2, 0.4])
-@pytest.mark.parametrize("rtt_ms", [0.0, 160.0])
+@pytest.mark.parametrize(("error_rate", "rtt_ms"), [(0.05, 160.0), (0.2, 40.0), (0.4, 0.0)])
 def test_plc_does_not_lose_to_the_best_static_window(error_rate: float, rtt_ms: float) -> None:
-    answers = random_answers(error_rate, 6, 64, seed=1)
+    answers = random_answers(error_rate, 4, 64, seed=1)
     sd = best_static(answers, rtt_ms, DEVICE)
     assert predict("plc", answers, rtt_ms, DEVICE).tokens_per_s > 0.97 * sd.tokens_per_s
 

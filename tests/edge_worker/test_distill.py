@@ -89,7 +89,7 @@ def test_a_killed_distillation_goes_on_improves_its_draft_and_serves(
     DraftModel.load(str(out), "float32", "cpu")  # what the kill left is a draft
     answered = load_shards(out / "work", "answers")
     begun = RunState.open(out / "work" / "run.json", {})
-    again = settings(out, prompts, epochs=120, budget_seconds=begun.spent + 90.0)
+    again = settings(out, prompts, epochs=60, budget_seconds=begun.spent + 90.0)
     result = distill(again, target, Silent())
     assert result.initial == begun.initial  # of the first run: this one did not begin anew
     assert len(load_shards(out / "work", "answers")) == len(answered) == 60
