@@ -14,12 +14,12 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench.answers import TimedAnswer, timed_answer
 from bench.cores import pin
 from bench.pace.summary import Spread
+from bench.progress import counting_bar
 from bench.prompts import SETS
 from bus.client import Client
 from launch.stack import Stack, StackOptions
@@ -52,10 +52,7 @@ Answers = dict[tuple[str, int, int], dict[str, TimedAnswer]]
 
 def run(method: str, repeats: int, max_new_tokens: int, as_json: bool) -> list[SetFigures]:
     """Measure and print: a table for people, one JSON object a set for programs."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with counting_bar() as progress:
         total = 2 * repeats * sum(map(len, SETS.values()))
         task = progress.add_task("answers", total=total)
         tick = lambda: progress.advance(task)  # noqa: E731 - a name for one argument

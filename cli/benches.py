@@ -17,6 +17,10 @@ from cli.group import run
 app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 app.command("draft")(drafts.bench_draft)
 
+_OwnPrompts = Annotated[
+    int, typer.Option(min=1, max=20, help="How many of this project's prompts to answer.")
+]
+
 
 @app.command()
 def overhead(
@@ -34,7 +38,7 @@ def overhead(
 
 @app.command()
 def exactness(
-    prompts: Annotated[int, typer.Option(min=1, max=20, help="How many prompts to answer.")] = 20,
+    prompts: _OwnPrompts = 20,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
     dtype: options.Dtype = "float32",
     method: Annotated[str, typer.Option(help="A lossless method.")] = "sd",
@@ -105,7 +109,7 @@ def pace(
             "answer and cost a real draft step."
         ),
     ] = "model,0.05,0.1,0.2,0.4",
-    prompts: Annotated[int, typer.Option(min=1, max=20, help="How many prompts to answer.")] = 20,
+    prompts: _OwnPrompts = 20,
     max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="How often each is answered.")] = 5,
     method: Annotated[

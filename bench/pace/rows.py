@@ -44,6 +44,11 @@ class Row(msgspec.Struct, frozen=True):
         return self.repeat < 0
 
 
+def tokens_per_s(rows: Sequence[Row]) -> float:
+    """Of all these answers together; 0 where each came in one piece."""
+    return sum(row.tokens for row in rows) / max(sum(row.seconds for row in rows), 1e-9)
+
+
 class StackRow(msgspec.Struct, frozen=True):
     """What one draft over one link was like; times in ms.
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import Plan, Setting
 from bench.pace.rows import TimelineRow, append, read_rows, read_stack_rows
 from bench.pace.stacks import MeasuredStack
 from bench.pace.summary import Cell, as_table, summarise
+from bench.progress import counting_bar
 from bench.prompts import PROMPTS
 from bus.errors import ConfigurationError
 from edge_worker.oracle import write_answers
@@ -35,12 +36,10 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
         ConfigurationError: `out` holds another plan's run.
     """
     _claim(plan, out)
-    done = {(s.draft, s.error_rate, s.rtt_ms) for s in read_stack_rows(out / STACKS)}
-    missing = [s for s in plan.settings if (s.draft, s.error_rate, s.rtt_ms) not in done]
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    stacks = read_stack_rows(out / STACKS)
+    done = {Setting(stack.draft, stack.error_rate, stack.rtt_ms) for stack in stacks}
+    missing = [setting for setting in plan.settings if setting not in done]
+    with counting_bar() as progress:
         _measure(plan, missing, out, progress)
     cells = summarise(read_rows(out / ROWS), read_stack_rows(out / STACKS))
     if as_json:

@@ -13,7 +13,7 @@ from bench.cores import pin, put_models_last
 from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import SWEEP_PROMPTS, WINDOWS, Plan, Setting
-from bench.pace.rows import Row, StackRow
+from bench.pace.rows import Row, StackRow, tokens_per_s
 from bench.prompts import PROMPTS
 from bench.telemetry import read_telemetry
 from bus.client import Client
@@ -136,17 +136,13 @@ async def climb(answers: Callable[[int], Awaitable[list[Row]]], guess: float) ->
         for index in range(max(0, at - 1), min(len(WINDOWS), at + 2)):
             if index not in tried:
                 tried[index] = await answers(WINDOWS[index])
-        best = max(tried, key=lambda index: _speed(tried[index]))
+        best = max(tried, key=lambda index: tokens_per_s(tried[index]))
         if best == at:
             return [row for rows in tried.values() for row in rows]
         at = best
 
 
-def _speed(rows: Sequence[Row]) -> float:
-    return sum(row.tokens for row in rows) / max(sum(row.seconds for row in rows), 1e-9)
-
-
 def _best(rows: Sequence[Row]) -> str:
     """The fastest method of a sweep."""
     methods = {row.method for row in rows}
-    return max(methods, key=lambda m: _speed([row for row in rows if row.method == m]))
+    return max(methods, key=lambda m: tokens_per_s([row for row in rows if row.method == m]))

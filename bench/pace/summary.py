@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from bench.pace.rows import ALONE, Row, StackRow
+from bench.pace.rows import ALONE, Row, StackRow, tokens_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Cell:
 def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
     """One cell for each draft, link and method; the sweep is left out."""
     measured = [row for row in rows if not row.in_sweep]
-    alone = _speed([row for row in measured if row.method == ALONE])
+    alone = tokens_per_s([row for row in measured if row.method == ALONE])
     drafted = [row for row in measured if row.method != ALONE]
     settings = list(dict.fromkeys((row.draft, row.error_rate, row.rtt_ms) for row in drafted))
     steps = {(stack.draft, stack.error_rate, stack.rtt_ms): stack.step_ms for stack in stacks}
@@ -91,7 +91,7 @@ def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
             speeds = _by_repeat(own)
             speed = Spread.of(speeds.values())
             over_sd = Spread.of(speeds[repeat] / sd[repeat] for repeat in speeds)
-            over_alone = speed.median / (_speed(beside) if beside else alone)
+            over_alone = speed.median / (tokens_per_s(beside) if beside else alone)
             cells.append(
                 Cell(
                     draft, error_rate, rtt_ms, method, speed, over_sd, over_alone, ceiling,
@@ -106,11 +106,7 @@ def _by_repeat(rows: Sequence[Row]) -> dict[int, float]:
     groups: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.repeat].append(row)
-    return {repeat: _speed(group) for repeat, group in groups.items()}
-
-
-def _speed(rows: Sequence[Row]) -> float:
-    return sum(row.tokens for row in rows) / sum(row.seconds for row in rows)
+    return {repeat: tokens_per_s(group) for repeat, group in groups.items()}
 
 
 def _ceiling(error_rate: float | None, step_ms: float, rtt_ms: float, alone: float) -> float | None:

@@ -26,6 +26,7 @@ from decoding.sampling import SamplingParams
 from edge_worker.timeline import Timeline
 
 _WRONG = 1
+_WINDOW = 4  # the controller's, where a method asks for it
 _EMPTY = np.empty(0)
 _LIMITS = cloud.Limits(
     vocab_size=1 << 16, context_length=1 << 20, threshold_min=0.0, threshold_max=0.0
@@ -47,7 +48,6 @@ class Outcome:
     measures: Measures
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    passes: int = 0
 
 
 class SimulatedSession:
@@ -66,7 +66,6 @@ class SimulatedSession:
         rtt_ms: float,
         device: Device,
         recalled: Measures | None = None,
-        window: int = 4,
     ) -> None:
         self._clock = Clock()
         self._agrees, self._device, self._recalled = agrees, device, recalled
@@ -76,7 +75,6 @@ class SimulatedSession:
         self._edge_core.beside(self._cloud_core)
         self._method = method
         self._cloud: cloud.CloudState | None = None
-        self._waiting: cloud_events.Forward | None = None
         self._cache_length = 0
         self._row_positions: list[int] = []
         self._draft_queue: list[edge_events.Draft] = []
@@ -86,7 +84,7 @@ class SimulatedSession:
             session="s", client="c", edge="e", method=method, prompt=_PROMPT,
             sampling=SamplingParams(), max_new_tokens=len(agrees), tokenizer_digest="d",
         )  # fmt: skip
-        control = edge.Control(threshold=0.0, window=window, conservative_threshold=0.0)
+        control = edge.Control(threshold=0.0, window=_WINDOW, conservative_threshold=0.0)
         self._edge, effects = edge.begin(spec, control)
         self._run_edge(effects)
 
@@ -129,7 +127,6 @@ class SimulatedSession:
                 case edge_events.WindowJudged(feedback):
                     kept.timeline.judged(effect, now_ms)
                     kept.accepted_tokens += feedback.num_accepted
-                    kept.passes += feedback.pass_tokens > 0
                 case edge_events.SeekPeer():
                     self._clock.after(0.0, self._start)
                 case edge_events.Finish():
