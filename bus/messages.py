@@ -44,7 +44,7 @@ __all__ = [
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_SPARSE = 1024
 """Most probabilities a draft may send for one token (K)."""
 
@@ -246,6 +246,10 @@ class WindowReport(Message, frozen=True, tag=6):
 
     `expected_accepted` is E[L_acc] = Σᵢ Πⱼ≤ᵢ (1 − TV(pⱼ, qⱼ)) on temperature-1 distributions
     (PAPER.md §1); `mean_jsd` is in nats, over the judged positions.
+
+    Quality: of `num_scored` committed tokens the pass has shown the probability (all of them at
+    temperature 0; above, not what was drawn after a rejection). `log_likelihood` is the sum of
+    ln p₁ over them, in nats, and `num_greedy` of them are the target's own first choice.
     """
 
     single_float: ClassVar[bool] = True
@@ -261,6 +265,9 @@ class WindowReport(Message, frozen=True, tag=6):
     cloud_ms: Millis
     rework_ms: Millis
     energy_j: Annotated[float, Meta(ge=0, le=1e9)] | None
+    num_scored: Counter
+    log_likelihood: Annotated[float, Meta(ge=-1e9, le=0)]
+    num_greedy: Counter
 
 
 class SessionOpened(Message, frozen=True, tag=7):

@@ -75,14 +75,19 @@ class Rows:
         ids = torch.from_numpy(padded).to(self.logits.device)
         at_ids = self.logits.gather(1, ids)
         below = (at_ids - self.peak[:, None]).double()
-        p1 = torch.exp(below) / _mass(self.logits, self.peak, 1.0)[:, None]
+        mass = _mass(self.logits, self.peak, 1.0)
+        p1 = torch.exp(below) / mass[:, None]
         warped = p1 if self.sampling.plain else self._warp(below, at_ids, ids)
         best = self.logits.argmax(dim=1).tolist()  # the first of equals, as numpy's
         p1_host, p_host = p1.cpu().numpy(), warped.cpu().numpy()
+        p1_max = (1.0 / mass).tolist()
         return [
-            TargetRow(best[row], p1_host[row, :size], p_host[row, : 0 if self.greedy else size])
+            TargetRow(
+                best[row], p1_host[row, :size], p_host[row, : 0 if self.greedy else size],
+                p1_max[row],
+            )
             for row, size in enumerate(asked.size for asked in row_ids)
-        ]
+        ]  # fmt: skip
 
     @property
     def greedy(self) -> bool:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
@@ -20,13 +22,17 @@ from bus.messages import ControlUpdate, SessionClosed, SessionOpened, WindowRepo
 from bus.sockets import Sockets, advertised
 from bus.store import SessionRecord, Store, WorkerRecord
 from bus.worker import Lifecycle, connect_store, new_record
+from controller.lease import Lease
+from controller.policies import Policies, law_of, policies
 from controller.settings import ControllerSettings
-from decoding.control import ControlState, FixedPolicy, Policy
+from decoding.control import ControlState
 
 log = logging.getLogger(__name__)
 
 REPEAT_S = 1.0
 FORGET_AFTER_S = 600.0
+MOST_CLIENTS = 10_000
+"""Clients whose credit is remembered [ours]."""
 
 
 async def serve(settings: ControllerSettings) -> None:
@@ -38,14 +44,18 @@ async def serve(settings: ControllerSettings) -> None:
     sockets = Sockets(settings)
     try:
         store = await connect_store(settings)
-        policy = FixedPolicy(settings.threshold, settings.window)
-        controller = await Controller.start(settings, store, sockets, policy)
-        record = controller.describe(new_record(settings, "controller"))
+        record = new_record(settings, "controller")
+        lease = Lease(store, record.boot, settings.takeover_s)
+        await lease.acquire()
+        controller = await Controller.start(
+            settings, store, sockets, policies(settings, law_of(settings))
+        )
+        record = controller.describe(record)
         lifecycle = Lifecycle(settings, store, record)
         log.info("term %d; reports at %s", controller.term, record.endpoints["reports"])
         await lifecycle.run(
             controller.receive(), controller.save_forever(), controller.repeat_forever(lifecycle),
-            drain=controller.drain,
+            lease.keep_forever(), drain=lease.release,
         )  # fmt: skip
         await store.close()
     finally:
@@ -71,15 +81,17 @@ class Controlled:
             method=self.method, term=term, version=self.control.version,
             threshold=self.control.threshold, window=self.control.window,
             credit=self.control.credit, credit_delta=self.control.credit_delta,
-            updated_at=self.updated_at,
+            updated_at=self.updated_at, history=self.control.history, held=self.control.held,
+            drop=self.control.drop,
         )  # fmt: skip
 
     @classmethod
     def from_record(cls, record: SessionRecord) -> Controlled:
         """As a controller before this one left it."""
         control = ControlState(
-            record.threshold, record.window, record.credit, record.credit_delta, record.version
-        )
+            record.threshold, record.window, record.credit, record.credit_delta, record.version,
+            record.history, record.held, record.drop,
+        )  # fmt: skip
         return cls(
             record.session, record.client, record.edge, record.cloud, record.method, control,
             record.updated_at,
@@ -102,23 +114,25 @@ class Controller:
         settings: ControllerSettings,
         store: Store,
         sockets: Sockets,
-        policy: Policy,
+        policies: Policies,
         term: int,
         sessions: dict[str, Controlled],
+        histories: dict[str, tuple[float, ...]],
     ) -> None:
         self.term = term
         self._settings = settings
         self._store = store
-        self._policy = policy
+        self._policies = policies
         self._counters = sockets.counters
         self._reports = sockets.inbox(settings.endpoint(settings.reports_port))
         self._updates = sockets.publisher(settings.endpoint(settings.updates_port))
         self._sessions = sessions
-        self._changed: asyncio.Queue[str] = asyncio.Queue()
+        self._histories = histories
+        self._writes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
 
     @classmethod
     async def start(
-        cls, settings: ControllerSettings, store: Store, sockets: Sockets, policy: Policy
+        cls, settings: ControllerSettings, store: Store, sockets: Sockets, policies: Policies
     ) -> Controller:
         """A controller with a new term and the sessions its predecessor left in Redis.
 
@@ -130,7 +144,8 @@ class Controller:
         sessions = {record.session: Controlled.from_record(record) for record in records}
         if sessions:
             log.info("%d sessions taken up from Redis", len(sessions))
-        return cls(settings, store, sockets, policy, term, sessions)
+        histories = await store.sessions.histories() if settings.carry_credit else {}
+        return cls(settings, store, sockets, policies, term, sessions, histories)
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this controller's endpoints."""
@@ -161,7 +176,11 @@ class Controller:
 
     def _opened(self, message: SessionOpened) -> None:
         known = self._sessions.get(message.session)
-        control = self._policy.initial() if known is None else known.control
+        if known is None:
+            history = self._histories.get(message.client, ())
+            control = self._policies(message.method).initial(history)
+        else:
+            control = known.control
         self._keep(
             Controlled(
                 message.session, message.client, message.edge, message.cloud, message.method,
@@ -174,43 +193,60 @@ class Controller:
         known = self._sessions.get(session)
         if known is None:  # opened while no controller was there
             known = Controlled(
-                session, report.client, report.edge, "", report.method, self._policy.initial(),
-                time.time(),
+                session, report.client, report.edge, "", report.method,
+                self._policies(report.method).initial(), time.time(),
             )  # fmt: skip
             self._keep(known)
-        control = self._policy.after(known.control, report)
+        control = self._policies(known.method).after(known.control, report)
         # Also without a change: a session that is reported about is not forgotten.
         self._sessions[session] = replace(known, control=control, updated_at=time.time())
         if control is not known.control:
-            self._changed.put_nowait(session)
+            self._changed(session)
 
     def _closed(self, message: SessionClosed) -> None:
         known = self._sessions.get(message.session)
         if known is not None and known.cloud in ("", message.cloud):
             del self._sessions[message.session]
-            self._changed.put_nowait(message.session)
+            self._changed(message.session)
+            if self._settings.carry_credit and known.control.history:
+                self._carry(known.client, known.control.history)
+
+    def _carry(self, client: str, history: tuple[float, ...]) -> None:
+        """Keep what the client's next session begins with; of the clients seen last only."""
+        self._histories.pop(client, None)
+        self._histories[client] = history
+        if len(self._histories) > MOST_CLIENTS:
+            del self._histories[next(iter(self._histories))]
+        self._writes.put_nowait(partial(self._store.sessions.keep_history, client, history))
 
     def _keep(self, session: Controlled) -> None:
         self._sessions[session.session] = session
-        self._changed.put_nowait(session.session)
+        self._changed(session.session)
+
+    def _changed(self, session: str) -> None:
+        self._writes.put_nowait(partial(self._save, session))
 
     # --- leaving traces ---------------------------------------------------------------------
 
     async def save_forever(self) -> None:
         """Write every change to Redis, then publish it. Redis away: published all the same."""
         while True:
-            name = await self._changed.get()
-            session = self._sessions.get(name)
+            write = await self._writes.get()
             try:
-                if session is None:
-                    await self._store.sessions.delete(name)
-                else:
-                    await self._store.sessions.save(session.record(self.term))
+                await write()
             except StoreUnavailableError as error:
-                log.warning("session %s not saved: %s", name, error)
+                log.warning("not saved: %s", error)
                 self._counters["unsaved_sessions"] += 1
-            if session is not None:
-                self._updates.publish(session.edge, session.update(self.term))
+
+    async def _save(self, name: str) -> None:
+        session = self._sessions.get(name)
+        if session is None:
+            await self._store.sessions.delete(name)
+            return
+        try:
+            await self._store.sessions.save(session.record(self.term))
+        finally:
+            self._updates.publish(session.edge, session.update(self.term))
 
     async def repeat_forever(self, lifecycle: Lifecycle) -> None:
         """Publish every session's state each second: PUB drops for late subscribers."""
@@ -223,6 +259,3 @@ class Controller:
                 self._updates.publish(session.edge, session.update(self.term))
             lifecycle.update(load=len(self._sessions), counters=dict(self._counters))
             await asyncio.sleep(REPEAT_S)
-
-    async def drain(self) -> None:
-        """Nothing to hand over: all state is in Redis."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bus.worker import WorkerSettings
 
@@ -26,3 +26,42 @@ class ControllerSettings(WorkerSettings):
     window: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="Drafted tokens a window of the fixed policy (W)."
     )
+    base_threshold: Annotated[float, Field(ge=0, le=0.69)] = Field(
+        0.15, description="T_base of credit inertia, in nats: the threshold at neutral credit."
+    )
+    least_threshold: Annotated[float, Field(ge=0, le=0.69)] = Field(
+        0.02, description="T_min in nats; also the conservative threshold."
+    )
+    greatest_threshold: Annotated[float, Field(ge=0, le=0.69)] = Field(
+        0.30, description="T_max in nats. Cloud workers have a bound of their own."
+    )
+    credit_gain: Annotated[float, Field(ge=0, le=100)] = Field(
+        1.0, description="α_s: nats that the threshold moves for each unit of credit."
+    )
+    credit_smoothing: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="β: weight of the newest window in credit."
+    )
+    credit_memory: Annotated[int, Field(ge=1, le=1000)] = Field(
+        5, description="k: windows that credit remembers."
+    )
+    threshold_band: Annotated[float, Field(ge=0, le=0.69)] = Field(
+        0.01, description="A threshold's change smaller than this, in nats, is not made."
+    )
+    threshold_hold: Annotated[int, Field(ge=0, le=1000)] = Field(
+        2, description="Windows between two changes of the threshold."
+    )
+    carry_credit: bool = Field(
+        False, description="A client's next prompt begins with the credit of its last one."
+    )
+    takeover_s: Annotated[float, Field(gt=0)] = Field(
+        3.0, description="A second controller takes over when the first is silent for so long."
+    )
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if not self.least_threshold <= self.base_threshold <= self.greatest_threshold:
+            raise ValueError(
+                f"expected least_threshold ≤ base_threshold ≤ greatest_threshold, got "
+                f"{self.least_threshold}, {self.base_threshold}, {self.greatest_threshold}"
+            )
+        return self

@@ -29,11 +29,13 @@ class TargetRow:
             (empty for a row behind the last drafted token).
         p_at_q: float64[K], the same under the request's temperature, top-k and top-p; 0 for
             tokens cut off. At temperature 0 it is not needed and empty.
+        p1_max: temperature-1 probability of the argmax.
     """
 
     argmax: int
     p1_at_q: Float64Array
     p_at_q: Float64Array
+    p1_max: float
 
 
 def accepts_exactly(p_x: float, q_x: float, u: float) -> bool:

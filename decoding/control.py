@@ -20,6 +20,8 @@ class ControlState:
         window: drafted tokens a window (W).
         credit, credit_delta: the smoothed acceptance r̂ and its last change Δr̂ (PAPER.md §1).
         version: rises with every change; (term, version) orders updates.
+        history: p_acc − τ of the latest windows, newest last (`decoding.credit`).
+        held: windows since the threshold last changed. drop: the cumulative sum of drops.
     """
 
     threshold: float
@@ -27,13 +29,16 @@ class ControlState:
     credit: float = 0.0
     credit_delta: float = 0.0
     version: int = 1
+    history: tuple[float, ...] = ()
+    held: int = 0
+    drop: float = 0.0
 
 
 class Policy(Protocol):
     """Decides threshold and window."""
 
-    def initial(self) -> ControlState:
-        """For a session nothing is known about."""
+    def initial(self, history: tuple[float, ...] = ()) -> ControlState:
+        """For a new session; `history` is that of its client's session before, if it is kept."""
         ...
 
     def after(self, state: ControlState, report: WindowReport) -> ControlState:
@@ -51,7 +56,7 @@ class FixedPolicy:
     threshold: float
     window: int
 
-    def initial(self) -> ControlState:
+    def initial(self, history: tuple[float, ...] = ()) -> ControlState:  # noqa: ARG002
         return ControlState(self.threshold, self.window)
 
     def after(self, state: ControlState, report: WindowReport) -> ControlState:  # noqa: ARG002

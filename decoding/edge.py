@@ -242,7 +242,7 @@ def _send_window(state: EdgeState, event: Drafted) -> Step:
         tokens=pack_tokens(event.tokens),
         q_ids=event.q_ids.astype("<i4", copy=False).tobytes(),
         q_probs=event.q_probs.astype("<f2", copy=False).tobytes(),
-        threshold=state.control.threshold_at(event.now_ms),
+        threshold=state.threshold_at(event.now_ms),
         control_version=state.control.version,
         draft_ms=event.draft_ms,
         edge_ms=state.previous.edge_ms,

@@ -138,6 +138,11 @@ class EdgeState(Struct, frozen=True):
         """Tokens that may still be committed."""
         return self.spec.max_new_tokens - self.num_generated
 
+    def threshold_at(self, now_ms: float) -> float:
+        """The threshold of a window drafted now."""
+        fixed = self.spec.method.fixed_threshold
+        return self.control.threshold_at(now_ms) if fixed is None else fixed
+
     def num_ahead_of(self, flight: InFlight) -> int:
         """Drafted tokens in the windows up to `flight`, it included."""
         end = flight.message.start + flight.message.num_tokens

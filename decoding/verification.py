@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
 from msgspec import Struct
 
 from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
@@ -36,6 +40,10 @@ class Verification(Struct, frozen=True):
     rejected_at: int | None = None
     pass_tokens: int = 0
     prehit_failed: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        return self.proposals[0].sampling.greedy
 
     @property
     def queue_ms(self) -> float:
@@ -79,6 +87,7 @@ def window_report(
     message = verification.arrived.message
     prehit = feedback.outcome is Outcome.PREHIT_REJECTED
     overlaps = [] if prehit else [overlap(p1, q1) for p1, q1 in pairs]
+    quality = committed_quality(verification, feedback)
     return WindowReport(
         feedback=feedback,
         edge=edge,
@@ -91,4 +100,42 @@ def window_report(
         cloud_ms=verification.done_ms - verification.arrived.arrived_ms,
         rework_ms=message.rework_ms,
         energy_j=None,
+        num_scored=quality.num_tokens,
+        log_likelihood=quality.log_likelihood,
+        num_greedy=quality.num_greedy,
     )
+
+
+LEAST_PROBABILITY = 1e-30
+"""What float32 has rounded to 0 counts as this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Of committed tokens, by the target's rows: see `WindowReport`."""
+
+    num_tokens: int
+    log_likelihood: float
+    num_greedy: int
+
+
+def committed_quality(verification: Verification, feedback: Feedback) -> Quality:
+    """Of the tokens that a window commits and whose probability its pass has shown.
+
+    What follows them is the target's argmax at temperature 0, and drawn from a row that nobody
+    keeps above it.
+    """
+    accepted = list(zip(verification.rows, verification.proposals, strict=False))
+    accepted = accepted[: feedback.num_accepted]
+    probs = [_prob_of(proposal, row) for row, proposal in accepted]
+    num_greedy = sum(proposal.token == row.argmax for row, proposal in accepted)
+    behind = verification.rows[len(accepted) : len(accepted) + 1]
+    if behind and feedback.next_token == behind[0].argmax and verification.greedy:
+        probs.append(behind[0].p1_max)
+        num_greedy += 1
+    log_likelihood = sum(math.log(min(max(prob, LEAST_PROBABILITY), 1.0)) for prob in probs)
+    return Quality(len(probs), log_likelihood, num_greedy)
+
+
+def _prob_of(proposal: Proposal, row: TargetRow) -> float:
+    return float(row.p1_at_q[np.flatnonzero(proposal.ids == proposal.token)[0]])

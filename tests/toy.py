@@ -140,7 +140,7 @@ def reduce_row(logits: Float64Array, ids: Int32Array, sampling: SamplingParams) 
     """The dense reference of what a target model's row reduction must give."""
     p1 = warp_dense(logits, SamplingParams(temperature=1.0))
     p = np.empty(0) if sampling.greedy else warp_dense(logits, sampling)[ids]
-    return TargetRow(int(np.argmax(logits)), p1[ids], p)
+    return TargetRow(int(np.argmax(logits)), p1[ids], p, float(p1.max()))
 
 
 def target_alone(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from bench.cores import one_core
-from bench.pace.rows import ALONE, Row
+from bench.pace.rows import ALONE, NO_DRAFT, Row
 from cloud_worker.reference import generate_alone
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
@@ -41,4 +41,4 @@ class TargetAlone:
 
 def alone_row(answer: RecordedAnswer, seconds: float, prompt_id: int) -> Row:
     """One answer of the target, without draft and link."""
-    return Row("none", None, 0.0, ALONE, 0, prompt_id, len(answer.answer) - 1, seconds)
+    return Row(NO_DRAFT, None, 0.0, ALONE, 0, prompt_id, len(answer.answer) - 1, seconds)

@@ -13,6 +13,8 @@ from bus.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
 
 ALONE = "target alone"
+NO_DRAFT = "none"
+"""Draft of the rows that were measured once for all settings."""
 
 _T = TypeVar("_T")
 
@@ -84,6 +86,14 @@ def append(path: Path, rows: Sequence[msgspec.Struct]) -> None:
         file.write(msgspec.json.Encoder().encode_lines(rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+def rewrite(path: Path, rows: Sequence[msgspec.Struct]) -> None:
+    """Replace a file's rows, or leave it as it was."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    append(new, rows)
+    new.replace(path)
 
 
 def read_rows(path: Path) -> list[Row]:

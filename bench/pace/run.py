@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,16 @@ from rich.progress import Progress
 
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import Plan, Setting
-from bench.pace.rows import TimelineRow, append, read_rows, read_stack_rows
+from bench.pace.rows import (
+    NO_DRAFT,
+    Row,
+    TimelineRow,
+    append,
+    read_rows,
+    read_stack_rows,
+    read_timeline_rows,
+    rewrite,
+)
 from bench.pace.stacks import MeasuredStack
 from bench.pace.summary import Cell, as_table, summarise
 from bench.progress import counting_bar
@@ -38,6 +47,7 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
     _claim(plan, out)
     stacks = read_stack_rows(out / STACKS)
     done = {Setting(stack.draft, stack.error_rate, stack.rtt_ms) for stack in stacks}
+    _forget_unfinished(out, done)
     missing = [setting for setting in plan.settings if setting not in done]
     with counting_bar() as progress:
         _measure(plan, missing, out, progress)
@@ -73,6 +83,24 @@ def _claim(plan: Plan, out: Path) -> None:
     if path.exists() and path.read_text("utf-8") != text:
         raise ConfigurationError(f"{out} holds a run with other settings; use a new --out")
     path.write_text(text, "utf-8")
+
+
+def _forget_unfinished(out: Path, done: Set[Setting]) -> None:
+    """Drop what a run left that was killed while it wrote: a setting's stack is written last, the
+    answers after the target's own rows."""
+    if not (out / ANSWERS).exists():
+        (out / ROWS).unlink(missing_ok=True)
+    rows, timelines = read_rows(out / ROWS), read_timeline_rows(out / TIMELINES)
+    kept = [row for row in rows if row.draft == NO_DRAFT or _setting(row) in done]
+    if len(kept) < len(rows):
+        rewrite(out / ROWS, kept)
+    finished = [row for row in timelines if _setting(row) in done]
+    if len(finished) < len(timelines):
+        rewrite(out / TIMELINES, finished)
+
+
+def _setting(row: Row | TimelineRow) -> Setting:
+    return Setting(row.draft, row.error_rate, row.rtt_ms)
 
 
 def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progress) -> None:

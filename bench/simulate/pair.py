@@ -242,7 +242,7 @@ class SimulatedSession:
         )  # fmt: skip
 
     def _row(self, position: int) -> TargetRow:
-        return TargetRow(self._target_token(position), _EMPTY, _EMPTY)
+        return TargetRow(self._target_token(position), _EMPTY, _EMPTY, 1.0)
 
 
 def _rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:

@@ -36,6 +36,13 @@ class Keys:
     def controller_term(self) -> str:
         return f"{self.prefix}controller-term"
 
+    @property
+    def controller_lease(self) -> str:
+        return f"{self.prefix}controller-lease"
+
+    def credit(self, client: str) -> str:
+        return f"{self.prefix}credit:{client}"
+
     def request(self, request_id: str) -> str:
         return f"{self.prefix}request:{request_id}"
 

@@ -6,6 +6,7 @@ with every update. This module does not know how threshold and window are chosen
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -22,7 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The control state of one session; `updated_at` in seconds since the epoch."""
+    """The control state of one session, see `decoding.control.ControlState`.
+
+    `updated_at` is in seconds since the epoch. What earlier versions did not store has a default.
+    """
 
     session: str
     client: str
@@ -36,6 +40,9 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     credit: float
     credit_delta: float
     updated_at: float
+    history: tuple[float, ...] = ()
+    held: int = 0
+    drop: float = 0.0
 
 
 class Sessions:
@@ -53,6 +60,7 @@ class Sessions:
     async def save(self, record: SessionRecord) -> bool:
         """Store `record` unless something newer is there; returns whether it is the newest."""
         fields: dict[str, Any] = msgspec.to_builtins(record)
+        fields["history"] = json.dumps(fields["history"])
         words = [str(word) for pair in fields.items() for word in pair]
         stored = await self._connection.run_script(
             "save_session",
@@ -77,12 +85,50 @@ class Sessions:
         """Forget a session."""
         await self._connection.execute("DEL", self._keys.session(session))
 
+    # --- clients ----------------------------------------------------------------------------
+
+    async def keep_history(self, client: str, history: tuple[float, ...]) -> None:
+        """What the next session of this client begins with (`decoding.credit`)."""
+        key = self._keys.credit(client)
+        await self._connection.execute("SET", key, json.dumps(history), "EX", int(self._ttl_s))
+
+    async def histories(self) -> dict[str, tuple[float, ...]]:
+        """What `keep_history` kept, by client."""
+        prefix = self._keys.credit("")
+        keys = await self._connection.scan(self._keys.credit("*"))
+        stored = await self._connection.execute_many([("GET", key) for key in keys])
+        kept: dict[str, tuple[float, ...]] = {}
+        for key, data in zip(keys, stored, strict=True):
+            client = key.decode("utf-8", "replace").removeprefix(prefix)
+            try:
+                kept[client] = msgspec.json.decode(data or b"[]", type=tuple[float, ...])
+            except msgspec.DecodeError as error:
+                _log.warning("credit of client %s skipped: %s", client, error)
+        return kept
+
+    # --- who controls -----------------------------------------------------------------------
+
+    async def hold_lease(self, holder: str, ttl_s: float) -> bool:
+        """Take or renew the controllers' lease; whether `holder` has it now."""
+        reply = await self._connection.run_script(
+            "lease", [self._keys.controller_lease], [holder, int(ttl_s * 1e3)]
+        )
+        return bool(reply)
+
+    async def release_lease(self, holder: str) -> None:
+        """Give the lease back, if `holder` has it."""
+        await self._connection.run_script(
+            "release_lease", [self._keys.controller_lease], [holder]
+        )
+
 
 def _parse(stored: dict[bytes, bytes]) -> SessionRecord | None:
     if not stored:  # expired, perhaps since the scan
         return None
+    fields: dict[str, Any] = {**text_fields(stored)}
     try:
-        return msgspec.convert(text_fields(stored), SessionRecord, strict=False)
-    except msgspec.ValidationError as error:
+        fields["history"] = json.loads(fields.get("history", "[]"))
+        return msgspec.convert(fields, SessionRecord, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
         _log.warning("session record skipped: %s", error)
         return None

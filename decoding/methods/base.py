@@ -123,9 +123,15 @@ class Pace(Protocol):
 
 
 class Control(StrEnum):
-    """Who sets threshold and window."""
+    """What the controller makes of a session's reports (`decoding.credit`).
+
+    FIXED: threshold and window stay. CREDIT: they follow the recent windows (credit inertia).
+    LATEST: they follow the last window alone, an ablation.
+    """
 
     FIXED = "fixed"
+    CREDIT = "credit"
+    LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,8 @@ class Method:
     Attributes:
         name: as users write it.
         summary: one line for help texts.
+        threshold: given with the name, in nats: that of a fixed control, the base of credit's;
+            None leaves it to settings.
     """
 
     name: str
@@ -142,8 +150,14 @@ class Method:
     acceptance: AcceptanceRule
     pace: Pace
     control: Control
+    threshold: float | None = None
 
     @property
     def lossless(self) -> bool:
         """Whether the text is the target's own (DESIGN rule 6)."""
         return self.acceptance.lossless
+
+    @property
+    def fixed_threshold(self) -> float | None:
+        """The threshold of all its windows, where its name says so."""
+        return self.threshold if self.control is Control.FIXED else None

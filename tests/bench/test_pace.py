@@ -5,15 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from bench.pace import stacks
 from bench.pace.plan import WINDOWS, Plan
-from bench.pace.rows import ALONE, Row, StackRow, append, read_rows
+from bench.pace.rows import (
+    ALONE,
+    Row,
+    StackRow,
+    TimelineRow,
+    append,
+    read_rows,
+    read_timeline_rows,
+)
 from bench.pace.run import run
 from bench.pace.stacks import climb
 from bench.pace.summary import Cell, Spread, as_table, summarise
 from bus.errors import ConfigurationError
-from bus.store import Usage
+from bus.store import TimelineEntry, Usage
+
+
+TIMELINE = TimelineEntry(
+    at_ms=1, request="r", session="s", client="c", edge="e", cloud="k", method="plc", events=()
+)
 
 
 def usage(edge_idle: float = 0.5, wasted: int = 10, accepted: int = 30) -> Usage:
@@ -132,6 +146,18 @@ def test_a_complete_run_is_summarised_without_measuring(
     assert capsys.readouterr().out.count('"source": "measured"') == 2
 
 
+def test_what_was_cut_off_while_it_was_written_counts_for_nothing(tmp_path: Path) -> None:
+    plan = Plan(rtts_ms=(40.0,), error_rates=(0.1,))
+    run_files(tmp_path, plan)
+    whole = read_rows(tmp_path / "rows.jsonl")
+    append(tmp_path / "rows.jsonl", [row("plc", 9, 9.0, error=0.2)])
+    late = TimelineRow("default", 0.2, 40.0, TIMELINE)
+    append(tmp_path / "timelines.jsonl", [late, replace(late, error_rate=0.1)])
+    run(plan, tmp_path, as_json=True)
+    assert read_rows(tmp_path / "rows.jsonl") == whole
+    assert [t.error_rate for t in read_timeline_rows(tmp_path / "timelines.jsonl")] == [0.1]
+
+
 def test_another_plan_does_not_fill_the_same_directory(tmp_path: Path) -> None:
     plan = Plan(rtts_ms=(40.0,), error_rates=(0.1,))
     run_files(tmp_path, plan)
@@ -143,4 +169,5 @@ def test_another_plan_does_not_fill_the_same_directory(tmp_path: Path) -> None:
 def run_files(out: Path, plan: Plan) -> None:
     rows = [row("sd:4", 40, 2.0), row("plc", 60, 2.0), row(ALONE, 50, 5.0)]
     append(out / "rows.jsonl", rows)
+    (out / "answers.jsonl").touch()
     append(out / "stacks.jsonl", [stack()])

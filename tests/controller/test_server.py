@@ -36,7 +36,7 @@ PATIENCE_S = 20.0
 OPENED = SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1)
 REPORT = WindowReport(
     Feedback("s1", 1, 0, 0, 5, Outcome.ACCEPTED, 1, None, 0.25, 10.0, 0.5, 3),
-    "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None,
+    "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1,
 )  # fmt: skip
 POLICY = FixedPolicy(threshold=0.125, window=4)
 
@@ -132,7 +132,7 @@ async def start(bus_settings: BusSettings) -> AsyncIterator[Start]:
         store = await Store.connect(full)
         stores.append(store)
         sockets = Sockets(full)
-        controller = await Controller.start(full, store, sockets, policy)
+        controller = await Controller.start(full, store, sockets, lambda _: policy)
         houses.append(House(controller, store, sockets, "boot"))
         await asyncio.sleep(0)
         return houses[-1]
@@ -179,13 +179,14 @@ async def test_a_session_opened_while_no_controller_was_there_is_taken_up_by_its
 class Counting:
     """Raises version and window with every report."""
 
-    def initial(self) -> ControlState:
-        return ControlState(threshold=0.1, window=1)
+    def initial(self, history: tuple[float, ...] = ()) -> ControlState:
+        return ControlState(threshold=0.1, window=1, history=history)
 
     def after(self, state: ControlState, report: WindowReport) -> ControlState:
         return ControlState(
-            0.1, state.window + 1, credit=0.5, credit_delta=0.25, version=state.version + 1
-        )
+            0.1, state.window + 1, credit=0.5, credit_delta=0.25, version=state.version + 1,
+            history=(*state.history, 0.25), held=3, drop=0.5,
+        )  # fmt: skip
 
 
 async def test_a_changed_decision_is_saved_and_published(start: Start) -> None:
@@ -232,7 +233,28 @@ async def test_a_restarted_controller_goes_on_under_a_higher_term(start: Start) 
     update = await second.update("s1")
     assert (update.term, update.version, update.window) == (2, 2, 2)
     second.send(REPORT)
-    await second.saved("s1", term=2, version=3)
+    record = await second.saved("s1", term=2, version=3)
+    assert (record.history, record.held, record.drop) == ((0.25, 0.25), 3, 0.5)
+
+
+async def test_a_clients_next_session_begins_with_its_credit_where_that_is_wished(
+    start: Start,
+) -> None:
+    house = await start(Counting(), carry_credit=True)
+    house.send(OPENED, REPORT)
+    await house.saved("s1", version=2)
+    house.send(SessionClosed("s1", "cloud-1", 1, "length"))
+    house.send(msgspec.structs.replace(OPENED, session="s2"))
+    assert (await house.saved("s2")).history == (0.25,)
+    house.send(msgspec.structs.replace(OPENED, session="s3", client="c2"))
+    assert (await house.saved("s3")).history == ()
+    await house.stop()
+    second = await start(Counting(), carry_credit=True)
+    second.send(msgspec.structs.replace(OPENED, session="s4"))
+    assert (await second.saved("s4")).history == (0.25,)
+    other = await start(Counting())
+    other.send(msgspec.structs.replace(OPENED, session="s5"))
+    assert (await other.saved("s5")).history == ()
 
 
 async def test_a_controller_that_was_replaced_cannot_write_over_its_successor(

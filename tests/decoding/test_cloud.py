@@ -152,7 +152,7 @@ def rows(job: int, *argmaxes: int, p: tuple[float, ...] = (), now_ms: float = 11
     """Rows of a pass; `p[i]` is the target's probability of the i-th drafted token."""
     at_q = [np.array([p[i], 0.1]) if i < len(p) else np.empty(0) for i in range(len(argmaxes))]
     made = tuple(
-        TargetRow(argmax, np.array([0.5, 0.25]), at_q[i]) for i, argmax in enumerate(argmaxes)
+        TargetRow(argmax, np.array([0.5, 0.25]), at_q[i], 0.5) for i, argmax in enumerate(argmaxes)
     )
     return RowsReady(job, made, verify_ms=10.0, now_ms=now_ms)
 

@@ -186,7 +186,7 @@ def test_after_a_full_acceptance_the_next_window_is_judged_from_the_kept_row_fir
     assert prehit is not None
     assert (prehit.index, prehit.position, prehit.proposal.token) == (2, 5, 20)
     for argmax in (20, 60):
-        row = TargetRow(argmax, np.array([0.5, 0.25]), np.empty(0))
+        row = TargetRow(argmax, np.array([0.5, 0.25]), np.empty(0), 0.5)
         assert prehit.passes(row) is (argmax == 20)
     effects = session.tell(rows(3, 20, 21, 30, now_ms=115.0))
     second = feedback(Outcome.ACCEPTED, 2, 7, None, seq=1, pass_tokens=2, queue_ms=4.0)
@@ -196,7 +196,7 @@ def test_after_a_full_acceptance_the_next_window_is_judged_from_the_kept_row_fir
 
 def test_a_window_that_fails_at_pre_hit_costs_no_pass_and_brings_the_next_token() -> None:
     session = kept().is_told(SECOND, THIRD)
-    row = TargetRow(60, np.array([0.5, 0.25]), np.empty(0))
+    row = TargetRow(60, np.array([0.5, 0.25]), np.empty(0), 0.5)
     rejection = feedback(
         Outcome.PREHIT_REJECTED, 0, 6, 60, seq=1, verify_ms=0.0, queue_ms=6.0, pass_tokens=0
     )
@@ -211,7 +211,7 @@ def test_a_window_that_fails_at_pre_hit_costs_no_pass_and_brings_the_next_token(
 
 def test_above_temperature_zero_the_token_comes_from_the_kept_rows_residual() -> None:
     session = kept(SAMPLED).is_told(SECOND)
-    row = TargetRow(0, np.array([0.5, 0.25]), np.array([0.0, 0.1]))
+    row = TargetRow(0, np.array([0.5, 0.25]), np.array([0.0, 0.1]), 0.5)
     assert session.tell(PrehitFailed(3, row, 107.0)) == (FetchRow(3, 2),)
     target = np.full(100, 0.01)
     q = warp(from_wire(np.array([20, 0], np.int32), PROBS), SamplingParams(1.0, seed=5))
@@ -250,7 +250,7 @@ def test_reopened_the_kept_row_is_gone() -> None:
 
 def test_a_window_rejected_at_pre_hit_is_reported_with_expected_length_zero() -> None:
     session = idle().is_told(FIRST, rows(2, 10, 11, 20), SECOND)
-    row = TargetRow(60, np.array([0.5, 0.25]), np.empty(0))
+    row = TargetRow(60, np.array([0.5, 0.25]), np.empty(0), 0.5)
     _, effects = cloud.step(session.state, PrehitFailed(3, row, 107.0))
     (report,) = [effect for effect in effects if isinstance(effect, ReportWindow)]
     told = window_report(report.verification, report.feedback, "edge-1", "c1", "plc")

@@ -47,8 +47,42 @@ def test_other_static_windows_are_unknown(name: str) -> None:
     assert methods.find(name) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "threshold", "fixed", "message"),
+    [
+        ("fsd:0.25", 0.25, 0.25, 4), ("fsd:0.4:6", 0.4, 0.4, 6), ("fsd:6", None, None, 6),
+        ("e2sci-fixed:0.05", 0.05, 0.05, 4), ("e2sci:0.1", 0.1, None, 4),
+        ("e2sci-no-plc:0.1:8", 0.1, None, 8), ("fsd:0.0", 0.0, 0.0, 4),
+    ],
+)  # fmt: skip
+def test_a_lossy_method_takes_a_threshold(
+    name: str, threshold: float | None, fixed: float | None, message: int
+) -> None:
+    method = methods.find(name)
+    assert method is not None
+    assert (method.name, method.threshold, method.fixed_threshold) == (name, threshold, fixed)
+    assert method.pace.flow(view(window=4)).message == message
+
+
+@pytest.mark.parametrize(
+    "name", ["sd:0.1", "plc:0.1", "fsd:0.7", "fsd:1.0", "fsd:.1", "fsd:0.1:", "fsd:6:0.1",
+             "fsd-plc:6", "e2sci:0.1:4", "e2sci-no-threshold:0.1", "fsd:0.1:2:3", "fsd:0.1234567"],
+)  # fmt: skip
+def test_other_thresholds_are_unknown(name: str) -> None:
+    assert methods.find(name) is None
+
+
+def test_each_ablation_lacks_one_part() -> None:
+    def parts(method: methods.Method) -> tuple[object, ...]:
+        return type(method.acceptance), type(method.pace), method.control
+
+    whole = parts(methods.e2sci.METHOD)
+    for ablation in methods.e2sci.METHODS[1:]:
+        assert sum(a != b for a, b in zip(whole, parts(ablation), strict=True)) == 1
+
+
 def test_method_names_can_travel() -> None:
-    for name in (*methods.names(), "sd:16"):
+    for name in (*methods.names(), "sd:16", "e2sci-no-plc:0.123456:32"):
         OpenSession("s", "c", "e", 1, 0, 0, name, b"\0\0\0\0", b"", 0, 1, 0.0, 1.0, 0, "d")
         assert len(name) <= 64
 
@@ -79,7 +113,7 @@ def test_above_temperature_zero_one_more_is_drafted_and_no_bonus_committed(windo
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 1.0])
 def test_greedy_acceptance_is_equality_with_the_argmax(threshold: float) -> None:
-    row = TargetRow(5, np.array([0.3, 0.3, 0.3]), np.empty(0))
+    row = TargetRow(5, np.array([0.3, 0.3, 0.3]), np.empty(0), 0.5)
     rule = ExactRule()
     for token in (9, 2, 5):
         proposal = Proposal(token, IDS, PROBS, GREEDY)
@@ -100,7 +134,7 @@ def test_sampled_acceptance_compares_warped_p_with_warped_q(token: int) -> None:
             (u * q.prob(token) * 1.001, True),
         ):
             p[index] = p_x
-            row = TargetRow(0, np.full(3, 0.99), p)
+            row = TargetRow(0, np.full(3, 0.99), p, 0.5)
             assert (
                 rule.accepts(Proposal(token, IDS, PROBS, SAMPLED), row, SAMPLED, position, 1.0)
                 is expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +14,12 @@ from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
 from decoding.acceptance import TargetRow, jensen_shannon
 from decoding.methods.base import Proposal
 from decoding.sampling import SamplingParams
-from decoding.verification import Arrived, Verification, window_report
+from decoding.verification import (
+    Arrived,
+    Verification,
+    committed_quality,
+    window_report,
+)
 
 PROBS = np.array([0.5, 0.5], dtype="<f2")
 WINDOW = DraftWindow(
@@ -28,8 +35,8 @@ def verification(num_rows: int) -> Verification:
         Proposal(token, np.array([0, token], np.int32), PROBS, SamplingParams(1.0))
         for token in (7, 9)
     )
-    rows = [TargetRow(7, p1, np.zeros(2)) for p1 in HALVES]
-    rows.append(TargetRow(7, np.empty(0), np.empty(0)))
+    rows = [TargetRow(7, p1, np.zeros(2), 0.5) for p1 in HALVES]
+    rows.append(TargetRow(7, np.empty(0), np.empty(0), 0.5))
     return Verification(
         Arrived(WINDOW, 100.0), proposals, tuple(rows[:num_rows]), verify_ms=10.0, done_ms=117.5
     )
@@ -52,6 +59,9 @@ def test_a_report_has_the_verdict_the_divergences_and_the_costs(num_rows: int) -
         cloud_ms=17.5,
         rework_ms=3.0,
         energy_j=None,
+        num_scored=1,
+        log_likelihood=math.log(0.25),
+        num_greedy=1,
     )
     decoded = decode(encode(report))
     assert isinstance(decoded, WindowReport)
@@ -64,3 +74,39 @@ def test_waiting_is_never_negative(done_ms: float, queue_ms: float) -> None:
     judged = Verification(judged.arrived, judged.proposals, judged.rows, 10.0, done_ms)
     assert judged.queue_ms == queue_ms
     assert msgspec.structs.replace(FEEDBACK, queue_ms=queue_ms).queue_ms >= 0
+
+
+GREEDY_PROPOSALS = tuple(
+    Proposal(token, np.array([token, 0], np.int32), PROBS, SamplingParams()) for token in (7, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("num_accepted", "next_token", "probs", "num_greedy"),
+    [
+        (0, 7, [0.5], 1),  # the argmax in place of the first
+        (1, 7, [0.5, 0.5], 2),
+        (2, None, [0.5, 0.25], 1),  # 9 stands though it is not the argmax: a lossy rule
+        (2, 7, [0.5, 0.25, 0.5], 2),  # and a bonus
+    ],
+)
+def test_quality_is_of_what_the_window_commits(
+    num_accepted: int, next_token: int | None, probs: list[float], num_greedy: int
+) -> None:
+    judged = verification(3)
+    judged = Verification(judged.arrived, GREEDY_PROPOSALS, judged.rows)
+    feedback = msgspec.structs.replace(
+        FEEDBACK, num_accepted=num_accepted, next_token=next_token
+    )
+    quality = committed_quality(judged, feedback)
+    assert quality.num_tokens == len(probs)
+    assert quality.log_likelihood == pytest.approx(sum(map(math.log, probs)), abs=1e-12)
+    assert quality.num_greedy == num_greedy
+
+
+def test_a_probability_that_was_rounded_to_zero_is_a_number() -> None:
+    judged = verification(1)
+    row = TargetRow(1, np.zeros(2), np.empty(0), 1.0)
+    judged = Verification(judged.arrived, GREEDY_PROPOSALS, (row,))
+    feedback = msgspec.structs.replace(FEEDBACK, num_accepted=1, next_token=None)
+    assert committed_quality(judged, feedback).log_likelihood == pytest.approx(math.log(1e-30))

@@ -1,0 +1,67 @@
+"""Rules that look at how far draft and target are apart, and not only at the token drawn.
+
+    FSD     accept iff JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from p           (PAPER.md §3, PEERS.md)
+    E²-SCI  accept iff exact verification does, or JSD(pᵢ ‖ qᵢ) ≤ T; at a
+            rejection draw from norm(max(0, p − q))                           (PAPER.md §3) [ours]
+
+Both are lossy for T > 0. With T < 0 the second is exact verification, so T moves it between exact
+and lenient. Divergences are of temperature-1 distributions at every temperature, in nats.
+"""
+
+from __future__ import annotations
+
+from bus.arrays import Float64Array
+from decoding.acceptance import TargetRow, jensen_shannon
+from decoding.methods.base import Proposal
+from decoding.methods.exact import ExactRule
+from decoding.sampling import SamplingParams, draw_dense
+from decoding.uniforms import Purpose, uniform
+
+
+def divergence(proposal: Proposal, row: TargetRow) -> float:
+    """JSD(p₁ ‖ q₁) in nats, 0 … ln 2."""
+    q1 = proposal.q1
+    return jensen_shannon(row.p1_at_q[: q1.ids.size], q1.probs)
+
+
+class DivergenceRule:
+    """Fuzzy speculative decoding (Holsman et al., 2025), with the textbook divergence."""
+
+    lossless = False
+
+    def accepts(
+        self,
+        proposal: Proposal,
+        row: TargetRow,
+        params: SamplingParams,  # noqa: ARG002 - the divergence alone decides
+        position: int,  # noqa: ARG002
+        threshold: float,
+    ) -> bool:
+        return divergence(proposal, row) <= threshold
+
+    def recover(
+        self,
+        proposal: Proposal,  # noqa: ARG002 - no residual: the target's own distribution
+        target: Float64Array,
+        params: SamplingParams,
+        position: int,
+    ) -> int:
+        return draw_dense(target, uniform(params.seed, position, Purpose.RESIDUAL))
+
+
+class ElasticRule(ExactRule):
+    """Exact verification, with tokens let through besides where draft and target are alike."""
+
+    lossless = False
+
+    def accepts(
+        self,
+        proposal: Proposal,
+        row: TargetRow,
+        params: SamplingParams,
+        position: int,
+        threshold: float,
+    ) -> bool:
+        if super().accepts(proposal, row, params, position, threshold):
+            return True
+        return threshold >= 0.0 and divergence(proposal, row) <= threshold

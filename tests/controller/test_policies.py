@@ -1,0 +1,50 @@
+"""Which policy a method's sessions are under."""
+
+from __future__ import annotations
+
+import pytest
+
+from bus.errors import ConfigurationError
+from controller.policies import law_of, policies
+from controller.settings import ControllerSettings
+from decoding.control import FixedPolicy
+from decoding.credit import CreditPolicy
+
+SETTINGS = ControllerSettings.load(threshold=0.25, window=6, base_threshold=0.1, credit_memory=7)
+POLICIES = policies(SETTINGS, law_of(SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("method", "threshold"),
+    [("sd", 0.25), ("fsd", 0.25), ("fsd:0.4", 0.4), ("e2sci-fixed:0.05", 0.05), ("unknown", 0.25)],
+)
+def test_fixed_control_has_the_threshold_of_name_or_settings(
+    method: str, threshold: float
+) -> None:
+    assert POLICIES(method) == FixedPolicy(threshold, 6)
+
+
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [("e2sci", 0.1), ("e2sci-no-plc", 0.1), ("e2sci:0.2", 0.2), ("e2sci-no-threshold", 0.1)],
+)
+def test_credit_moves_about_the_base_of_name_or_settings(method: str, base: float) -> None:
+    policy = POLICIES(method)
+    assert isinstance(policy, CreditPolicy)
+    assert (policy.law.base, policy.law.memory, policy.law.smoothing) == (base, 7, 0.3)
+    assert policy.initial().threshold == pytest.approx(base)
+
+
+def test_without_history_credit_is_the_last_window() -> None:
+    policy = POLICIES("e2sci-no-history")
+    assert isinstance(policy, CreditPolicy)
+    assert (policy.law.memory, policy.law.smoothing) == (1, 1.0)
+
+
+def test_a_method_has_one_policy() -> None:
+    assert POLICIES("e2sci") is POLICIES("e2sci")
+
+
+def test_bounds_out_of_order_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="least_threshold ≤ base_threshold"):
+        ControllerSettings.load(base_threshold=0.4)
