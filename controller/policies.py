@@ -9,12 +9,16 @@ from functools import lru_cache
 from controller.settings import ControllerSettings
 from decoding import methods
 from decoding.control import FixedPolicy, Policy
-from decoding.credit import CreditLaw, CreditPolicy
+from decoding.credit import CreditLaw, CreditPolicy, ExplorePolicy
 from decoding.methods.base import Control
 
 Policies = Callable[[str], Policy]
 """Method name → policy."""
 
+EXPLORED_THRESHOLDS = (-1.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+"""What calibration tries, in nats [ours]: T_min … T_max, and exact verification, by which quality
+is judged."""
+EXPLORED_WINDOWS = (1, 2, 3, 4, 6, 8)
 _MOST_NAMES = 256
 
 
@@ -30,6 +34,8 @@ def policies(settings: ControllerSettings, law: CreditLaw) -> Policies:
         if method is None or method.control is Control.FIXED:
             given = None if method is None else method.threshold
             return FixedPolicy(settings.threshold if given is None else given, settings.window)
+        if method.control is Control.EXPLORE:
+            return ExplorePolicy(law, EXPLORED_THRESHOLDS, EXPLORED_WINDOWS)
         own = law if method.threshold is None else replace(law, base=method.threshold)
         if method.control is Control.LATEST:
             own = replace(own, memory=1, smoothing=1.0)

@@ -20,7 +20,7 @@ from bus.codec import AnyMessage
 from bus.errors import StoreUnavailableError
 from bus.messages import ControlUpdate, SessionClosed, SessionOpened, WindowReport
 from bus.sockets import Sockets, advertised
-from bus.store import SessionRecord, Store, WorkerRecord
+from bus.store import ReportEntry, SessionRecord, Store, WorkerRecord
 from bus.worker import Lifecycle, connect_store, new_record
 from controller.lease import Lease
 from controller.policies import Policies, law_of, policies
@@ -104,6 +104,24 @@ class Controlled:
             threshold=self.control.threshold, window=self.control.window,
             credit=self.control.credit, credit_delta=self.control.credit_delta,
         )  # fmt: skip
+
+
+def report_entry(report: WindowReport, session: Controlled) -> ReportEntry:
+    """A report for telemetry, with the credit that stood before it."""
+    feedback = report.feedback
+    return ReportEntry(
+        at_ms=time.time_ns() // 1_000_000, request="", session=feedback.session,
+        client=report.client, edge=report.edge, cloud=session.cloud, method=report.method,
+        epoch=feedback.epoch, seq=feedback.seq, outcome=feedback.outcome.value,
+        num_drafted=report.num_drafted, num_accepted=feedback.num_accepted,
+        has_next=feedback.next_token is not None, threshold=feedback.threshold,
+        credit=session.control.credit, credit_delta=session.control.credit_delta,
+        expected_accepted=report.expected_accepted, mean_jsd=report.mean_jsd,
+        num_scored=report.num_scored, log_likelihood=report.log_likelihood,
+        num_greedy=report.num_greedy, edge_ms=report.edge_ms, cloud_ms=report.cloud_ms,
+        rework_ms=report.rework_ms, verify_ms=feedback.verify_ms, queue_ms=feedback.queue_ms,
+        energy_j=report.energy_j,
+    )  # fmt: skip
 
 
 class Controller:
@@ -197,6 +215,9 @@ class Controller:
                 self._policies(report.method).initial(), time.time(),
             )  # fmt: skip
             self._keep(known)
+        if self._settings.reports:
+            entry = report_entry(report, known)
+            self._writes.put_nowait(partial(self._store.telemetry.add, entry))
         control = self._policies(known.method).after(known.control, report)
         # Also without a change: a session that is reported about is not forgotten.
         self._sessions[session] = replace(known, control=control, updated_at=time.time())

@@ -53,6 +53,9 @@ class ControllerSettings(WorkerSettings):
     carry_credit: bool = Field(
         False, description="A client's next prompt begins with the credit of its last one."
     )
+    reports: bool = Field(
+        False, description="Add each window's report to telemetry, for calibration."
+    )
     takeover_s: Annotated[float, Field(gt=0)] = Field(
         3.0, description="A second controller takes over when the first is silent for so long."
     )

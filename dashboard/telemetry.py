@@ -78,7 +78,7 @@ class Tail:
         """Fold stream entries in, oldest first."""
         for entry_id, fields in entries:
             self.last_id = entry_id
-            if fields.get("kind") == "timeline":
+            if fields.get("kind") in ("timeline", "report"):
                 continue
             try:
                 entry = _parse(fields)

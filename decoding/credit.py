@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Protocol
 
 from bus.messages import WindowReport
@@ -167,6 +168,29 @@ class CreditPolicy:
 
     def after(self, state: ControlState, report: WindowReport) -> ControlState:
         return self.law.after(state, report.expected_accepted, report.num_drafted)
+
+
+@dataclass(frozen=True, slots=True)
+class ExplorePolicy:
+    """Draws threshold and window anew after each window, evenly from a grid; credit as ever.
+
+    The draw is a function of session and version, so a run can be repeated.
+    """
+
+    law: CreditLaw
+    thresholds: tuple[float, ...]
+    windows: tuple[int, ...]
+
+    def initial(self, history: tuple[float, ...] = ()) -> ControlState:
+        return self.law.initial(history)
+
+    def after(self, state: ControlState, report: WindowReport) -> ControlState:
+        state = self.law.after(state, report.expected_accepted, report.num_drafted)
+        address = f"{report.feedback.session} {state.version}".encode()
+        drawn = int.from_bytes(blake2b(address, digest_size=8).digest(), "big")
+        which, rest = drawn % len(self.thresholds), drawn // len(self.thresholds)
+        window = self.windows[rest % len(self.windows)]
+        return replace(state, threshold=self.thresholds[which], window=window)
 
 
 def _clip(value: float, least: float, most: float) -> float:

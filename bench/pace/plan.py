@@ -8,7 +8,7 @@ from bench.prompts import PROMPTS
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Static windows of `sd` that the sweep may try."""
-SWEEP_PROMPTS = 4
+SWEEP_PROMPTS = 10
 MAX_NEW_TOKENS = 32
 
 

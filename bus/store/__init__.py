@@ -24,6 +24,7 @@ from bus.store.results import ResultGapError, Results
 from bus.store.sessions import SessionRecord, Sessions
 from bus.store.telemetry import (
     DraftSpan,
+    ReportEntry,
     Rollback,
     SessionEntry,
     Telemetry,
@@ -46,6 +47,7 @@ __all__ = [
     "FinishReason",
     "Keys",
     "QueueDepth",
+    "ReportEntry",
     "ResultGapError",
     "Role",
     "Rollback",

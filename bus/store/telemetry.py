@@ -1,4 +1,5 @@
-"""Telemetry: one capped stream with an entry per feedback and one per finished request.
+"""Telemetry: one capped stream with an entry per feedback and one per finished request; where it is
+wished for, a session's timeline and the controller's reports.
 
 For people and dashboards; nothing in the system acts on it. Times in `*_ms` are milliseconds,
 `at_ms` is wall-clock milliseconds since the epoch.
@@ -18,6 +19,7 @@ from bus.store.keys import Keys
 __all__ = [
     "MAX_TELEMETRY",
     "DraftSpan",
+    "ReportEntry",
     "Rollback",
     "SessionEntry",
     "Telemetry",
@@ -49,7 +51,7 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
         fields |= fields.pop("usage", {})
         if "events" in fields:
             fields["events"] = msgspec.json.encode(fields["events"]).decode()
-        return {name: _as_text(value) for name, value in fields.items()}
+        return {name: _as_text(value) for name, value in fields.items() if value is not None}
 
 
 class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
@@ -130,7 +132,35 @@ class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):
     events: tuple[TimelineEvent, ...]
 
 
-TelemetryEntry = WindowEntry | SessionEntry | TimelineEntry
+class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
+    """What the controller was told about a window (`bus.messages.WindowReport`), and what it
+    thought of the session before: r̂ and Δr̂. It does not know the request, which stays empty.
+    """
+
+    epoch: int
+    seq: int
+    outcome: str
+    num_drafted: int
+    num_accepted: int
+    has_next: bool
+    threshold: float
+    credit: float
+    credit_delta: float
+    expected_accepted: float
+    mean_jsd: float
+    num_scored: int
+    log_likelihood: float
+    num_greedy: int
+    edge_ms: float
+    cloud_ms: float
+    rework_ms: float
+    verify_ms: float
+    queue_ms: float
+    energy_j: float | None = None
+
+
+TelemetryEntry = WindowEntry | SessionEntry | TimelineEntry | ReportEntry
+_KINDS = {kind.__struct_config__.tag: kind for kind in (WindowEntry, ReportEntry)}
 
 
 class Telemetry:
@@ -182,7 +212,7 @@ def _parse(entry_id: bytes, fields: dict[str, str]) -> TelemetryEntry | None:
         if fields.get("kind") == "timeline":
             events = msgspec.json.decode(fields["events"])
             return msgspec.convert({**fields, "events": events}, TimelineEntry, strict=False)
-        return msgspec.convert(fields, WindowEntry, strict=False)
+        return msgspec.convert(fields, _KINDS[fields["kind"]], strict=False)
     except (KeyError, msgspec.DecodeError) as error:
         _log.warning("telemetry entry %s skipped: %s", entry_id.decode(), error)
         return None

@@ -126,12 +126,14 @@ class Control(StrEnum):
     """What the controller makes of a session's reports (`decoding.credit`).
 
     FIXED: threshold and window stay. CREDIT: they follow the recent windows (credit inertia).
-    LATEST: they follow the last window alone, an ablation.
+    LATEST: they follow the last window alone, an ablation. EXPLORE: they are drawn anew after
+    each window, for calibration.
     """
 
     FIXED = "fixed"
     CREDIT = "credit"
     LATEST = "latest"
+    EXPLORE = "explore"
 
 
 @dataclass(frozen=True, slots=True)

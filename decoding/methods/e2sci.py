@@ -47,4 +47,12 @@ FIXED = Method(
     pace=Ahead(),
     control=Control.FIXED,
 )
-METHODS = (METHOD, NO_PLC, NO_THRESHOLD, NO_HISTORY, FIXED)
+EXPLORE = Method(
+    name="e2sci-explore",
+    summary="to calibrate: threshold and window drawn anew after each window (lossy)",
+    acceptance=ElasticRule(),
+    pace=Lockstep(),
+    control=Control.EXPLORE,
+)
+METHODS = (METHOD, NO_PLC, NO_THRESHOLD, NO_HISTORY, FIXED, EXPLORE)
+ABLATIONS = (NO_PLC, NO_THRESHOLD, NO_HISTORY, FIXED)

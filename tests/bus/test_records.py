@@ -11,6 +11,7 @@ import pytest
 
 from bus.store import (
     DraftSpan,
+    ReportEntry,
     Role,
     Rollback,
     SessionEntry,
@@ -164,18 +165,27 @@ TIMELINE = TimelineEntry(
 )  # fmt: skip
 
 
+REPORT = ReportEntry(
+    at_ms=4, request="", session="s", client="c", edge="e", cloud="k", method="e2sci", epoch=1,
+    seq=2, outcome="partial", num_drafted=4, num_accepted=2, has_next=True, threshold=0.15,
+    credit=0.625, credit_delta=-0.125, expected_accepted=2.5, mean_jsd=0.25, num_scored=3,
+    log_likelihood=-1.5, num_greedy=2, edge_ms=100.0, cloud_ms=60.0, rework_ms=5.0,
+    verify_ms=50.0, queue_ms=10.0,
+)  # fmt: skip
+
+
 async def test_telemetry_is_read_as_it_was_added(
     store: Store, redis: Any, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.telemetry.add()
-    await store.telemetry.add(WINDOW, SESSION, TIMELINE)
+    await store.telemetry.add(WINDOW, SESSION, TIMELINE, REPORT)
     with caplog.at_level(logging.WARNING):
         await redis.xadd(keys.telemetry, {"kind": "window", "seq": "x"})
         await redis.xadd(keys.telemetry, {"kind": "future"})
         await redis.xadd(keys.telemetry, {"kind": "timeline", "events": "[[7]"})
         await store.telemetry.add(WINDOW)
         read = await store.telemetry.read()
-    assert [entry for _, entry in read] == [WINDOW, SESSION, TIMELINE, WINDOW]
+    assert [entry for _, entry in read] == [WINDOW, SESSION, TIMELINE, REPORT, WINDOW]
     assert caplog.text.count("skipped") == 3
     first = read[0][0]
     assert await store.telemetry.read(after=first, count=1) == read[1:2]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from bus.errors import ConfigurationError
-from controller.policies import law_of, policies
+from bus.messages import Feedback, Outcome, WindowReport
+from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, law_of, policies
 from controller.settings import ControllerSettings
 from decoding.control import FixedPolicy
-from decoding.credit import CreditPolicy
+from decoding.credit import CreditPolicy, ExplorePolicy
+
+REPORT = WindowReport(
+    Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3),
+    "edge-1", "c1", "e2sci", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1,
+)  # fmt: skip
 
 SETTINGS = ControllerSettings.load(threshold=0.25, window=6, base_threshold=0.1, credit_memory=7)
 POLICIES = policies(SETTINGS, law_of(SETTINGS))
@@ -48,3 +56,21 @@ def test_a_method_has_one_policy() -> None:
 def test_bounds_out_of_order_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="least_threshold ≤ base_threshold"):
         ControllerSettings.load(base_threshold=0.4)
+
+
+def test_exploring_draws_evenly_from_the_grid_and_keeps_credit() -> None:
+    policy, credit = POLICIES("e2sci-explore"), POLICIES("e2sci")
+    assert isinstance(policy, ExplorePolicy)
+    state, other = policy.initial(), credit.initial()
+    seen: Counter[tuple[float, int]] = Counter()
+    for _ in range(2000):
+        state, other = policy.after(state, REPORT), credit.after(other, REPORT)
+        assert state.credit == other.credit
+        seen[state.threshold, state.window] += 1
+    assert len(seen) == len(EXPLORED_THRESHOLDS) * len(EXPLORED_WINDOWS)
+    assert max(seen.values()) < 3 * min(seen.values())
+
+
+def test_a_repeated_exploration_draws_the_same() -> None:
+    policy = POLICIES("e2sci-explore")
+    assert policy.after(policy.initial(), REPORT) == policy.after(policy.initial(), REPORT)
