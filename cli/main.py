@@ -15,7 +15,7 @@ import typer
 
 from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest
-from cli import __version__, benches, drafts, options
+from cli import __version__, benches, calibration, drafts, options
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(benches.app, name="bench")
 app.command()(drafts.distill)
+app.command()(calibration.calibrate)
 
 
 def _version(asked: bool) -> None:

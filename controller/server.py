@@ -8,6 +8,7 @@ of a controller that was replaced are older than its successor's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -23,13 +24,14 @@ from bus.sockets import Sockets, advertised
 from bus.store import ReportEntry, SessionRecord, Store, WorkerRecord
 from bus.worker import Lifecycle, connect_store, new_record
 from controller.lease import Lease
-from controller.policies import Policies, law_of, policies
+from controller.policies import Policies
 from controller.settings import ControllerSettings
-from decoding.control import ControlState
+from decoding.control import ControlState, Policy
 
 log = logging.getLogger(__name__)
 
 REPEAT_S = 1.0
+CHECK_PAIR_S = 2.0
 FORGET_AFTER_S = 600.0
 MOST_CLIENTS = 10_000
 """Clients whose credit is remembered [ours]."""
@@ -47,19 +49,26 @@ async def serve(settings: ControllerSettings) -> None:
         record = new_record(settings, "controller")
         lease = Lease(store, record.boot, settings.takeover_s)
         await lease.acquire()
-        controller = await Controller.start(
-            settings, store, sockets, policies(settings, law_of(settings))
-        )
+        policies = Policies(settings)
+        controller = await Controller.start(settings, store, sockets, policies)
         record = controller.describe(record)
         lifecycle = Lifecycle(settings, store, record)
         log.info("term %d; reports at %s", controller.term, record.endpoints["reports"])
         await lifecycle.run(
             controller.receive(), controller.save_forever(), controller.repeat_forever(lifecycle),
-            lease.keep_forever(), drain=lease.release,
+            check_forever(store, policies), lease.keep_forever(), drain=lease.release,
         )  # fmt: skip
         await store.close()
     finally:
         sockets.close()
+
+
+async def check_forever(store: Store, policies: Policies) -> None:
+    """Look every few seconds which pair is there."""
+    while True:
+        with contextlib.suppress(StoreUnavailableError):
+            policies.check(await store.registry.workers())
+        await asyncio.sleep(CHECK_PAIR_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,7 @@ class Controller:
         settings: ControllerSettings,
         store: Store,
         sockets: Sockets,
-        policies: Policies,
+        policies: Callable[[str], Policy],
         term: int,
         sessions: dict[str, Controlled],
         histories: dict[str, tuple[float, ...]],
@@ -150,7 +159,8 @@ class Controller:
 
     @classmethod
     async def start(
-        cls, settings: ControllerSettings, store: Store, sockets: Sockets, policies: Policies
+        cls, settings: ControllerSettings, store: Store, sockets: Sockets,
+        policies: Callable[[str], Policy],
     ) -> Controller:
         """A controller with a new term and the sessions its predecessor left in Redis.
 

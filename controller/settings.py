@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from bus.worker import WorkerSettings
 
+DEFAULT, UNCALIBRATED = "default", "none"
+
 
 class ControllerSettings(WorkerSettings):
     """The controller: its sockets and what its policy sets."""
@@ -25,6 +27,11 @@ class ControllerSettings(WorkerSettings):
     )
     window: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="Drafted tokens a window of the fixed policy (W)."
+    )
+    calibration: str = Field(
+        DEFAULT,
+        description="File that `e2sci calibrate` wrote for this pair; 'default': the shipped one; "
+        "'none': credit moves the threshold without one.",
     )
     base_threshold: Annotated[float, Field(ge=0, le=0.69)] = Field(
         0.15, description="T_base of credit inertia, in nats: the threshold at neutral credit."

@@ -25,7 +25,7 @@ This module knows no session and no Redis: a state and a window's report go in, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
@@ -44,6 +44,16 @@ def neutral_acceptance(window: int) -> float:
     """τ(W) before calibration: Σ_{i≤W} aⁱ / W."""
     a = NEUTRAL_RATE
     return a * (1.0 - a**window) / (1.0 - a) / window
+
+
+def interpolated_neutral(neutral: Mapping[int, float], window: int) -> float:
+    """τ(W) for any W: that of the nearest window tried, along the curve that holds before
+    calibration."""
+    if not neutral:
+        return neutral_acceptance(window)
+    nearest = min(neutral, key=lambda tried: (abs(tried - window), tried))
+    shape = neutral_acceptance(window) / neutral_acceptance(nearest)
+    return min(neutral[nearest] * shape, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

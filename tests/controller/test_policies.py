@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from bus.errors import ConfigurationError
 from bus.messages import Feedback, Outcome, WindowReport
-from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, law_of, policies
+from bus.store import Role, WorkerRecord
+from controller.calibration.files import About, Calibration
+from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, Policies
 from controller.settings import ControllerSettings
 from decoding.control import FixedPolicy
 from decoding.credit import CreditPolicy, ExplorePolicy
+from decoding.predictor import NeuralPredictor
+from tests.decoding.test_predictor import layers
 
 REPORT = WindowReport(
     Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3),
     "edge-1", "c1", "e2sci", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1,
 )  # fmt: skip
 
-SETTINGS = ControllerSettings.load(threshold=0.25, window=6, base_threshold=0.1, credit_memory=7)
-POLICIES = policies(SETTINGS, law_of(SETTINGS))
+NUMBERS = {"threshold": 0.25, "window": 6, "base_threshold": 0.1, "credit_memory": 7}
+POLICIES = Policies(ControllerSettings.load(calibration="none", **NUMBERS))
 
 
 @pytest.mark.parametrize(
@@ -74,3 +79,60 @@ def test_exploring_draws_evenly_from_the_grid_and_keeps_credit() -> None:
 def test_a_repeated_exploration_draws_the_same() -> None:
     policy = POLICIES("e2sci-explore")
     assert policy.after(policy.initial(), REPORT) == policy.after(policy.initial(), REPORT)
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+ABOUT = About(
+    "big", "small", "digest", "data", "loopback", "2026-11-25", 9, {4: 0.7}, (0.5,), (0.05, 0.3)
+)
+
+
+def workers(draft: str = "small") -> list[WorkerRecord]:
+    return [
+        WorkerRecord(worker_id="c", role=Role.CLOUD, boot="1", model="big", tokenizer_digest="digest"),
+        WorkerRecord(worker_id="e", role=Role.EDGE, boot="1", model=draft, tokenizer_digest="digest"),
+    ]
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Policies:
+    path = tmp_path / "c.safetensors"
+    Calibration(ABOUT, layers(seed=1, scale=0.3)).save(path)
+    return Policies(ControllerSettings.load(calibration=str(path), **NUMBERS))
+
+
+def test_a_calibration_brings_neutral_credit_predictor_and_safety(calibrated: Policies) -> None:
+    policy = calibrated("e2sci")
+    assert isinstance(policy, CreditPolicy)
+    assert policy.law.neutral(4) == pytest.approx(0.7)
+    assert isinstance(policy.law.predictor, NeuralPredictor)
+    assert policy.law.is_safe(0.9, 0.3)
+    assert not policy.law.is_safe(0.4, 0.3)
+    assert policy.law.base == 0.1
+
+
+def test_another_pair_gets_the_conservative_threshold_until_it_is_gone(
+    calibrated: Policies, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrated.check(workers())
+    assert isinstance(calibrated("e2sci"), CreditPolicy)
+    for _ in range(3):
+        calibrated.check(workers(draft="other"))
+    assert calibrated("e2sci") == FixedPolicy(0.02, 6)
+    assert calibrated("fsd") == FixedPolicy(0.25, 6)
+    assert caplog.text.count("it was made for the draft small, here is other") == 1
+    calibrated.check(workers())
+    assert isinstance(calibrated("e2sci"), CreditPolicy)
+    calibrated.check([])
+    assert isinstance(calibrated("e2sci"), CreditPolicy)
+
+
+def test_a_missing_calibration_is_said_and_the_conservative_threshold_holds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policies = Policies(ControllerSettings.load(calibration="/nowhere", **NUMBERS))
+    assert policies("e2sci") == FixedPolicy(0.02, 6)
+    assert "/nowhere is no calibration" in caplog.text
+    policies.check(workers())
+    assert policies("e2sci") == FixedPolicy(0.02, 6)

@@ -1,0 +1,282 @@
+"""`e2sci calibrate`: what the pair does at each threshold, and the predictor trained on that.
+
+Real processes answer sample prompts with the method `e2sci-explore`, which draws threshold and
+window anew after each window. What controller and edge say of every window becomes a record; from
+the records come the table and the predictor (`controller.calibration`). Each sample is kept as soon
+as it is complete, so a run that is cut off loses at most the one under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table as Printed
+
+from bench.datasets import Question, mixed
+from bench.progress import counting_bar
+from bus.client import Client
+from bus.errors import ConfigurationError, RequestFailedError
+from bus.requests import session_id
+from bus.settings import BusSettings
+from bus.store import FinishReason, ReportEntry, Store, WindowEntry, WorkerRecord
+from controller.calibration.files import About, Calibration
+from controller.calibration.records import WindowRecord, on_another_link, write_records
+from controller.calibration.table import Table, make_table, safe_thresholds
+from controller.calibration.training import LABEL_STEPS, OBJECTIVE_STEPS, train
+from decoding.credit import CreditLaw, interpolated_neutral
+from launch.stack import Stack, StackOptions
+
+SAMPLES, PLAN, RECORDS, CALIBRATION = (
+    "samples.jsonl", "plan.json", "records.parquet", "calibration.safetensors",
+)  # fmt: skip
+METHOD = "e2sci-explore"
+_LAST_REPORT_S = 5.0
+"""Reports come by another way than the answer, and may come a little later."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPlan:
+    """What is asked of which pair.
+
+    Attributes:
+        link: an emulated network (docs/link.md); None is this machine's loopback.
+    """
+
+    data: tuple[Path, ...]
+    samples: int = 32
+    max_new_tokens: int = 96
+    target: str = "default"
+    draft: str = "default"
+    dtype: str = "auto"
+    link: str | None = None
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One answered prompt: its records, and whose they are."""
+
+    index: int
+    dataset: str
+    pair: tuple[str, str, str]  # target, draft, tokenizer digest
+    records: tuple[WindowRecord, ...]
+
+
+def run(
+    plan: CalibrationPlan, out: Path, simulate_rtt_ms: float | None, loss_nats: float,
+    token_ms: float | None, as_json: bool,
+) -> Calibration:  # fmt: skip
+    """Measure what is missing under `out`, and write records, table and predictor.
+
+    Args:
+        simulate_rtt_ms: price the records for a link with this round trip; nothing is measured.
+
+    Raises:
+        ConfigurationError: `out` holds another plan's run, or nothing to price.
+    """
+    questions = mixed(plan.data, plan.samples)
+    _claim(plan, out)
+    samples = _read_samples(out)
+    missing = [i for i in range(len(questions)) if i not in {sample.index for sample in samples}]
+    if missing and simulate_rtt_ms is None:
+        with counting_bar() as progress:
+            task = progress.add_task("samples", total=len(missing))
+            measuring = _measure(plan, questions, missing, out, lambda: progress.advance(task))
+            asyncio.run(measuring)
+        samples = _read_samples(out)
+    records = [record for sample in samples for record in sample.records]
+    if not records:
+        raise ConfigurationError(f"{out} holds no windows; run e2sci calibrate without a link first")
+    write_records(out / RECORDS, records)
+    if simulate_rtt_ms is not None:
+        records = on_another_link(records, _round_trip_ms(plan.link), simulate_rtt_ms)
+    table = make_table(records, token_ms, loss_nats)
+    calibration = _train(plan, table, records, samples[0].pair, loss_nats, simulate_rtt_ms)
+    calibration.save(out / CALIBRATION)
+    _show(table, calibration, as_json)
+    return calibration
+
+
+def _claim(plan: CalibrationPlan, out: Path) -> None:
+    """Only one plan may fill a directory; more samples are the same plan."""
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in asdict(plan).items() if name != "samples"}
+    text = json.dumps(kept, default=str)
+    path = out / PLAN
+    if path.exists() and path.read_text("utf-8") != text:
+        raise ConfigurationError(f"{out} holds a run with other settings; use a new --out")
+    path.write_text(text, "utf-8")
+
+
+def _read_samples(out: Path) -> list[Sample]:
+    """Complete ones; the last line of a run that was killed may be half a line."""
+    path = out / SAMPLES
+    if not path.exists():
+        return []
+    samples = []
+    for line in path.read_bytes().splitlines():
+        try:
+            samples.append(msgspec.json.decode(line, type=Sample))
+        except msgspec.DecodeError:
+            continue
+    return samples
+
+
+# --- measuring --------------------------------------------------------------------------------
+
+
+async def _measure(
+    plan: CalibrationPlan, questions: Sequence[Question], missing: Sequence[int], out: Path,
+    tick: Callable[[], None],
+) -> None:  # fmt: skip
+    options = StackOptions(
+        target=plan.target, draft=plan.draft, dtype=plan.dtype, drafter="model", link=plan.link
+    )
+    stack = Stack(options, log=lambda _: None, quiet=True, env={"E2SCI_REPORTS": "1"})
+    async with stack, Client(redis_url=stack.redis_url) as client:
+        store = await Store.connect(BusSettings.load(redis_url=stack.redis_url))
+        try:
+            pair = _pair(await store.registry.workers())
+            for index in missing:
+                question = questions[index]
+                records = await _answer(client, store, question.prompt, index, plan.max_new_tokens)
+                _append(out / SAMPLES, Sample(index, question.dataset, pair, tuple(records)))
+                tick()
+        finally:
+            await store.close()
+
+
+def _pair(workers: Sequence[WorkerRecord]) -> tuple[str, str, str]:
+    target = next(worker for worker in workers if worker.role == "cloud")
+    draft = next(worker for worker in workers if worker.role == "edge")
+    return target.model, draft.model, target.tokenizer_digest
+
+
+def _append(path: Path, sample: Sample) -> None:
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(sample) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+async def _answer(
+    client: Client, store: Store, prompt: str, index: int, max_new_tokens: int
+) -> list[WindowRecord]:
+    """Answer one prompt; the records of its windows but the first, which waited for the prompt."""
+    last = await store.telemetry.read()
+    after = last[-1][0] if last else "0"
+    request = await client.submit(
+        prompt, method=METHOD, temperature=0.0, max_new_tokens=max_new_tokens, seed=index
+    )
+    async for chunk in client.stream(request):
+        if chunk.end is not None and chunk.end.finish_reason is FinishReason.ERROR:
+            raise RequestFailedError(f"sample {index}: {chunk.end.error}")
+    session = session_id(request)
+    deadline = asyncio.get_running_loop().time() + _LAST_REPORT_S
+    while True:
+        entries = [entry for _, entry in await store.telemetry.read(after)]
+        windows = [e for e in entries if isinstance(e, WindowEntry) and e.session == session]
+        reports = {
+            (e.epoch, e.seq): e
+            for e in entries
+            if isinstance(e, ReportEntry) and e.session == session
+        }
+        complete = all((w.epoch, w.seq) in reports for w in windows)
+        if complete or asyncio.get_running_loop().time() > deadline:
+            break
+        await asyncio.sleep(0.05)
+    return [
+        _record(index, number, window, reports[window.epoch, window.seq])
+        for number, window in enumerate(windows)
+        if number and (window.epoch, window.seq) in reports
+    ]
+
+
+def _record(sample: int, index: int, window: WindowEntry, report: ReportEntry) -> WindowRecord:
+    return WindowRecord(
+        sample=sample, index=index, credit=report.credit, credit_delta=report.credit_delta,
+        threshold=round(report.threshold, 4), num_drafted=report.num_drafted,
+        num_accepted=report.num_accepted, num_committed=report.num_accepted + report.has_next,
+        expected_accepted=report.expected_accepted, draft_ms=window.draft_ms,
+        verify_ms=report.verify_ms, queue_ms=report.queue_ms, rtt_ms=window.rtt_ms,
+        num_scored=report.num_scored, log_likelihood=report.log_likelihood,
+        num_greedy=report.num_greedy, energy_j=report.energy_j,
+    )  # fmt: skip
+
+
+# --- making something of it -------------------------------------------------------------------
+
+
+def _round_trip_ms(link: str | None) -> float:
+    """Of the link that was measured over, by its name; 0 for the loopback.
+
+    Raises:
+        ConfigurationError: it has no fixed round trip.
+    """
+    if link is None:
+        return 0.0
+    number = link.removesuffix("ms")
+    try:
+        return float(number)
+    except ValueError:
+        raise ConfigurationError(
+            f"records of the link {link!r} cannot be priced for another; measure over one such as "
+            "40ms, or without"
+        ) from None
+
+
+def _train(
+    plan: CalibrationPlan, table: Table, records: Sequence[WindowRecord],
+    pair: tuple[str, str, str], loss_nats: float, simulate_rtt_ms: float | None,
+) -> Calibration:  # fmt: skip
+    law = CreditLaw(neutral=lambda window: interpolated_neutral(table.neutral, window))
+    with counting_bar() as progress:
+        task = progress.add_task("training", total=LABEL_STEPS + OBJECTIVE_STEPS)
+        layers = train(table, records, law, lambda: progress.advance(task))
+    link = plan.link or "loopback"
+    about = About(
+        target=pair[0], draft=pair[1], tokenizer_digest=pair[2],
+        data=", ".join(path.name for path in plan.data),
+        link=link if simulate_rtt_ms is None else f"{simulate_rtt_ms:g}ms, simulated from {link}",
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        num_windows=len(records), neutral=table.neutral, edges=table.edges,
+        safe=safe_thresholds(table, loss_nats),
+    )  # fmt: skip
+    return Calibration(about, layers)
+
+
+def _show(table: Table, calibration: Calibration, as_json: bool) -> None:
+    if as_json:
+        found = {"about": msgspec.to_builtins(calibration.about), "table": asdict(table)}
+        print(json.dumps(found))
+        return
+    about = calibration.about
+    printed = Printed(
+        title=f"{about.num_windows} windows of {about.target} with {about.draft}, {about.link}",
+        caption="E[T_seg] in ms · tokens committed a window · nats a token below exact "
+        "verification. label: the threshold that is cheapest and keeps quality",
+    )
+    thresholds = sorted({cell.threshold for b in table.bins for cell in b.cells})
+    printed.add_column("credit", justify="right")
+    for threshold in thresholds:
+        name = "exact" if threshold < 0 else f"{threshold:g} nats"
+        printed.add_column(name, justify="right")
+    for heading in ("label", "safe", "W"):
+        printed.add_column(heading, justify="right")
+    for b, safe in zip(table.bins, about.safe, strict=True):
+        cells = {cell.threshold: cell for cell in b.cells}
+        exact = b.cells[0].log_likelihood if b.cells else 0.0
+        shown = [
+            f"{cells[t].segment_ms:.0f} · {cells[t].committed:.2f} · "
+            f"{exact - cells[t].log_likelihood:.2f}" if t in cells else "–"
+            for t in thresholds
+        ]  # fmt: skip
+        label = "exact" if b.label < 0 else f"{b.label:g}"
+        printed.add_row(f"{b.credit:.2f}", *shown, label, f"{safe:.2f}", str(b.window))
+    Console().print(printed)

@@ -1,0 +1,65 @@
+"""The command `e2sci calibrate`.
+
+As in `cli.main`, what loads torch is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    out: Annotated[
+        Path, typer.Option(help="Directory of the result; a run that was cut off goes on there.")
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Prompts: JSON lines of GSM8K, CommonsenseQA, MMLU, HumanEval, MBPP, or with a "
+            "field prompt; may be given several times, then files take turns."
+        ),
+    ],
+    samples: Annotated[int, typer.Option(min=1, help="How many prompts to answer.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 96,
+    target: options.Target = "default",
+    draft: options.Draft = "default",
+    dtype: options.Dtype = "auto",
+    link: options.Link = None,
+    simulate_link: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Price the windows recorded under --out for a link with this round trip in ms, "
+            "without running the models again.",
+        ),
+    ] = None,
+    loss: Annotated[
+        float,
+        typer.Option(min=0, help="Nats of log-likelihood that a token may lose against exact."),
+    ] = 0.05,
+    token_price: Annotated[
+        float | None,
+        typer.Option(min=0, help="γ: ms that a token is worth.", show_default="what one takes"),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Find out what this pair does at each threshold, and train the predictor on that.
+
+    Writes records.parquet (a row for each window), and calibration.safetensors for the controller
+    (E2SCI_CALIBRATION).
+    """
+    from bench.calibrate import CalibrationPlan
+    from bench.calibrate import run as run_calibration
+
+    plan = CalibrationPlan(
+        tuple(data), samples, max_new_tokens, target, draft, options.checked_dtype(dtype),
+        options.checked_link(link),
+    )  # fmt: skip
+    run_calibration(plan, out, simulate_link, loss, token_price, json)

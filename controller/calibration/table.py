@@ -1,0 +1,209 @@
+"""Bins of credit × thresholds: what windows took, gave and were worth; and the labels.
+
+For each bin of r̂ and each threshold θ_j (PAPER.md §2)
+
+    L(θ | r̂) = E[T_seg | r̂] − γ·E[L_acc | r̂]
+
+is estimated from the windows that were tried there; the label is the θ with the least L among those
+whose quality holds: the mean log-likelihood of committed tokens lies at most δ nats below that of
+exact verification in the same bin [ours]. γ is the price of a token in ms; by default what a token
+takes on average over all windows, so that L = 0 is the average.
+"""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from controller.calibration.records import WindowRecord
+from decoding.predictor import MOST_WINDOW
+
+NUM_BINS = 5
+LEAST_WINDOWS = 8
+"""A cell with fewer windows says nothing [ours]."""
+LOSS_NATS = 0.05
+"""δ: how much log-likelihood a token may lose [ours]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Windows at one threshold in one bin of credit.
+
+    Attributes:
+        segment_ms: E[T_seg]. committed: E[L_acc], the token behind the accepted ones included.
+        log_likelihood: nats a token. agreement: share of tokens that are the target's own choice.
+    """
+
+    threshold: float
+    num_windows: int
+    segment_ms: float
+    committed: float
+    log_likelihood: float
+    agreement: float
+
+    @classmethod
+    def of(cls, threshold: float, records: Sequence[WindowRecord]) -> Cell:
+        scored = max(sum(record.num_scored for record in records), 1)
+        return cls(
+            threshold,
+            len(records),
+            statistics.fmean(record.segment_ms for record in records),
+            statistics.fmean(record.num_committed for record in records),
+            sum(record.log_likelihood for record in records) / scored,
+            sum(record.num_greedy for record in records) / scored,
+        )
+
+    def cost(self, token_ms: float) -> float:
+        """L(θ | r̂), with γ = `token_ms`."""
+        return self.segment_ms - token_ms * self.committed
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of credit.
+
+    Attributes:
+        credit: mean r̂ of its windows.
+        cells: by rising threshold; the first is exact verification.
+        label: θ. window: W with the greatest goodput at the bin's acceptance.
+    """
+
+    credit: float
+    cells: tuple[Cell, ...]
+    label: float
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A calibration's table.
+
+    Attributes:
+        edges: of the bins, between them.
+        neutral: W → mean p_acc, τ(W).
+        token_ms: γ.
+    """
+
+    edges: tuple[float, ...]
+    bins: tuple[Bin, ...]
+    neutral: dict[int, float]
+    token_ms: float
+
+    def bin_of(self, credit: float) -> Bin:
+        return self.bins[bisect.bisect_right(self.edges, credit)]
+
+
+def make_table(
+    records: Sequence[WindowRecord],
+    token_ms: float | None = None,
+    loss_nats: float = LOSS_NATS,
+    num_bins: int = NUM_BINS,
+) -> Table:
+    """The table of these windows."""
+    price = mean_token_ms(records) if token_ms is None else token_ms
+    edges = _quantiles([record.credit for record in records], num_bins)
+    groups: dict[int, list[WindowRecord]] = defaultdict(list)
+    for record in records:
+        groups[bisect.bisect_right(edges, record.credit)].append(record)
+    bins = tuple(_make_bin(groups[index], price, loss_nats) for index in range(len(edges) + 1))
+    return Table(edges, bins, neutral_by_window(records), price)
+
+
+def mean_token_ms(records: Sequence[WindowRecord]) -> float:
+    """ms a committed token, over all windows."""
+    return sum(r.segment_ms for r in records) / max(sum(r.num_committed for r in records), 1)
+
+
+def neutral_by_window(records: Sequence[WindowRecord]) -> dict[int, float]:
+    """τ(W): the mean p_acc of windows of W, where enough were tried."""
+    groups: dict[int, list[float]] = defaultdict(list)
+    for record in records:
+        groups[record.num_drafted].append(record.acceptance)
+    return {
+        window: statistics.fmean(shares)
+        for window, shares in sorted(groups.items())
+        if len(shares) >= LEAST_WINDOWS
+    }
+
+
+def _make_bin(records: Sequence[WindowRecord], token_ms: float, loss_nats: float) -> Bin:
+    groups: dict[float, list[WindowRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.threshold].append(record)
+    cells = tuple(
+        Cell.of(threshold, group)
+        for threshold, group in sorted(groups.items())
+        if len(group) >= LEAST_WINDOWS
+    )
+    credit = statistics.fmean(record.credit for record in records)
+    return Bin(credit, cells, _label(cells, token_ms, loss_nats), _best_window(records))
+
+
+def _label(cells: Sequence[Cell], token_ms: float, loss_nats: float) -> float:
+    """The θ with the least cost among those that keep quality; exact verification, −1, where
+    nothing is known."""
+    if not cells:
+        return -1.0
+    exact = cells[0].log_likelihood
+    good = [cell for cell in cells if cell.log_likelihood >= exact - loss_nats]
+    return min(good, key=lambda cell: cell.cost(token_ms)).threshold
+
+
+def _best_window(records: Sequence[WindowRecord]) -> int:
+    """The W with the greatest goodput by the bin's own rate and times, drafting by the token.
+
+    The rate a solves mean E[L_acc] = mean Σ_{i≤W} aⁱ.
+    """
+    wanted = statistics.fmean(record.expected_accepted for record in records)
+    windows = [record.num_drafted for record in records]
+    low, high = 0.0, 0.999
+    for _ in range(40):
+        a = (low + high) / 2
+        if statistics.fmean(_expected(a, window) for window in windows) < wanted:
+            low = a
+        else:
+            high = a
+    step_ms = sum(r.draft_ms for r in records) / sum(windows)
+    rest_ms = statistics.fmean(r.segment_ms - r.draft_ms for r in records)
+    return max(
+        range(1, MOST_WINDOW + 1),
+        key=lambda window: (1.0 + _expected(low, window)) / (window * step_ms + rest_ms),
+    )
+
+
+def _expected(a: float, window: int) -> float:
+    """Σ_{i≤W} aⁱ."""
+    return a * (1.0 - a**window) / (1.0 - a)
+
+
+def safe_thresholds(table: Table, loss_nats: float = LOSS_NATS) -> tuple[float, ...]:
+    """For each bin the greatest threshold whose loss of quality stays within δ, on the lines between
+    those tried; 0 where only exact verification does."""
+    return tuple(_safe(b, loss_nats) for b in table.bins)
+
+
+def _safe(b: Bin, loss_nats: float) -> float:
+    if not b.cells:
+        return 0.0
+    exact = b.cells[0].log_likelihood
+    grid = np.linspace(0.0, max(b.cells[-1].threshold, 0.0), 301)
+    tried = [max(cell.threshold, 0.0) for cell in b.cells]
+    losses = np.interp(grid, tried, [exact - cell.log_likelihood for cell in b.cells])
+    too_much = np.flatnonzero(losses > loss_nats)
+    return float(grid[-1] if not too_much.size else grid[max(too_much[0] - 1, 0)])
+
+
+def _quantiles(values: Sequence[float], num_bins: int) -> tuple[float, ...]:
+    """Edges of bins of about equal size, none of them empty."""
+    ranked = sorted(values)
+    edges: list[float] = []
+    for index in range(1, num_bins):
+        cut = ranked[len(ranked) * index // num_bins]
+        if cut > (edges[-1] if edges else ranked[0]):
+            edges.append(cut)
+    return tuple(edges)

@@ -1,0 +1,105 @@
+"""Records and the table made of them: by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.errors import ConfigurationError
+from controller.calibration.records import (
+    WindowRecord,
+    on_another_link,
+    read_records,
+    write_records,
+)
+from controller.calibration.table import LEAST_WINDOWS, make_table, mean_token_ms
+from decoding.credit import interpolated_neutral, neutral_acceptance
+
+
+def record(**changes: Any) -> WindowRecord:
+    values: dict[str, Any] = {
+        "sample": 0, "index": 0, "credit": 0.6, "credit_delta": 0.0, "threshold": -1.0,
+        "num_drafted": 4, "num_accepted": 2, "num_committed": 3, "expected_accepted": 2.4,
+        "draft_ms": 40.0, "verify_ms": 100.0, "queue_ms": 1.0, "rtt_ms": 9.0, "num_scored": 3,
+        "log_likelihood": -0.6, "num_greedy": 3,
+    }  # fmt: skip
+    return WindowRecord(**(values | changes))
+
+
+def test_records_are_read_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    records = [record(), record(energy_j=2.5, sample=1)]
+    write_records(path, records)
+    assert read_records(path) == records
+    with pytest.raises(ConfigurationError, match="no records of a calibration"):
+        read_records(tmp_path / "none.parquet")
+    (tmp_path / "other").write_text("x")
+    with pytest.raises(ConfigurationError, match="no records of a calibration"):
+        read_records(tmp_path / "other")
+
+
+def test_a_record_knows_its_segment_and_acceptance() -> None:
+    assert record().segment_ms == 150.0
+    assert record().acceptance == pytest.approx(0.6)
+    assert mean_token_ms([record(), record(num_committed=2)]) == 300.0 / 5
+
+
+def test_another_link_changes_the_round_trip_alone() -> None:
+    (moved,) = on_another_link([record(rtt_ms=42.0)], measured_rtt_ms=40.0, rtt_ms=160.0)
+    assert moved == record(rtt_ms=162.0)
+
+
+def windows(threshold: float, loss: float, committed: int, credit: float) -> list[WindowRecord]:
+    """Enough windows to count; each loses `loss` nats a token against −0.2."""
+    return [
+        record(
+            threshold=threshold, credit=credit + 0.001 * i, num_committed=committed,
+            log_likelihood=-3 * (0.2 + loss),
+        )
+        for i in range(LEAST_WINDOWS)
+    ]  # fmt: skip
+
+
+def test_the_label_is_the_cheapest_threshold_that_keeps_quality() -> None:
+    """At low credit 0.3 loses too much, so 0.1 it is; at high credit 0.3 is cheapest."""
+    low = [*windows(-1.0, 0.0, 2, 0.3), *windows(0.1, 0.04, 3, 0.3), *windows(0.3, 0.2, 4, 0.3)]
+    high = [*windows(-1.0, 0.0, 2, 0.9), *windows(0.1, 0.0, 3, 0.9), *windows(0.3, 0.02, 4, 0.9)]
+    table = make_table(low + high, num_bins=2)
+    assert [b.label for b in table.bins] == [0.1, 0.3]
+    assert table.bin_of(0.35).label == 0.1
+    assert table.bin_of(0.91).label == 0.3
+    cell = table.bins[0].cells[1]
+    assert (cell.threshold, cell.segment_ms, cell.committed) == (0.1, 150.0, 3.0)
+    assert cell.log_likelihood == pytest.approx(-0.24)
+    assert cell.cost(token_ms=20.0) == pytest.approx(150 - 60)
+
+
+@pytest.mark.parametrize("credits", [[0.5] * 9, [0.1] * 8 + [0.9], [0.1, 0.2], [0.1 * i for i in range(9)]])
+def test_no_bin_is_empty(credits: list[float]) -> None:
+    table = make_table([record(credit=credit) for credit in credits])
+    assert len(table.bins) == len(table.edges) + 1
+    assert all(table.bin_of(credit) in table.bins for credit in credits)
+
+
+def test_cells_with_few_windows_say_nothing() -> None:
+    table = make_table([*windows(-1.0, 0.0, 2, 0.5), record(threshold=0.3, num_committed=9)])
+    assert {cell.threshold for b in table.bins for cell in b.cells} <= {-1.0}
+
+
+def test_neutral_credit_is_the_mean_acceptance_by_window() -> None:
+    records = [record(num_drafted=2, expected_accepted=1.0)] * 8 + [record()] * 8
+    table = make_table(records)
+    assert table.neutral == {2: pytest.approx(0.5), 4: pytest.approx(0.6)}
+    shape = neutral_acceptance(8) / neutral_acceptance(4)
+    assert interpolated_neutral(table.neutral, 8) == pytest.approx(0.6 * shape)
+    assert interpolated_neutral({}, 3) == neutral_acceptance(3)
+
+
+def test_the_window_is_the_one_with_the_greatest_goodput() -> None:
+    """A rate of 0.5 with cheap passes wants short windows, 0.95 with a long link long ones."""
+    short = [record(num_drafted=1, expected_accepted=0.5, draft_ms=50.0, rtt_ms=0.0)] * 8
+    long = [record(num_drafted=1, expected_accepted=0.95, draft_ms=5.0, rtt_ms=200.0)] * 8
+    assert make_table(short).bins[0].window <= 2
+    assert make_table(long).bins[0].window >= 12
