@@ -180,7 +180,8 @@ def checked_method(name: str) -> str:
     """
     if methods.find(name) is None:
         raise RequestError(
-            f"method: there is no {name!r}; known are {_METHODS}, and sd:W for windows of W tokens"
+            f"method: there is no {name!r}; known are {_METHODS}; NAME:W sets the window of one "
+            "in lockstep, NAME:T the threshold of a lossy one (docs/credit.md)"
         )
     return name
 
