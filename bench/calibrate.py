@@ -92,7 +92,9 @@ def run(
         samples = _read_samples(out)
     records = [record for sample in samples for record in sample.records]
     if not records:
-        raise ConfigurationError(f"{out} holds no windows; run e2sci calibrate without a link first")
+        raise ConfigurationError(
+            f"{out} holds no windows; run e2sci calibrate without a link first"
+        )
     write_records(out / RECORDS, records)
     if simulate_rtt_ms is not None:
         records = on_another_link(records, _round_trip_ms(plan.link), simulate_rtt_ms)

@@ -159,7 +159,10 @@ class Controller:
 
     @classmethod
     async def start(
-        cls, settings: ControllerSettings, store: Store, sockets: Sockets,
+        cls,
+        settings: ControllerSettings,
+        store: Store,
+        sockets: Sockets,
         policies: Callable[[str], Policy],
     ) -> Controller:
         """A controller with a new term and the sessions its predecessor left in Redis.

@@ -141,7 +141,9 @@ class CreditLaw:
         threshold = self.threshold(self.excess_credit(history), credit, advice.omega)
         return ControlState(threshold, advice.window, credit, history=history[-self.memory :])
 
-    def after(self, state: ControlState, expected_accepted: float, num_drafted: int) -> ControlState:
+    def after(
+        self, state: ControlState, expected_accepted: float, num_drafted: int
+    ) -> ControlState:
         """After a window of `num_drafted` tokens with E[L_acc] = `expected_accepted`."""
         excess = _clip(expected_accepted / num_drafted, 0.0, 1.0) - self.neutral(num_drafted)
         before = self.excess_credit(state.history)

@@ -117,9 +117,7 @@ class Sessions:
 
     async def release_lease(self, holder: str) -> None:
         """Give the lease back, if `holder` has it."""
-        await self._connection.run_script(
-            "release_lease", [self._keys.controller_lease], [holder]
-        )
+        await self._connection.run_script("release_lease", [self._keys.controller_lease], [holder])
 
 
 def _parse(stored: dict[bytes, bytes]) -> SessionRecord | None:

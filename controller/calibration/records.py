@@ -21,7 +21,7 @@ class WindowRecord(msgspec.Struct, frozen=True, kw_only=True):
         threshold: nats; below 0 is exact verification. num_drafted: W.
         num_committed: accepted tokens and the one behind them.
         expected_accepted: E[L_acc].
-        draft_ms, verify_ms, queue_ms: of this window; rtt_ms: the link without the two at the cloud.
+        draft_ms, verify_ms, queue_ms: of this window. rtt_ms: its link, without the last two.
         num_scored, log_likelihood, num_greedy: quality, as `bus.messages.WindowReport`.
         energy_j: of both models for this window; None where nobody has said.
     """
@@ -88,8 +88,6 @@ def on_another_link(
     What a message took besides the link stays.
     """
     return [
-        msgspec.structs.replace(
-            record, rtt_ms=max(0.0, record.rtt_ms - measured_rtt_ms) + rtt_ms
-        )
+        msgspec.structs.replace(record, rtt_ms=max(0.0, record.rtt_ms - measured_rtt_ms) + rtt_ms)
         for record in records
     ]

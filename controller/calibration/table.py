@@ -182,8 +182,8 @@ def _expected(a: float, window: int) -> float:
 
 
 def safe_thresholds(table: Table, loss_nats: float = LOSS_NATS) -> tuple[float, ...]:
-    """For each bin the greatest threshold whose loss of quality stays within δ, on the lines between
-    those tried; 0 where only exact verification does."""
+    """For each bin the greatest threshold whose loss of quality stays within δ, on the lines
+    between those tried; 0 where only exact verification does."""
     return tuple(_safe(b, loss_nats) for b in table.bins)
 
 

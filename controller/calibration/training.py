@@ -9,6 +9,7 @@ place of the controller that needs torch; a running controller never imports it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -56,7 +57,7 @@ def train(
 def _network() -> nn.Sequential:
     sizes = [2, *[WIDTH] * (NUM_LAYERS - 1), 2]
     layers: list[nn.Module] = []
-    for inner, out in zip(sizes, sizes[1:], strict=False):
+    for inner, out in itertools.pairwise(sizes):
         layers += [nn.Linear(inner, out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

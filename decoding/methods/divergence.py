@@ -1,8 +1,8 @@
 """Rules that look at how far draft and target are apart, and not only at the token drawn.
 
-    FSD     accept iff JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from p           (PAPER.md §3, PEERS.md)
-    E²-SCI  accept iff exact verification does, or JSD(pᵢ ‖ qᵢ) ≤ T; at a
-            rejection draw from norm(max(0, p − q))                           (PAPER.md §3) [ours]
+    FSD     accept iff JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from p
+    E²-SCI  accept iff exact verification does, or JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from
+            norm(max(0, p − q)) (PAPER.md §3) [ours]
 
 Both are lossy for T > 0. With T < 0 the second is exact verification, so T moves it between exact
 and lenient. Divergences are of temperature-1 distributions at every temperature, in nats.

@@ -1,4 +1,4 @@
-"""`e2sci`: elastic acceptance under credit inertia at the pace of PLC, and what it is without a part.
+"""`e2sci`: elastic acceptance under credit inertia at the pace of PLC, and its ablations.
 
 Each ablation lacks one thing: `-no-plc` drafts in lockstep, `-no-threshold` verifies exactly,
 `-no-history` knows the last window alone, `-fixed` keeps one threshold, which shows what credit

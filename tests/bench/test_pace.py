@@ -24,7 +24,6 @@ from bench.pace.summary import Cell, Spread, as_table, summarise
 from bus.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
 
-
 TIMELINE = TimelineEntry(
     at_ms=1, request="r", session="s", client="c", edge="e", cloud="k", method="plc", events=()
 )

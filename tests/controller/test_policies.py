@@ -31,9 +31,7 @@ POLICIES = Policies(ControllerSettings.load(calibration="none", **NUMBERS))
     ("method", "threshold"),
     [("sd", 0.25), ("fsd", 0.25), ("fsd:0.4", 0.4), ("e2sci-fixed:0.05", 0.05), ("unknown", 0.25)],
 )
-def test_fixed_control_has_the_threshold_of_name_or_settings(
-    method: str, threshold: float
-) -> None:
+def test_fixed_control_has_the_threshold_of_name_or_settings(method: str, threshold: float) -> None:
     assert POLICIES(method) == FixedPolicy(threshold, 6)
 
 
@@ -90,8 +88,12 @@ ABOUT = About(
 
 def workers(draft: str = "small") -> list[WorkerRecord]:
     return [
-        WorkerRecord(worker_id="c", role=Role.CLOUD, boot="1", model="big", tokenizer_digest="digest"),
-        WorkerRecord(worker_id="e", role=Role.EDGE, boot="1", model=draft, tokenizer_digest="digest"),
+        WorkerRecord(
+            worker_id="c", role=Role.CLOUD, boot="1", model="big", tokenizer_digest="digest"
+        ),
+        WorkerRecord(
+            worker_id="e", role=Role.EDGE, boot="1", model=draft, tokenizer_digest="digest"
+        ),
     ]
 
 

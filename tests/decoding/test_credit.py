@@ -176,17 +176,13 @@ def test_a_better_window_never_lowers_credit_nor_the_threshold_it_asks_for(
     worse, after = run(law, series), run(law, better)
     assert after.credit >= worse.credit - 1e-12
     omega = law.predictor(0.5, 0.0).omega
-    wanted = [
-        law.threshold(law.excess_credit(s.history), s.credit, omega) for s in (worse, after)
-    ]
+    wanted = [law.threshold(law.excess_credit(s.history), s.credit, omega) for s in (worse, after)]
     assert wanted[1] >= wanted[0] - 1e-12
 
 
 @settings(max_examples=100, deadline=None)
 @given(law=laws, before=st.lists(shares, max_size=10), share=shares)
-def test_a_constant_input_comes_to_rest(
-    law: CreditLaw, before: list[float], share: float
-) -> None:
+def test_a_constant_input_comes_to_rest(law: CreditLaw, before: list[float], share: float) -> None:
     state = run(law, before)
     for _ in range(4 * law.memory + law.hold + 8):
         state = law.after(state, share * 4, 4)
@@ -227,5 +223,7 @@ def test_in_closed_loop_it_does_not_latch_at_a_bound(law: CreditLaw, rate: float
         for _ in range(4 * law.memory + law.hold + 8):
             state = law.after(state, rate * 4, 4)
         ends.append(state.threshold)
-    wanted = law.threshold(law.excess_credit(state.history), state.credit, law.predictor(0, 0).omega)
+    wanted = law.threshold(
+        law.excess_credit(state.history), state.credit, law.predictor(0, 0).omega
+    )
     assert all(abs(end - wanted) <= law.band + 1e-9 for end in ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -24,7 +25,7 @@ def layers(seed: int, scale: float) -> Layers:
     sizes = [2, *[WIDTH] * (NUM_LAYERS - 1), 2]
     return tuple(
         (scale * generator.normal(size=(out, inner)), scale * generator.normal(size=out))
-        for inner, out in zip(sizes, sizes[1:], strict=False)
+        for inner, out in itertools.pairwise(sizes)
     )
 
 

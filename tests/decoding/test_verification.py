@@ -95,9 +95,7 @@ def test_quality_is_of_what_the_window_commits(
 ) -> None:
     judged = verification(3)
     judged = Verification(judged.arrived, GREEDY_PROPOSALS, judged.rows)
-    feedback = msgspec.structs.replace(
-        FEEDBACK, num_accepted=num_accepted, next_token=next_token
-    )
+    feedback = msgspec.structs.replace(FEEDBACK, num_accepted=num_accepted, next_token=next_token)
     quality = committed_quality(judged, feedback)
     assert quality.num_tokens == len(probs)
     assert quality.log_likelihood == pytest.approx(sum(map(math.log, probs)), abs=1e-12)

@@ -76,11 +76,13 @@ def test_the_label_is_the_cheapest_threshold_that_keeps_quality() -> None:
     assert cell.cost(token_ms=20.0) == pytest.approx(150 - 60)
 
 
-@pytest.mark.parametrize("credits", [[0.5] * 9, [0.1] * 8 + [0.9], [0.1, 0.2], [0.1 * i for i in range(9)]])
-def test_no_bin_is_empty(credits: list[float]) -> None:
-    table = make_table([record(credit=credit) for credit in credits])
+@pytest.mark.parametrize(
+    "values", [[0.5] * 9, [0.1] * 8 + [0.9], [0.1, 0.2], [0.1 * i for i in range(9)]]
+)
+def test_no_bin_is_empty(values: list[float]) -> None:
+    table = make_table([record(credit=credit) for credit in values])
     assert len(table.bins) == len(table.edges) + 1
-    assert all(table.bin_of(credit) in table.bins for credit in credits)
+    assert all(table.bin_of(credit) in table.bins for credit in values)
 
 
 def test_cells_with_few_windows_say_nothing() -> None:
