@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from bench.answers import TimedAnswer, timed_answer
+from bench.answers import Answer, read_answer
 from bench.cores import pin
 from bench.pace.summary import Spread
 from bench.progress import counting_bar
@@ -46,7 +46,7 @@ class SetFigures:
     identical: int
 
 
-Answers = dict[tuple[str, int, int], dict[str, TimedAnswer]]
+Answers = dict[tuple[str, int, int], dict[str, Answer]]
 """(set, prompt, repetition) → drafter → answer."""
 
 
@@ -83,7 +83,7 @@ async def _measure(
                 for index, prompt in enumerate(prompts):
                     order = (WITHOUT, WITH) if (repeat + index) % 2 else (WITH, WITHOUT)
                     for drafter in order:
-                        answers[name, index, repeat][drafter] = await timed_answer(
+                        answers[name, index, repeat][drafter] = await read_answer(
                             clients[drafter], prompt, method=method, seed=SEED,
                             max_new_tokens=max_new_tokens, temperature=0.0,
                         )  # fmt: skip
@@ -117,7 +117,7 @@ def summarise(answers: Answers) -> list[SetFigures]:
     return rows
 
 
-def _speed(answers: Sequence[TimedAnswer]) -> float:
+def _speed(answers: Sequence[Answer]) -> float:
     """Whole answers, from their first draft on, so that a first piece of many tokens counts."""
     return sum(len(a.token_ids) for a in answers) / sum(a.usage.seconds for a in answers)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bench.answers import timed_answer
+from bench.answers import read_answer
 from bench.cores import pin
 from bench.pace.rows import TimelineRow
 from bench.telemetry import read_telemetry
@@ -52,8 +52,8 @@ async def record(
     async with running:
         pin(running)
         async with Client(redis_url=running.redis_url) as client:
-            await timed_answer(client, WARM_UP, **options)
-            await timed_answer(client, prompt, **options)
+            await read_answer(client, WARM_UP, **options)
+            await read_answer(client, prompt, **options)
         return await _newest(running.redis_url, expected=2)
 
 

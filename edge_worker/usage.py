@@ -13,6 +13,36 @@ from edge_worker.timeline import Timeline
 from models.thread import now_ms
 
 
+class FirstPass:
+    """What the first target pass of a session gave, and how long ago that was.
+
+    It takes in all that was drafted while the prompt ran, a window or many, so speeds of decoding
+    are of what comes after.
+    """
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._lasts = True
+        self._end_ms: float | None = None
+        self._last_ms = 0.0
+
+    def judged(self, effect: WindowJudged, now_ms: float) -> None:
+        """A verdict: windows that shared the first pass follow it without one of their own."""
+        feedback = effect.feedback
+        if self._end_ms is None:
+            self._end_ms = now_ms
+        elif feedback.pass_tokens or feedback.outcome is Outcome.PREHIT_REJECTED:
+            self._lasts = False
+        if self._lasts:
+            self.num_tokens += effect.num_committed
+        self._last_ms = now_ms
+
+    @property
+    def seconds_since(self) -> float:
+        """From its first verdict to the last one."""
+        return 0.0 if self._end_ms is None else (self._last_ms - self._end_ms) / 1e3
+
+
 class UsageMeter:
     """Adds up one answer. After a takeover it counts from the takeover on, except for tokens."""
 
@@ -28,6 +58,7 @@ class UsageMeter:
         self._rollbacks = 0
         self._passes = 0
         self._prehit_rejections = 0
+        self._first_pass = FirstPass()
         self._written_tokens = 0
         self.timeline = Timeline(now_ms())
         self._window_bytes = 0
@@ -56,6 +87,7 @@ class UsageMeter:
         """A verdict, as soon as it has come."""
         feedback = effect.feedback
         self.timeline.judged(effect, now_ms())
+        self._first_pass.judged(effect, now_ms())
         self._passes += feedback.pass_tokens > 0
         self._prehit_rejections += feedback.outcome is Outcome.PREHIT_REJECTED
         self._windows += 1
@@ -124,6 +156,8 @@ class UsageMeter:
             edge_idle=shares.edge_idle,
             cloud_idle=shares.cloud_idle,
             hidden=shares.hidden,
+            decode_tokens=max(0, new_tokens - self._first_pass.num_tokens),
+            decode_seconds=self._first_pass.seconds_since,
         )
 
     def closing(self, reason: FinishReason) -> SessionEntry:

@@ -26,7 +26,8 @@ class Row(msgspec.Struct, frozen=True):
         method: `sd:W`, another method, or `target alone`.
         error_rate: of an oracle on top of the draft; None is the draft itself.
         repeat: −1 for the sweep of windows.
-        tokens: that came after the first piece. seconds: from the first piece to the last.
+        tokens: that came after the first target pass, which takes in all that was drafted while
+            the prompt ran. seconds: from that pass's verdict to the last one.
         usage: of the whole answer; None for the target alone.
     """
 
@@ -47,7 +48,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def tokens_per_s(rows: Sequence[Row]) -> float:
-    """Of all these answers together; 0 where each came in one piece."""
+    """Of all these answers together; 0 where each came in one pass."""
     return sum(row.tokens for row in rows) / max(sum(row.seconds for row in rows), 1e-9)
 
 

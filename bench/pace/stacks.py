@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from bench.answers import timed_answer
+from bench.answers import read_answer
 from bench.cores import pin, put_models_last
 from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
@@ -92,14 +92,14 @@ class MeasuredStack:
         return rows
 
     async def _answer(self, client: Client, method: str, repeat: int, prompt_id: int) -> Row:
-        got = await timed_answer(
+        got = await read_answer(
             client, PROMPTS[prompt_id], method=method, temperature=0.0,
             max_new_tokens=self._plan.max_new_tokens, seed=self._plan.seed(prompt_id, repeat),
         )  # fmt: skip
         at = self._setting
         return Row(
-            at.draft, at.error_rate, at.rtt_ms, method, repeat, prompt_id, got.tokens,
-            got.seconds, got.usage,
+            at.draft, at.error_rate, at.rtt_ms, method, repeat, prompt_id,
+            got.usage.decode_tokens, got.usage.decode_seconds, got.usage,
         )  # fmt: skip
 
     def _answer_alone(self, alone: TargetAlone, repeat: int, prompt_id: int) -> Row:

@@ -129,7 +129,7 @@ def _shares(rows: Sequence[Row]) -> tuple[float, float, float]:
 def as_table(cells: Sequence[Cell]) -> Table:
     """For people."""
     table = Table(
-        title="Tokens a second from the first piece to the last (measured): median, range",
+        title="Tokens a second from the first pass's verdict to the last (measured): median, range",
         caption="RTT: round trip in ms. ceiling: of the best that one chain can do. idle: share of "
         "the time in which the edge does not draft. in vain: drafted tokens thrown away",
         box=box.SIMPLE_HEAD,

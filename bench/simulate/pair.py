@@ -4,7 +4,7 @@ Temperature 0 and no models: the target's answer is known, and at each of its po
 draft would have written the same. What a drafted token behind a wrong one is does not matter, since
 it falls with it. The shells do as the real ones: one draft at a time, which looks between two
 tokens whether it is still wanted; one pass at a time, which takes in what has come by then.
-Prompts cost nothing, so a session's time counts from its first piece on.
+Prompts cost nothing.
 """
 
 from __future__ import annotations

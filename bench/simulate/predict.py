@@ -23,7 +23,7 @@ class Prediction:
     """A method on some answers, one session after the other; simulated.
 
     Attributes:
-        tokens_per_s: after the first piece, over all answers.
+        tokens_per_s: after the first pass, over all answers.
         edge_idle: share of the time in which the draft does not draft. wasted: share of the
             drafted tokens that are thrown away.
     """
@@ -63,9 +63,15 @@ def predict(
 
 
 def _speed(outcomes: Sequence[Outcome]) -> float:
-    """As in `bench.pace`: tokens after the first piece ÷ time from the first piece to the last."""
-    tokens = sum(count for outcome in outcomes for _, count in outcome.pieces[1:])
-    millis = sum(outcome.pieces[-1][0] - outcome.pieces[0][0] for outcome in outcomes)
+    """As in `bench.pace`: tokens after the first pass ÷ time from its verdicts to the last one.
+
+    Verdicts of one pass arrive together.
+    """
+    tokens, millis = 0, 0.0
+    for outcome in outcomes:
+        first_ms = outcome.pieces[0][0]
+        tokens += sum(count for at_ms, count in outcome.pieces if at_ms > first_ms)
+        millis += outcome.pieces[-1][0] - first_ms
     return 1e3 * tokens / max(millis, 1e-9)
 
 

@@ -33,7 +33,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     `drafted_tokens` are those in judged windows, `acceptance` is accepted ÷ drafted.
     `wasted_tokens` were drafted and not accepted, be it that nobody judged them. `passes` are
     target passes; a window that failed at pre-hit or shared a pass is one of `passes_saved`.
-    `edge_idle`, `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
+    `decode_tokens` came in `decode_seconds`, from the verdicts of the first pass on to the last:
+    a speed of decoding that neither prefill nor what was drafted during it touches. `edge_idle`,
+    `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
     them. `lossless` says whether the method promises the target's own text.
     """
 
@@ -57,6 +59,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     edge_idle: float = 0.0
     cloud_idle: float = 0.0
     hidden: float = 0.0
+    decode_tokens: Count = 0
+    decode_seconds: float = 0.0
 
 
 class End(msgspec.Struct, frozen=True):

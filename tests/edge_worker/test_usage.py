@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from bus.messages import DraftWindow, Feedback, FinishReason, Outcome
 from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from decoding.sampling import SamplingParams
+from edge_worker import usage as usage_module
 from edge_worker.usage import UsageMeter
 
 SPEC = SessionSpec(
@@ -64,6 +66,34 @@ def test_after_a_takeover_speed_counts_new_tokens_only() -> None:
     usage = meter.usage()
     assert usage.completion_tokens == 15
     assert usage.tokens_per_s == pytest.approx(5 / usage.seconds)
+
+
+def test_decoding_is_what_comes_after_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three windows share the first pass, the fourth is rejected at pre-hit, the fifth runs."""
+    clock = iter([1000.0, 1000.0, 1001.0, 1001.0, 1002.0, 1002.0, 1040.0, 1040.0, 1100.0, 1100.0])
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    monkeypatch.setattr(usage_module, "now_ms", lambda: next(clock))
+    shared = Outcome.ACCEPTED
+    for pass_tokens, committed, outcome in (
+        (9, 4, shared), (0, 4, shared), (0, 3, shared), (0, 1, Outcome.PREHIT_REJECTED),
+        (5, 2, Outcome.PARTIAL),
+    ):  # fmt: skip
+        verdict = judged(4, committed, outcome is not shared)
+        feedback = replace(verdict.feedback, pass_tokens=pass_tokens, outcome=outcome)
+        meter.committed(committed)
+        meter.judged(replace(verdict, feedback=feedback, num_committed=committed))
+    told = meter.usage()
+    assert told.completion_tokens == 14
+    assert told.decode_tokens == 3
+    assert told.decode_seconds == pytest.approx(0.1)
+
+
+def test_an_answer_of_one_pass_has_no_decoding_speed() -> None:
+    meter = UsageMeter("r1", SPEC, num_committed=10)
+    assert (meter.usage().decode_tokens, meter.usage().decode_seconds) == (0, 0.0)
+    meter.committed(5)
+    meter.judged(judged(4, 4, False))
+    assert (meter.usage().decode_tokens, meter.usage().decode_seconds) == (0, 0.0)
 
 
 def test_before_the_first_window_nothing_is_divided_by_zero() -> None:
