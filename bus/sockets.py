@@ -251,17 +251,22 @@ class _Receiver:
         """Handle what has come, up to a burst; whether more may be there."""
         for _ in range(_BURST):
             try:
-                frame = self._socket.recv_multipart(zmq.NOBLOCK)[-1]
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:  # the descriptor tells of commands too, not of messages alone
                 return False
-            try:
-                message = decode(frame)
-            except DecodeError as error:
-                self._counters["bad_frames"] += 1
-                log.warning("refused a frame of %d bytes: %s", len(frame), error)
-                continue
-            handle(message, len(frame))
+            for frame in self._frames(parts):
+                try:
+                    message = decode(frame)
+                except DecodeError as error:
+                    self._counters["bad_frames"] += 1
+                    log.warning("refused a frame of %d bytes: %s", len(frame), error)
+                    continue
+                handle(message, len(frame))
         return True
+
+    def _frames(self, parts: list[bytes]) -> list[bytes]:
+        """Those that hold messages."""
+        return parts[-1:]
 
     @property
     def closed(self) -> bool:
@@ -278,7 +283,10 @@ class Inbox(_Receiver):
 
 
 class Listener(_Receiver):
-    """SUB: messages published under one topic."""
+    """SUB: messages published under one topic; those published together are handled together."""
+
+    def _frames(self, parts: list[bytes]) -> list[bytes]:
+        return parts[1:]
 
 
 class _Sender:
@@ -323,11 +331,10 @@ class Outbox(_Sender):
 class Publisher(_Sender):
     """PUB to all who listen to a topic."""
 
-    def publish(self, edge: str, message: Message) -> int:
-        """Publish to one edge; returns the size of the frame in bytes. Raises as `Outbox.send`."""
-        frame = encode(message)
-        self._send([topic_of(edge), frame])
-        return len(frame)
+    def publish(self, edge: str, *messages: Message) -> None:
+        """Publish to one edge: `[topic, message, …]`, which arrive together. Raises as
+        `Outbox.send`."""
+        self._send([topic_of(edge), *map(encode, messages)])
 
 
 def topic_of(edge: str) -> bytes:

@@ -222,7 +222,8 @@ class CloudWorker:
         for session in list(self._sessions.values()):
             self._drop(session, "worker left")
 
-    def _send(self, edge: str, message: Message) -> None:
-        if isinstance(message, Fault):
-            log.info("fault to %s: %s: %s", edge, message.code, message.detail)
-        self._feedback.publish(edge, message)
+    def _send(self, edge: str, *messages: Message) -> None:
+        for message in messages:
+            if isinstance(message, Fault):
+                log.info("fault to %s: %s: %s", edge, message.code, message.detail)
+        self._feedback.publish(edge, *messages)

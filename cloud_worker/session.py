@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from bus.arrays import Float64Array
 from bus.messages import Message, OpenSession
@@ -39,6 +40,12 @@ AFTER_FEEDBACK_S = 0.002
 """A report waits this long: the feedback, which the edge waits for, leaves this core first."""
 
 
+class SendToEdge(Protocol):
+    """Delivers messages to an edge, given its id; they arrive together."""
+
+    def __call__(self, edge: str, *messages: Message) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """What the model thread gives back: rows, the kept one first; no windows: it rejected."""
@@ -52,7 +59,7 @@ class CloudSession:
     """State machine, cache and jobs of one session.
 
     Args:
-        send: delivers a message to an edge, given its id.
+        send: delivers messages to an edge.
         report: delivers a message to the controller.
         failed: told about an exception that a model job raised.
     """
@@ -61,7 +68,7 @@ class CloudSession:
         self,
         model: TargetModel,
         thread: ModelThread,
-        send: Callable[[str, Message], None],
+        send: SendToEdge,
         report: Callable[[Message], None],
         failed: Callable[[CloudSession, Exception], None],
     ) -> None:
@@ -91,10 +98,15 @@ class CloudSession:
         self.turns.close()
 
     def _run(self, effects: tuple[Effect, ...]) -> None:
+        """Verdicts of one pass go together: the edge must not draft behind the first of them what
+        a later one makes void."""
+        messages = [effect.message for effect in effects if isinstance(effect, Send)]
+        if messages:
+            self._send(self.state.edge, *messages)
         for effect in effects:
             match effect:
-                case Send(message):
-                    self._send(self.state.edge, message)
+                case Send():
+                    pass
                 case Report(message):
                     self._report(message)
                 case ReportWindow():

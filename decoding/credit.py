@@ -149,10 +149,9 @@ class CreditLaw:
         before = self.excess_credit(state.history)
         drop = max(0.0, state.drop + before - excess - self.slack)
         alarmed = drop > self.alarm and before > 0.0
+        history: tuple[float, ...] = (*state.history, excess)[-self.memory :]
         if alarmed:
             history, drop = (), 0.0
-        else:
-            history = (*state.history, excess)[-self.memory :]
         credit = self.credit(history)
         delta = credit - state.credit
         advice = self.predictor(credit, delta)

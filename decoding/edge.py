@@ -321,6 +321,7 @@ def _judged(
         in_flight=len(state.drafted),
         draft_ms=flight.message.draft_ms,
         rtt_ms=rtt_of(flight, feedback, now_ms),
+        at_ms=now_ms,
     )
     state = feedback_measured(state, flight, feedback, num_accepted, now_ms)
     state = replace(

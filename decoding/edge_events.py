@@ -145,6 +145,7 @@ class WindowJudged(Struct, frozen=True):
 
     Attributes:
         budget: tokens allowed in flight until this verdict; `in_flight`: how many there were.
+        at_ms: when the verdict came.
     """
 
     feedback: Feedback
@@ -157,6 +158,7 @@ class WindowJudged(Struct, frozen=True):
     in_flight: int
     draft_ms: float
     rtt_ms: float
+    at_ms: float
 
 
 class CheckPeer(Struct, frozen=True):

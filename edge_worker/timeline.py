@@ -64,9 +64,9 @@ class Timeline:
                 message.num_tokens,
             )  # fmt: skip
 
-    def judged(self, effect: WindowJudged, now_ms: float) -> None:
+    def judged(self, effect: WindowJudged) -> None:
         """A verdict; those before it were accepted with it, those behind a rejection dropped."""
-        feedback, at_ms = effect.feedback, now_ms - self.began_ms
+        feedback, at_ms = effect.feedback, effect.at_ms - self.began_ms
         for key in [k for k in self._open if k < (feedback.epoch, feedback.seq)]:
             self._end(key, at_ms, "accepted")
         last = (feedback.epoch, feedback.seq)

@@ -26,16 +26,16 @@ class FirstPass:
         self._end_ms: float | None = None
         self._last_ms = 0.0
 
-    def judged(self, effect: WindowJudged, now_ms: float) -> None:
+    def judged(self, effect: WindowJudged) -> None:
         """A verdict: windows that shared the first pass follow it without one of their own."""
         feedback = effect.feedback
         if self._end_ms is None:
-            self._end_ms = now_ms
+            self._end_ms = effect.at_ms
         elif feedback.pass_tokens or feedback.outcome is Outcome.PREHIT_REJECTED:
             self._lasts = False
         if self._lasts:
             self.num_tokens += effect.num_committed
-        self._last_ms = now_ms
+        self._last_ms = effect.at_ms
 
     @property
     def seconds_since(self) -> float:
@@ -84,10 +84,10 @@ class UsageMeter:
         self.timeline.sent(message, now_ms())
 
     def judged(self, effect: WindowJudged) -> None:
-        """A verdict, as soon as it has come."""
+        """A verdict."""
         feedback = effect.feedback
-        self.timeline.judged(effect, now_ms())
-        self._first_pass.judged(effect, now_ms())
+        self.timeline.judged(effect)
+        self._first_pass.judged(effect)
         self._passes += feedback.pass_tokens > 0
         self._prehit_rejections += feedback.outcome is Outcome.PREHIT_REJECTED
         self._windows += 1

@@ -125,7 +125,7 @@ class SimulatedSession:
                 case edge_events.Commit(_, tokens, _):
                     kept.pieces.append((now_ms, len(tokens)))
                 case edge_events.WindowJudged(feedback):
-                    kept.timeline.judged(effect, now_ms)
+                    kept.timeline.judged(effect)
                     kept.accepted_tokens += feedback.num_accepted
                 case edge_events.SeekPeer():
                     self._clock.after(0.0, self._start)

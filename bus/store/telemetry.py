@@ -160,7 +160,9 @@ class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
 
 
 TelemetryEntry = WindowEntry | SessionEntry | TimelineEntry | ReportEntry
-_KINDS = {kind.__struct_config__.tag: kind for kind in (WindowEntry, ReportEntry)}
+_KINDS: dict[str, type[WindowEntry | ReportEntry]] = {
+    "window": WindowEntry, "report": ReportEntry,
+}  # fmt: skip
 
 
 class Telemetry:

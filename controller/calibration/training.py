@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bus.arrays import Float64Array
 from controller.calibration.records import WindowRecord
 from controller.calibration.table import LOSS_NATS, Bin, Table
 from decoding.credit import CreditLaw
@@ -107,7 +108,7 @@ class _Data:
         return (windows.log() - self._log_windows).square().mean()
 
 
-def _curve(b: Bin, grid: np.ndarray, token_ms: float) -> np.ndarray:  # type: ignore[type-arg]
+def _curve(b: Bin, grid: Float64Array, token_ms: float) -> Float64Array:
     """Cost in average tokens at each threshold of the grid, shortfall of quality included."""
     if not b.cells:
         return np.asarray(grid * 1.0)  # nothing is known: the less the better

@@ -217,7 +217,7 @@ def test_a_bounded_change_of_credit_makes_a_bounded_change_of_the_threshold(
 def test_in_closed_loop_it_does_not_latch_at_a_bound(law: CreditLaw, rate: float) -> None:
     """Credit is of E[L_acc], which no threshold raises: after any beginning, the same text leads
     to the same threshold."""
-    ends = []
+    ends, state = list[float](), law.initial()
     for begin in (0.0, 1.0):
         state = run(law, [begin] * 10)
         for _ in range(4 * law.memory + law.hold + 8):

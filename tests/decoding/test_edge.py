@@ -354,6 +354,7 @@ def judged(message: Feedback, **changes: Any) -> WindowJudged:
         in_flight=4,
         draft_ms=6.0,
         rtt_ms=9.0,
+        at_ms=30.0,
     )
     return replace(facts, **changes)
 

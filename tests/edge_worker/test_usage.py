@@ -14,7 +14,6 @@ from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from decoding.sampling import SamplingParams
-from edge_worker import usage as usage_module
 from edge_worker.usage import UsageMeter
 
 SPEC = SessionSpec(
@@ -36,7 +35,7 @@ def judged(num_drafted: int, num_accepted: int, rolled_back: bool) -> WindowJudg
     outcome = Outcome.PARTIAL if rolled_back else Outcome.ACCEPTED
     feedback = Feedback("s1", 1, 2, 3, 9, outcome, num_accepted, 8, 0.25, 10.0, 0.5, 3)
     return WindowJudged(
-        feedback, num_drafted, num_accepted + 1, rolled_back, 4, 0.5, 8, 6, 6.0, 9.0
+        feedback, num_drafted, num_accepted + 1, rolled_back, 4, 0.5, 8, 6, 6.0, 9.0, 1000.0
     )
 
 
@@ -68,20 +67,19 @@ def test_after_a_takeover_speed_counts_new_tokens_only() -> None:
     assert usage.tokens_per_s == pytest.approx(5 / usage.seconds)
 
 
-def test_decoding_is_what_comes_after_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_is_what_comes_after_the_first_pass() -> None:
     """Three windows share the first pass, the fourth is rejected at pre-hit, the fifth runs."""
-    clock = iter([1000.0, 1000.0, 1001.0, 1001.0, 1002.0, 1002.0, 1040.0, 1040.0, 1100.0, 1100.0])
     meter = UsageMeter("r1", SPEC, num_committed=0)
-    monkeypatch.setattr(usage_module, "now_ms", lambda: next(clock))
     shared = Outcome.ACCEPTED
-    for pass_tokens, committed, outcome in (
-        (9, 4, shared), (0, 4, shared), (0, 3, shared), (0, 1, Outcome.PREHIT_REJECTED),
-        (5, 2, Outcome.PARTIAL),
+    for at_ms, pass_tokens, committed, outcome in (
+        (1000.0, 9, 4, shared), (1001.0, 0, 4, shared), (1002.0, 0, 3, shared),
+        (1040.0, 0, 1, Outcome.PREHIT_REJECTED), (1100.0, 5, 2, Outcome.PARTIAL),
     ):  # fmt: skip
         verdict = judged(4, committed, outcome is not shared)
         feedback = replace(verdict.feedback, pass_tokens=pass_tokens, outcome=outcome)
         meter.committed(committed)
-        meter.judged(replace(verdict, feedback=feedback, num_committed=committed))
+        verdict = replace(verdict, feedback=feedback, num_committed=committed, at_ms=at_ms)
+        meter.judged(verdict)
     told = meter.usage()
     assert told.completion_tokens == 14
     assert told.decode_tokens == 3
