@@ -53,6 +53,13 @@ class Core:
         self._left_ms, self._seen_ms, self._done = alone_ms, self._clock.now_ms, done
         self._set_timers()
 
+    def interrupt(self, ms: float) -> None:
+        """Other work comes first: what is being done, if anything, takes so much longer."""
+        if self.busy:
+            self._progress()
+            self._left_ms += ms / self._factor
+            self._set_timers()
+
     def _set_timers(self) -> None:
         for core in (self, self._other):
             if core is not None and core.busy:

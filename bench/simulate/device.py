@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         step_slowdown, pass_slowdown: factors while the other model runs; 1 on two machines.
         start_ms: from a verdict, or from a draft's end, to the beginning of the next draft.
         message_ms: what a window and its verdict take besides link, pass and queue, together.
+        window_ms: what a window that arrives costs the pass under way, on the same core.
+        verdict_ms: what a verdict that arrives costs the draft under way.
     """
 
     step_ms: _Work
@@ -36,6 +39,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass_slowdown: _Factor = 1.0
     start_ms: _Millis = 0.0
     message_ms: _Millis = 0.0
+    window_ms: _Millis = 0.0
+    verdict_ms: _Millis = 0.0
 
     def target_ms(self, num_tokens: int) -> float:
         """t(n), alone."""
@@ -70,29 +75,63 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
     """
     lockstep = [_Session(e, rtt_ms) for e, rtt_ms in recorded if e.method.startswith("sd")]
     ahead = [_Session(e, rtt_ms) for e, rtt_ms in recorded if not e.method.startswith("sd")]
-    steps = [step for session in lockstep for step, _ in session.steps()]
-    passes = [p for session in lockstep for p in session.passes()]
-    if not steps or len(passes) < 2:
+    drafts = [draft for session in lockstep for draft in session.drafts()]
+    passes = [a_pass for session in lockstep for a_pass in session.passes()]
+    if not drafts or len(passes) < 2:
         raise ConfigurationError("too few sessions in lockstep to read a device off")
-    step_ms = statistics.median(steps)
-    base, slope = _line([(n, ms) for n, ms, _ in passes])
-    together = [step for session in ahead for step, share in session.steps() if share > 0.9]
-    slowed = [
-        ms / (base + slope * (n - 1))
-        for session in ahead for n, ms, share in session.passes() if share > 0.9
-    ]  # fmt: skip
+    step_ms = statistics.median(work.took_ms / work.num_tokens for work in drafts)
+    base, slope = _line([(work.num_tokens, work.took_ms) for work in passes])
+    step_slowdown, verdict_ms = _disturbed(
+        [(step_ms * work.num_tokens, work) for s in ahead for work in s.drafts()]
+    )
+    pass_slowdown, window_ms = _disturbed(
+        [(base + slope * (work.num_tokens - 1), work) for s in ahead for work in s.passes()]
+    )
     return Device(
         step_ms=step_ms,
         pass_ms=base,
         pass_token_ms=slope,
-        step_slowdown=max(1.0, statistics.median(together) / step_ms) if together else 1.0,
-        pass_slowdown=max(1.0, statistics.median(slowed)) if slowed else 1.0,
-        start_ms=statistics.median(s for session in lockstep for s in session.starts()),
-        message_ms=statistics.median(m for session in lockstep for m in session.messages()),
+        step_slowdown=step_slowdown,
+        pass_slowdown=pass_slowdown,
+        start_ms=statistics.median(ms for session in lockstep for ms in session.starts()),
+        message_ms=statistics.median(ms for session in lockstep for ms in session.messages()),
+        window_ms=window_ms,
+        verdict_ms=verdict_ms,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A draft or a pass.
+
+    Attributes:
+        beside: share of its time in which the other model ran. arrivals: messages that came.
+    """
+
+    num_tokens: int
+    took_ms: float
+    beside: float
+    arrivals: int
+
+
+def _disturbed(works: Sequence[tuple[float, _Work]]) -> tuple[float, float]:
+    """(slowdown while the other model runs, ms for each arrival), by least squares of what works
+    took beyond what they take alone."""
+    if not works:
+        return 1.0, 0.0
+    causes = np.array([(alone_ms * work.beside, work.arrivals) for alone_ms, work in works])
+    extra = np.array([work.took_ms - alone_ms for alone_ms, work in works])
+    slower, each_ms = np.linalg.lstsq(causes, extra, rcond=None)[0]
+    if each_ms < 0 or slower < 0:  # one of the two explains nothing
+        kept = 0 if each_ms < 0 else 1
+        only = float(causes[:, kept] @ extra / max(causes[:, kept] @ causes[:, kept], 1e-9))
+        slower, each_ms = (only, 0.0) if kept == 0 else (0.0, only)
+    return 1.0 + max(float(slower), 0.0), max(float(each_ms), 0.0)
+
+
 Span = tuple[float, float]
+_WRITING_MS = 6.0
+"""How long before a draft a verdict may have come and still be written while it runs."""
 
 
 class _Session:
@@ -104,24 +143,29 @@ class _Session:
         self._drafts = [e for e in entry.events if isinstance(e, DraftSpan)]
         windows = [e for e in entry.events if isinstance(e, WindowSpan)]
         self._windows = [w for w in windows if w.outcome != "dropped"]
+        self._arrivals = [w.at_ms + rtt_ms / 2 for w in windows]
         self._passes = [
             (w.end_ms - rtt_ms / 2 - w.verify_ms, w.end_ms - rtt_ms / 2)
             for w in self._windows if w.pass_tokens
         ]  # fmt: skip
 
-    def steps(self) -> Iterable[tuple[float, float]]:
-        """(ms a token, share of it in which the target ran) of each draft job."""
+    def drafts(self) -> Iterable[_Work]:
+        """Each draft job; a verdict just before it is still being written when it begins."""
+        verdicts = [window.end_ms for window in self._windows]
         for span in self._drafts[1:]:
             if span.num_tokens:
                 own = (span.at_ms, span.end_ms)
-                yield (span.end_ms - span.at_ms) / span.num_tokens, _overlap(own, self._passes)
+                arrivals = sum(span.at_ms - _WRITING_MS <= at <= span.end_ms for at in verdicts)
+                beside = _overlap(own, self._passes)
+                yield _Work(span.num_tokens, span.end_ms - span.at_ms, beside, arrivals)
 
-    def passes(self) -> Iterable[tuple[int, float, float]]:
-        """(tokens, ms, share of it in which the draft ran) of each pass."""
+    def passes(self) -> Iterable[_Work]:
+        """Each pass, with the windows that came while it ran."""
         drafts = [(span.at_ms, span.end_ms) for span in self._drafts]
         judged = [w for w in self._windows if w.pass_tokens]
         for window, own in list(zip(judged, self._passes, strict=True))[1:]:
-            yield window.pass_tokens, window.verify_ms, _overlap(own, drafts)
+            arrivals = sum(own[0] < at <= own[1] for at in self._arrivals)
+            yield _Work(window.pass_tokens, window.verify_ms, _overlap(own, drafts), arrivals)
 
     def starts(self) -> Iterable[float]:
         """From each verdict to the beginning of the draft behind it, in lockstep."""

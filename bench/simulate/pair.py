@@ -172,6 +172,7 @@ class SimulatedSession:
 
     def _at_edge(self, message: Message) -> None:
         now_ms = self._clock.now_ms
+        self._edge_core.interrupt(self._device.verdict_ms)
         if isinstance(message, SessionReady):
             self._edge_event(edge_events.Opened(message, now_ms))
         elif isinstance(message, Feedback):
@@ -180,6 +181,7 @@ class SimulatedSession:
     # --- the cloud ----------------------------------------------------------------------------
 
     def _at_cloud(self, message: Message) -> None:
+        self._cloud_core.interrupt(self._device.window_ms)
         match message:
             case OpenSession():
                 self._cloud, effects = cloud.begin(message, self._method, "cloud", _LIMITS)
