@@ -57,6 +57,8 @@ class Core:
         """Other work comes first: what is being done, if anything, takes so much longer."""
         if self.busy:
             self._progress()
+            if self._other is not None:
+                self._other._progress()
             self._left_ms += ms / self._factor
             self._set_timers()
 

@@ -14,9 +14,13 @@ import numpy as np
 from bus.errors import ConfigurationError
 from bus.store import DraftSpan, TimelineEntry, WindowSpan
 
-_Work = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _Millis = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 _Factor = Annotated[float, msgspec.Meta(ge=1, le=1e3)]
+
+
+WRITES_AFTER_MS = 1.0
+"""A verdict is written to Redis so long after it came (`edge_worker.writer`)."""
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,8 +36,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         verdict_ms: what a verdict that arrives costs the draft under way.
     """
 
-    step_ms: _Work
-    pass_ms: _Work
+    step_ms: _Positive
+    pass_ms: _Positive
     pass_token_ms: _Millis = 0.0
     step_slowdown: _Factor = 1.0
     pass_slowdown: _Factor = 1.0
@@ -79,11 +83,14 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
     passes = [a_pass for session in lockstep for a_pass in session.passes()]
     if not drafts or len(passes) < 2:
         raise ConfigurationError("too few sessions in lockstep to read a device off")
-    step_ms = statistics.median(work.took_ms / work.num_tokens for work in drafts)
+    step_ms = verdict_ms = 0.0
+    for _ in range(3):  # a draft alone is what is left without the writing of verdicts
+        alone = [(w.took_ms - verdict_ms * w.arrivals) / w.num_tokens for w in drafts]
+        step_ms = statistics.median(alone)
+        step_slowdown, verdict_ms = _disturbed(
+            [(step_ms * work.num_tokens, work) for s in ahead for work in s.drafts()]
+        )
     base, slope = _line([(work.num_tokens, work.took_ms) for work in passes])
-    step_slowdown, verdict_ms = _disturbed(
-        [(step_ms * work.num_tokens, work) for s in ahead for work in s.drafts()]
-    )
     pass_slowdown, window_ms = _disturbed(
         [(base + slope * (work.num_tokens - 1), work) for s in ahead for work in s.passes()]
     )
@@ -130,8 +137,6 @@ def _disturbed(works: Sequence[tuple[float, _Work]]) -> tuple[float, float]:
 
 
 Span = tuple[float, float]
-_WRITING_MS = 6.0
-"""How long before a draft a verdict may have come and still be written while it runs."""
 
 
 class _Session:
@@ -150,12 +155,12 @@ class _Session:
         ]  # fmt: skip
 
     def drafts(self) -> Iterable[_Work]:
-        """Each draft job; a verdict just before it is still being written when it begins."""
+        """Each draft job, with the verdicts that were written while it ran."""
         verdicts = [window.end_ms for window in self._windows]
         for span in self._drafts[1:]:
             if span.num_tokens:
                 own = (span.at_ms, span.end_ms)
-                arrivals = sum(span.at_ms - _WRITING_MS <= at <= span.end_ms for at in verdicts)
+                arrivals = sum(span.at_ms <= at + WRITES_AFTER_MS <= span.end_ms for at in verdicts)
                 beside = _overlap(own, self._passes)
                 yield _Work(span.num_tokens, span.end_ms - span.at_ms, beside, arrivals)
 

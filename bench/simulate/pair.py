@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from bench.simulate.cores import Clock, Core
-from bench.simulate.device import Device
+from bench.simulate.device import WRITES_AFTER_MS, Device
 from bus.arrays import Float16Array, Int32Array
 from bus.messages import CloseSession, DraftWindow, Feedback, Message, OpenSession, SessionReady
 from decoding import cloud, cloud_events, edge, edge_events
@@ -172,7 +172,8 @@ class SimulatedSession:
 
     def _at_edge(self, message: Message) -> None:
         now_ms = self._clock.now_ms
-        self._edge_core.interrupt(self._device.verdict_ms)
+        writing = partial(self._edge_core.interrupt, self._device.verdict_ms)
+        self._clock.after(WRITES_AFTER_MS, writing)
         if isinstance(message, SessionReady):
             self._edge_event(edge_events.Opened(message, now_ms))
         elif isinstance(message, Feedback):

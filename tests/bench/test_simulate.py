@@ -106,6 +106,19 @@ def test_an_unknown_method_is_an_error() -> None:
 # --- two models on one machine ----------------------------------------------------------------
 
 
+def test_an_interruption_lengthens_what_is_being_done() -> None:
+    clock, ended = Clock(), list[float]()
+    core, other = Core(clock, slowdown=1.0), Core(clock, slowdown=1.0)
+    core.beside(other)
+    core.interrupt(5.0)  # nothing is
+    core.work(10.0, lambda: ended.append(clock.now_ms))
+    other.work(20.0, lambda: ended.append(clock.now_ms))
+    clock.after(4.0, lambda: core.interrupt(3.0))
+    while len(ended) < 2:
+        clock.advance()
+    assert ended == [13.0, 20.0]
+
+
 def test_work_slows_down_from_the_moment_the_other_begins() -> None:
     clock, ended = Clock(), list[tuple[str, float]]()
     a, b = Core(clock, 2.0), Core(clock, 1.5)
@@ -130,7 +143,9 @@ def entry(method: str, outcome: Outcome) -> TimelineEntry:
 
 
 def test_a_device_is_read_off_its_sessions() -> None:
-    device = Device(12.0, 90.0, 6.0, 1.2, 1.3, start_ms=0.5, message_ms=1.0)
+    device = Device(
+        12.0, 90.0, 6.0, 1.2, 1.3, start_ms=0.5, message_ms=1.0, window_ms=1.5, verdict_ms=2.0
+    )
     answers = random_answers(0.15, 12, 80, seed=3)
     recorded = [
         (entry(method, session(method, answer, 40.0, device)), 40.0)
@@ -142,6 +157,8 @@ def test_a_device_is_read_off_its_sessions() -> None:
         assert getattr(fitted, name) == pytest.approx(getattr(device, name), rel=0.02), name
     assert fitted.step_slowdown == pytest.approx(1.2, abs=0.05)
     assert fitted.pass_slowdown == pytest.approx(1.3, abs=0.1)
+    assert fitted.window_ms == pytest.approx(1.5, abs=0.5)
+    assert fitted.verdict_ms == pytest.approx(2.0, abs=0.7)
 
 
 def test_without_lockstep_there_is_nothing_to_read_off() -> None:

@@ -166,6 +166,29 @@ async def test_without_a_peer_sends_return_and_the_surplus_is_counted(sockets: S
     assert sockets.counters["dropped_sends"] == 30
 
 
+async def test_what_is_published_together_is_handled_together(sockets: Sockets) -> None:
+    """All of it before the loop turns to anything else, a bad frame among it or not."""
+    publisher = sockets.publisher(LOOPBACK)
+    listener = sockets.listener(publisher.endpoint, "edge-1")
+    await heard(lambda: publisher.publish("edge-1", close(0)), listener)
+    turns: list[tuple[int, Any]] = []
+    turn = 0
+    delivering = asyncio.ensure_future(listener.deliver(lambda m, _: turns.append((turn, m))))
+    await asyncio.sleep(0)
+    publisher.publish("edge-1", close(1), close(2), close(3))
+    while len(turns) < 3:
+        turn += 1
+        await asyncio.sleep(0)
+    assert [message for _, message in turns] == [close(1), close(2), close(3)]
+    assert len({at for at, _ in turns}) == 1
+    publisher._send([b"edge-1/", b"nonsense", encode(close(4))])
+    while len(turns) < 4:  # noqa: ASYNC110 - nothing here can set an event
+        await asyncio.sleep(0)
+    assert turns[-1][1] == close(4)
+    assert sockets.counters["bad_frames"] == 1
+    delivering.cancel()
+
+
 async def test_publishing_to_nobody_is_no_drop(sockets: Sockets) -> None:
     publisher = sockets.publisher(LOOPBACK)
     for _ in range(2 * HIGH_WATER_MARK):
