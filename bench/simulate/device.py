@@ -83,7 +83,7 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
     passes = [a_pass for session in lockstep for a_pass in session.passes()]
     if not drafts or len(passes) < 2:
         raise ConfigurationError("too few sessions in lockstep to read a device off")
-    step_ms = verdict_ms = 0.0
+    step_ms, step_slowdown, verdict_ms = 0.0, 1.0, 0.0
     for _ in range(3):  # a draft alone is what is left without the writing of verdicts
         alone = [(w.took_ms - verdict_ms * w.arrivals) / w.num_tokens for w in drafts]
         step_ms = statistics.median(alone)
