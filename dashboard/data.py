@@ -27,7 +27,7 @@ from redis.retry import Retry
 from bus.errors import ConfigurationError, StoreUnavailableError
 from bus.requests import session_id
 from bus.settings import BusSettings
-from bus.store import Keys, SessionRecord
+from bus.store import Keys, SessionRecord, session_from_fields
 from bus.store.keys import GROUP
 from dashboard.frames import Span
 from dashboard.roster import Roster
@@ -267,6 +267,6 @@ def _parse_control(stored: Mapping[str, str]) -> SessionRecord | None:
     if not stored:
         return None
     try:
-        return msgspec.convert(stored, SessionRecord, strict=False)
+        return session_from_fields(stored)
     except msgspec.ValidationError:  # another release's controller: show what telemetry says
         return None

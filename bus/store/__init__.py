@@ -21,7 +21,7 @@ from bus.store.keys import Keys
 from bus.store.queue import Claim, Queue, QueueDepth
 from bus.store.registry import HEARTBEAT_S, TIME_TO_LIVE_S, Registry, Role, WorkerRecord
 from bus.store.results import ResultGapError, Results
-from bus.store.sessions import SessionRecord, Sessions
+from bus.store.sessions import SessionRecord, Sessions, session_from_fields
 from bus.store.telemetry import (
     DraftSpan,
     ReportEntry,
@@ -62,6 +62,7 @@ __all__ = [
     "WindowEntry",
     "WindowSpan",
     "WorkerRecord",
+    "session_from_fields",
 ]
 
 

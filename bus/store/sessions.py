@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from bus.store.connection import Connection
 from bus.store.entries import text_fields
 from bus.store.keys import Keys
 
-__all__ = ["SessionRecord", "Sessions"]
+__all__ = ["SessionRecord", "Sessions", "session_from_fields"]
 
 _log = logging.getLogger(__name__)
 
@@ -120,13 +121,25 @@ class Sessions:
         await self._connection.run_script("release_lease", [self._keys.controller_lease], [holder])
 
 
+def session_from_fields(fields: Mapping[str, str]) -> SessionRecord:
+    """The record in a hash.
+
+    Raises:
+        msgspec.ValidationError: it is not one of this release.
+    """
+    values: dict[str, Any] = {**fields}
+    try:
+        values["history"] = json.loads(fields.get("history", "[]"))
+    except ValueError as error:
+        raise msgspec.ValidationError(f"history: {error}") from None
+    return msgspec.convert(values, SessionRecord, strict=False)
+
+
 def _parse(stored: dict[bytes, bytes]) -> SessionRecord | None:
     if not stored:  # expired, perhaps since the scan
         return None
-    fields: dict[str, Any] = {**text_fields(stored)}
     try:
-        fields["history"] = json.loads(fields.get("history", "[]"))
-        return msgspec.convert(fields, SessionRecord, strict=False)
-    except (msgspec.ValidationError, ValueError) as error:
+        return session_from_fields(text_fields(stored))
+    except msgspec.ValidationError as error:
         _log.warning("session record skipped: %s", error)
         return None

@@ -157,12 +157,11 @@ def test_topics_end_in_a_slash() -> None:
 
 
 async def test_without_a_peer_sends_return_and_the_surplus_is_counted(sockets: Sockets) -> None:
-    unbound = sockets.inbox(LOOPBACK)
-    endpoint = unbound.endpoint
-    unbound.close()
-    outbox = sockets.outbox(endpoint)
-    for number in range(HIGH_WATER_MARK + 30):
-        outbox.send(close(number))
+    with socket.socket() as deaf:  # bound, and does not listen
+        deaf.bind(("127.0.0.1", 0))
+        outbox = sockets.outbox(f"tcp://127.0.0.1:{deaf.getsockname()[1]}")
+        for number in range(HIGH_WATER_MARK + 30):
+            outbox.send(close(number))
     assert sockets.counters["dropped_sends"] == 30
 
 
