@@ -15,7 +15,8 @@ from decoding.sampling import SamplingParams
 from decoding.timing import ReplyTimer
 
 CONTROL_TTL_MS = 5000.0
-"""Without a `ControlUpdate` for this long, the conservative threshold is used [ours]."""
+"""Without a `ControlUpdate` for this long, the conservative threshold is used [ours]; default of
+the edge's setting."""
 
 
 class Phase(Enum):
@@ -44,7 +45,7 @@ class SessionSpec(Struct, frozen=True):
 
 
 class Control(Struct, frozen=True):
-    """Threshold and window in force, and when the controller last spoke."""
+    """Threshold and window in force, when the controller last spoke, and for how long that holds."""
 
     threshold: float
     window: int
@@ -53,6 +54,7 @@ class Control(Struct, frozen=True):
     term: int = 0
     version: int = 0
     heard_ms: float | None = None
+    ttl_ms: float = CONTROL_TTL_MS
 
     def updated(self, update: ControlUpdate, now_ms: float) -> Control:
         """With `update` applied unless it is older; a repeat proves the controller alive."""
@@ -69,7 +71,7 @@ class Control(Struct, frozen=True):
         )
 
     def threshold_at(self, now_ms: float) -> float:
-        silent = self.heard_ms is None or now_ms - self.heard_ms > CONTROL_TTL_MS
+        silent = self.heard_ms is None or now_ms - self.heard_ms > self.ttl_ms
         return min(self.threshold, self.conservative_threshold) if silent else self.threshold
 
 

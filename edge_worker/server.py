@@ -236,7 +236,10 @@ class EdgeWorker:
 
     def _control(self) -> edge.Control:
         settings = self._settings
-        return edge.Control(settings.threshold, settings.window, settings.conservative_threshold)
+        return edge.Control(
+            settings.threshold, settings.window, settings.conservative_threshold,
+            ttl_ms=1e3 * settings.control_ttl_s,
+        )  # fmt: skip
 
     # --- arriving ---------------------------------------------------------------------------
 

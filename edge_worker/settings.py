@@ -9,6 +9,7 @@ from pydantic import Field
 
 from bus.messages import MAX_SPARSE
 from bus.worker import WorkerSettings
+from decoding.edge_state import CONTROL_TTL_MS
 from decoding.lookup import Drafter
 
 
@@ -51,6 +52,11 @@ class EdgeSettings(WorkerSettings):
     )
     conservative_threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.02, description="Threshold while the controller is silent (lossy methods)."
+    )
+    control_ttl_s: Annotated[float, Field(gt=0)] = Field(
+        CONTROL_TTL_MS / 1e3,
+        description="Seconds after its last word from which on the controller is silent; it "
+        "repeats itself every second.",
     )
     timeline: bool = Field(
         False, description="Add each session's timeline to telemetry, for plots of it."
