@@ -38,6 +38,7 @@ SAMPLES, PLAN, RECORDS, CALIBRATION = (
     "samples.jsonl", "plan.json", "records.parquet", "calibration.safetensors",
 )  # fmt: skip
 METHOD = "e2sci-explore"
+_TABLE_WIDTH = 150
 _LAST_REPORT_S = 5.0
 """Reports come by another way than the answer, and may come a little later."""
 
@@ -208,7 +209,7 @@ def _record(sample: int, index: int, window: WindowEntry, report: ReportEntry) -
         expected_accepted=report.expected_accepted, draft_ms=window.draft_ms,
         verify_ms=report.verify_ms, queue_ms=report.queue_ms, rtt_ms=window.rtt_ms,
         num_scored=report.num_scored, log_likelihood=report.log_likelihood,
-        num_greedy=report.num_greedy, energy_j=report.energy_j,
+        num_greedy=report.num_greedy, regret=report.regret, energy_j=report.energy_j,
     )  # fmt: skip
 
 
@@ -261,8 +262,8 @@ def _show(table: Table, calibration: Calibration, as_json: bool) -> None:
     about = calibration.about
     printed = Printed(
         title=f"{about.num_windows} windows of {about.target} with {about.draft}, {about.link}",
-        caption="E[T_seg] in ms · tokens committed a window · nats a token below exact "
-        "verification. label: the threshold that is cheapest and keeps quality",
+        caption="ms a window · tokens it commits · nats a token below the target's first choice. "
+        "label: the threshold that is cheapest and keeps quality; safe: the greatest that keeps it",
     )
     thresholds = sorted({cell.threshold for b in table.bins for cell in b.cells})
     printed.add_column("credit", justify="right")
@@ -273,12 +274,13 @@ def _show(table: Table, calibration: Calibration, as_json: bool) -> None:
         printed.add_column(heading, justify="right")
     for b, safe in zip(table.bins, about.safe, strict=True):
         cells = {cell.threshold: cell for cell in b.cells}
-        exact = b.cells[0].log_likelihood if b.cells else 0.0
         shown = [
-            f"{cells[t].segment_ms:.0f} · {cells[t].committed:.2f} · "
-            f"{exact - cells[t].log_likelihood:.2f}" if t in cells else "–"
+            f"{cells[t].segment_ms:.0f} · {cells[t].committed:.2f} · {cells[t].regret:.2f}"
+            if t in cells else "–"
             for t in thresholds
         ]  # fmt: skip
         label = "exact" if b.label < 0 else f"{b.label:g}"
         printed.add_row(f"{b.credit:.2f}", *shown, label, f"{safe:.2f}", str(b.window))
-    Console().print(printed)
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(printed)

@@ -249,7 +249,9 @@ class WindowReport(Message, frozen=True, tag=6):
 
     Quality: of `num_scored` committed tokens the pass has shown the probability (all of them at
     temperature 0; above, not what was drawn after a rejection). `log_likelihood` is the sum of
-    ln p₁ over them, in nats, and `num_greedy` of them are the target's own first choice.
+    ln p₁ over them, in nats, and `num_greedy` of them are the target's own first choice. `regret`
+    is the sum of ln p₁(first choice) − ln p₁(token): what they lose against it on their own text,
+    0 for exact verification at temperature 0.
     """
 
     single_float: ClassVar[bool] = True
@@ -268,6 +270,7 @@ class WindowReport(Message, frozen=True, tag=6):
     num_scored: Counter
     log_likelihood: Annotated[float, Meta(ge=-1e9, le=0)]
     num_greedy: Counter
+    regret: Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class SessionOpened(Message, frozen=True, tag=7):

@@ -127,7 +127,8 @@ def report_entry(report: WindowReport, session: Controlled) -> ReportEntry:
         credit=session.control.credit, credit_delta=session.control.credit_delta,
         expected_accepted=report.expected_accepted, mean_jsd=report.mean_jsd,
         num_scored=report.num_scored, log_likelihood=report.log_likelihood,
-        num_greedy=report.num_greedy, edge_ms=report.edge_ms, cloud_ms=report.cloud_ms,
+        num_greedy=report.num_greedy,
+        regret=report.regret, edge_ms=report.edge_ms, cloud_ms=report.cloud_ms,
         rework_ms=report.rework_ms, verify_ms=feedback.verify_ms, queue_ms=feedback.queue_ms,
         energy_j=report.energy_j,
     )  # fmt: skip

@@ -45,7 +45,7 @@ class SessionSpec(Struct, frozen=True):
 
 
 class Control(Struct, frozen=True):
-    """Threshold and window in force, when the controller last spoke, and for how long that holds."""
+    """Threshold and window in force, when the controller last spoke, how long that holds."""
 
     threshold: float
     window: int

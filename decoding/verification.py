@@ -103,6 +103,7 @@ def window_report(
         num_scored=quality.num_tokens,
         log_likelihood=quality.log_likelihood,
         num_greedy=quality.num_greedy,
+        regret=quality.regret,
     )
 
 
@@ -117,6 +118,7 @@ class Quality:
     num_tokens: int
     log_likelihood: float
     num_greedy: int
+    regret: float
 
 
 def committed_quality(verification: Verification, feedback: Feedback) -> Quality:
@@ -127,14 +129,23 @@ def committed_quality(verification: Verification, feedback: Feedback) -> Quality
     """
     accepted = list(zip(verification.rows, verification.proposals, strict=False))
     accepted = accepted[: feedback.num_accepted]
-    probs = [_prob_of(proposal, row) for row, proposal in accepted]
+    probs = [(_prob_of(proposal, row), row.p1_max) for row, proposal in accepted]
     num_greedy = sum(proposal.token == row.argmax for row, proposal in accepted)
     behind = verification.rows[len(accepted) : len(accepted) + 1]
     if behind and feedback.next_token == behind[0].argmax and verification.greedy:
-        probs.append(behind[0].p1_max)
+        probs.append((behind[0].p1_max, behind[0].p1_max))
         num_greedy += 1
-    log_likelihood = sum(math.log(min(max(prob, LEAST_PROBABILITY), 1.0)) for prob in probs)
-    return Quality(len(probs), log_likelihood, num_greedy)
+    logs = [(_log(prob), _log(best)) for prob, best in probs]
+    return Quality(
+        len(probs),
+        sum(log for log, _ in logs),
+        num_greedy,
+        sum(max(0.0, best - log) for log, best in logs),
+    )
+
+
+def _log(prob: float) -> float:
+    return math.log(min(max(prob, LEAST_PROBABILITY), 1.0))
 
 
 def _prob_of(proposal: Proposal, row: TargetRow) -> float:

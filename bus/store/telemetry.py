@@ -151,6 +151,7 @@ class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
     num_scored: int
     log_likelihood: float
     num_greedy: int
+    regret: float
     edge_ms: float
     cloud_ms: float
     rework_ms: float

@@ -22,7 +22,7 @@ class WindowRecord(msgspec.Struct, frozen=True, kw_only=True):
         num_committed: accepted tokens and the one behind them.
         expected_accepted: E[L_acc].
         draft_ms, verify_ms, queue_ms: of this window. rtt_ms: its link, without the last two.
-        num_scored, log_likelihood, num_greedy: quality, as `bus.messages.WindowReport`.
+        num_scored, log_likelihood, num_greedy, regret: quality, as `bus.messages.WindowReport`.
         energy_j: of both models for this window; None where nobody has said.
     """
 
@@ -42,6 +42,7 @@ class WindowRecord(msgspec.Struct, frozen=True, kw_only=True):
     num_scored: int
     log_likelihood: float
     num_greedy: int
+    regret: float
     energy_j: float | None = None
 
     @property

@@ -5,9 +5,10 @@ For each bin of r̂ and each threshold θ_j (PAPER.md §2)
     L(θ | r̂) = E[T_seg | r̂] − γ·E[L_acc | r̂]
 
 is estimated from the windows that were tried there; the label is the θ with the least L among those
-whose quality holds: the mean log-likelihood of committed tokens lies at most δ nats below that of
-exact verification in the same bin [ours]. γ is the price of a token in ms; by default what a token
-takes on average over all windows, so that L = 0 is the average.
+whose quality holds: committed tokens lie on average at most δ nats below the target's first choice
+at their place, their regret [ours]. Regret compares tokens of the same text, so it takes far fewer
+windows to tell thresholds apart than likelihoods of different texts. γ is the price of a token in
+ms; by default what a token takes on average over all windows, so that L = 0 is the average.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NUM_BINS = 5
 LEAST_WINDOWS = 8
 """A cell with fewer windows says nothing [ours]."""
 LOSS_NATS = 0.05
-"""δ: how much log-likelihood a token may lose [ours]."""
+"""δ: how far a token may lie below the target's first choice, on average [ours]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Cell:
 
     Attributes:
         segment_ms: E[T_seg]. committed: E[L_acc], the token behind the accepted ones included.
-        log_likelihood: nats a token. agreement: share of tokens that are the target's own choice.
+        log_likelihood, regret: nats a token. agreement: share of tokens that are the target's own
+            choice.
     """
 
     threshold: float
@@ -45,6 +47,7 @@ class Cell:
     committed: float
     log_likelihood: float
     agreement: float
+    regret: float
 
     @classmethod
     def of(cls, threshold: float, records: Sequence[WindowRecord]) -> Cell:
@@ -56,6 +59,7 @@ class Cell:
             statistics.fmean(record.num_committed for record in records),
             sum(record.log_likelihood for record in records) / scored,
             sum(record.num_greedy for record in records) / scored,
+            sum(record.regret for record in records) / scored,
         )
 
     def cost(self, token_ms: float) -> float:
@@ -149,8 +153,7 @@ def _label(cells: Sequence[Cell], token_ms: float, loss_nats: float) -> float:
     nothing is known."""
     if not cells:
         return -1.0
-    exact = cells[0].log_likelihood
-    good = [cell for cell in cells if cell.log_likelihood >= exact - loss_nats]
+    good = [cell for cell in cells if cell.regret <= loss_nats] or cells[:1]
     return min(good, key=lambda cell: cell.cost(token_ms)).threshold
 
 
@@ -182,18 +185,17 @@ def _expected(a: float, window: int) -> float:
 
 
 def safe_thresholds(table: Table, loss_nats: float = LOSS_NATS) -> tuple[float, ...]:
-    """For each bin the greatest threshold whose loss of quality stays within δ, on the lines
-    between those tried; 0 where only exact verification does."""
+    """For each bin the greatest threshold whose regret stays within δ, on the lines between those
+    tried; 0 where only exact verification's does."""
     return tuple(_safe(b, loss_nats) for b in table.bins)
 
 
 def _safe(b: Bin, loss_nats: float) -> float:
     if not b.cells:
         return 0.0
-    exact = b.cells[0].log_likelihood
     grid = np.linspace(0.0, max(b.cells[-1].threshold, 0.0), 301)
     tried = [max(cell.threshold, 0.0) for cell in b.cells]
-    losses = np.interp(grid, tried, [exact - cell.log_likelihood for cell in b.cells])
+    losses = np.interp(grid, tried, [cell.regret for cell in b.cells])
     too_much = np.flatnonzero(losses > loss_nats)
     return float(grid[-1] if not too_much.size else grid[max(too_much[0] - 1, 0)])
 

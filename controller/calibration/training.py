@@ -114,6 +114,5 @@ def _curve(b: Bin, grid: Float64Array, token_ms: float) -> Float64Array:
         return np.asarray(grid * 1.0)  # nothing is known: the less the better
     tried = [max(cell.threshold, 0.0) for cell in b.cells]
     costs = np.interp(grid, tried, [cell.cost(token_ms) / token_ms for cell in b.cells])
-    exact = b.cells[0].log_likelihood
-    losses = np.interp(grid, tried, [exact - cell.log_likelihood for cell in b.cells])
+    losses = np.interp(grid, tried, [cell.regret for cell in b.cells])
     return np.asarray(costs + SHORTFALL_WEIGHT * np.maximum(losses - LOSS_NATS, 0.0))

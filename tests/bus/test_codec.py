@@ -68,10 +68,10 @@ GOLDEN: list[tuple[Message, str]] = [
     ),
     (
         WindowReport(
-            FEEDBACK, "edge-1", "c1", "sd", 1.5, 0.125, 2, 20.5, 12.25, 3.5, None, 2, -0.5, 1
+            FEEDBACK, "edge-1", "c1", "sd", 1.5, 0.125, 2, 20.5, 12.25, 3.5, None, 2, -0.5, 1, 0.25
         ),
-        ("dc001003069d05a2733101020307a77061727469616c01cd012cca3e19999aca41280000ca3e80000003a66564"
-        "67652d31a26331a27364ca3fc00000ca3e00000002ca41a40000ca41440000ca40600000c002cabf00000001"),
+        ("dc001103069d05a2733101020307a77061727469616c01cd012cca3e19999aca41280000ca3e80000003a66564"
+        "67652d31a26331a27364ca3fc00000ca3e00000002ca41a40000ca41440000ca40600000c002cabf00000001ca3e800000"),
     ),
     (
         SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1),
@@ -161,7 +161,7 @@ messages = st.one_of(
     st.builds(
         WindowReport, feedbacks, names, names, names, st.floats(0, 1e6, width=32), units, counters,
         millis, millis, millis, st.none() | st.floats(0, 1e9, width=32), counters,
-        st.floats(-1e9, 0, width=32), counters,
+        st.floats(-1e9, 0, width=32), counters, st.floats(0, 1e9, width=32),
     ),
     st.builds(SessionOpened, names, names, names, names, names, counters),
     st.builds(SessionClosed, names, names, counters, st.text(max_size=200)),

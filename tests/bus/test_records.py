@@ -169,7 +169,7 @@ REPORT = ReportEntry(
     at_ms=4, request="", session="s", client="c", edge="e", cloud="k", method="e2sci", epoch=1,
     seq=2, outcome="partial", num_drafted=4, num_accepted=2, has_next=True, threshold=0.15,
     credit=0.625, credit_delta=-0.125, expected_accepted=2.5, mean_jsd=0.25, num_scored=3,
-    log_likelihood=-1.5, num_greedy=2, edge_ms=100.0, cloud_ms=60.0, rework_ms=5.0,
+    log_likelihood=-1.5, num_greedy=2, regret=0.5, edge_ms=100.0, cloud_ms=60.0, rework_ms=5.0,
     verify_ms=50.0, queue_ms=10.0,
 )  # fmt: skip
 

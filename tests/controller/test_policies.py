@@ -20,7 +20,7 @@ from tests.decoding.test_predictor import layers
 
 REPORT = WindowReport(
     Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3),
-    "edge-1", "c1", "e2sci", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1,
+    "edge-1", "c1", "e2sci", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25,
 )  # fmt: skip
 
 NUMBERS = {"threshold": 0.25, "window": 6, "base_threshold": 0.1, "credit_memory": 7}

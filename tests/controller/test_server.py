@@ -36,7 +36,7 @@ PATIENCE_S = 20.0
 OPENED = SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1)
 REPORT = WindowReport(
     Feedback("s1", 1, 0, 0, 5, Outcome.ACCEPTED, 1, None, 0.25, 10.0, 0.5, 3),
-    "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1,
+    "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25,
 )  # fmt: skip
 POLICY = FixedPolicy(threshold=0.125, window=4)
 

@@ -62,6 +62,7 @@ def test_a_report_has_the_verdict_the_divergences_and_the_costs(num_rows: int) -
         num_scored=1,
         log_likelihood=math.log(0.25),
         num_greedy=1,
+        regret=math.log(0.5 / 0.25),
     )
     decoded = decode(encode(report))
     assert isinstance(decoded, WindowReport)
@@ -100,6 +101,7 @@ def test_quality_is_of_what_the_window_commits(
     assert quality.num_tokens == len(probs)
     assert quality.log_likelihood == pytest.approx(sum(map(math.log, probs)), abs=1e-12)
     assert quality.num_greedy == num_greedy
+    assert quality.regret == pytest.approx(sum(math.log(0.5 / p) for p in probs), abs=1e-12)
 
 
 def test_a_probability_that_was_rounded_to_zero_is_a_number() -> None:

@@ -23,7 +23,7 @@ def record(**changes: Any) -> WindowRecord:
         "sample": 0, "index": 0, "credit": 0.6, "credit_delta": 0.0, "threshold": -1.0,
         "num_drafted": 4, "num_accepted": 2, "num_committed": 3, "expected_accepted": 2.4,
         "draft_ms": 40.0, "verify_ms": 100.0, "queue_ms": 1.0, "rtt_ms": 9.0, "num_scored": 3,
-        "log_likelihood": -0.6, "num_greedy": 3,
+        "log_likelihood": -0.6, "num_greedy": 3, "regret": 0.0,
     }  # fmt: skip
     return WindowRecord(**(values | changes))
 
@@ -52,11 +52,11 @@ def test_another_link_changes_the_round_trip_alone() -> None:
 
 
 def windows(threshold: float, loss: float, committed: int, credit: float) -> list[WindowRecord]:
-    """Enough windows to count; each loses `loss` nats a token against −0.2."""
+    """Enough windows to count; each loses `loss` nats a token against the first choice."""
     return [
         record(
             threshold=threshold, credit=credit + 0.001 * i, num_committed=committed,
-            log_likelihood=-3 * (0.2 + loss),
+            log_likelihood=-0.6 - 3 * loss, regret=3 * loss,
         )
         for i in range(LEAST_WINDOWS)
     ]  # fmt: skip
@@ -73,6 +73,7 @@ def test_the_label_is_the_cheapest_threshold_that_keeps_quality() -> None:
     cell = table.bins[0].cells[1]
     assert (cell.threshold, cell.segment_ms, cell.committed) == (0.1, 150.0, 3.0)
     assert cell.log_likelihood == pytest.approx(-0.24)
+    assert cell.regret == pytest.approx(0.04)
     assert cell.cost(token_ms=20.0) == pytest.approx(150 - 60)
 
 

@@ -21,7 +21,7 @@ def table_and_layers() -> tuple[Table, Calibration]:
     records = [
         record(
             credit=credit + 0.005 * i, threshold=threshold, num_committed=committed,
-            log_likelihood=-3 * (0.2 + loss),
+            regret=3 * loss,
         )
         for credit, losses in ((0.3, (0.0, 0.02, 0.3)), (0.85, (0.0, 0.0, 0.02)))
         for threshold, committed, loss in zip((-1.0, 0.05, 0.3), (2, 3, 4), losses, strict=True)
