@@ -57,7 +57,9 @@ OPEN = OpenSession(
     tokenizer_digest="d" * 64,
 )
 FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3)
-REPORT = WindowReport(FEEDBACK, "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25)
+REPORT = WindowReport(
+    FEEDBACK, "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25
+)
 UPDATE = ControlUpdate("s1", 1, 2, 0.25, 4, 0.5, -0.25)
 
 
