@@ -12,6 +12,7 @@ import asyncio
 import datetime
 import json
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ from bus.errors import ConfigurationError, RequestFailedError
 from bus.requests import session_id
 from bus.settings import BusSettings
 from bus.store import FinishReason, ReportEntry, Store, WindowEntry, WorkerRecord
-from controller.calibration.files import About, Calibration
+from controller.calibration.files import About, Calibration, load_calibration
 from controller.calibration.records import WindowRecord, on_another_link, write_records
-from controller.calibration.table import Table, make_table, safe_thresholds
+from controller.calibration.table import Table, differences, make_table, safe_thresholds
 from controller.calibration.training import LABEL_STEPS, OBJECTIVE_STEPS, train
 from decoding.credit import CreditLaw, interpolated_neutral
 from launch.stack import Stack, StackOptions
@@ -71,16 +72,18 @@ class Sample(msgspec.Struct, frozen=True):
 
 def run(
     plan: CalibrationPlan, out: Path, simulate_rtt_ms: float | None, loss_nats: float,
-    token_ms: float | None, as_json: bool,
+    token_ms: float | None, against: Path | None, as_json: bool,
 ) -> Calibration:  # fmt: skip
     """Measure what is missing under `out`, and write records, table and predictor.
 
     Args:
         simulate_rtt_ms: price the records for a link with this round trip; nothing is measured.
+        against: another calibration, to compare the table with.
 
     Raises:
         ConfigurationError: `out` holds another plan's run, or nothing to price.
     """
+    other = None if against is None else load_calibration(against)
     questions = mixed(plan.data, plan.samples)
     _claim(plan, out)
     samples = _read_samples(out)
@@ -102,7 +105,8 @@ def run(
     table = make_table(records, token_ms, loss_nats)
     calibration = _train(plan, table, records, samples[0].pair, loss_nats, simulate_rtt_ms)
     calibration.save(out / CALIBRATION)
-    _show(table, calibration, as_json)
+    compared = None if other is None else _compare(records, other)
+    _show(table, calibration, compared, as_json)
     return calibration
 
 
@@ -249,14 +253,45 @@ def _train(
         link=link if simulate_rtt_ms is None else f"{simulate_rtt_ms:g}ms, simulated from {link}",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         num_windows=len(records), neutral=table.neutral, edges=table.edges,
-        safe=safe_thresholds(table, loss_nats),
+        safe=safe_thresholds(table, loss_nats), table=table,
     )  # fmt: skip
     return Calibration(about, layers)
 
 
-def _show(table: Table, calibration: Calibration, as_json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two tables with the same bins.
+
+    Attributes:
+        num_figures: that both have. num_far: more than two standard errors of their difference
+            apart; chance alone makes about one in twenty.
+    """
+
+    num_figures: int
+    num_far: int
+    median: float
+
+
+def _compare(records: Sequence[WindowRecord], other: Calibration) -> Comparison:
+    """Raises ConfigurationError where there are too few windows."""
+    theirs = other.about.table
+    try:
+        table = make_table(records, theirs.token_ms, edges=theirs.edges)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    apart = differences(table, theirs)
+    if not apart:
+        raise ConfigurationError("the tables share no cell with enough windows")
+    return Comparison(len(apart), sum(a > 2 for a in apart), statistics.median(apart))
+
+
+def _show(
+    table: Table, calibration: Calibration, compared: Comparison | None, as_json: bool
+) -> None:
     if as_json:
-        found = {"about": msgspec.to_builtins(calibration.about), "table": asdict(table)}
+        found = {"about": msgspec.to_builtins(calibration.about)}
+        if compared is not None:
+            found["against"] = asdict(compared)
         print(json.dumps(found))
         return
     about = calibration.about
@@ -284,3 +319,8 @@ def _show(table: Table, calibration: Calibration, as_json: bool) -> None:
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
     console.print(printed)
+    if compared is not None:
+        console.print(
+            f"against the other table: {compared.num_far} of {compared.num_figures} figures lie "
+            f"more than two standard errors apart; the median is {compared.median:.2f}"
+        )

@@ -16,12 +16,16 @@ _AHEAD = -10
 
 def pin(stack: Stack) -> None:
     """Edge workers to the first core, cloud workers to the last; everything else where it likes."""
-    cores = sorted(os.sched_getaffinity(0))
     for process in stack.processes:
         if process.name.startswith(("edge", "cloud")):
-            core = cores[0] if process.name.startswith("edge") else cores[-1]
-            for thread in psutil.Process(process.pid).threads():  # new ones inherit it
-                os.sched_setaffinity(thread.id, {core})
+            pin_process(process.pid, last=process.name.startswith("cloud"))
+
+
+def pin_process(pid: int, last: bool) -> None:
+    """A process to the first core, or to the last."""
+    cores = os.sched_getaffinity(0)
+    for thread in psutil.Process(pid).threads():  # new ones inherit it
+        os.sched_setaffinity(thread.id, {max(cores) if last else min(cores)})
 
 
 def put_models_last(stack: Stack) -> bool:

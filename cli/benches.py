@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from bus.errors import ConfigurationError
-from cli import drafts, options
+from cli import drafts, evaluation, options
 from cli.group import run
 
-app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+app = typer.Typer(invoke_without_command=True)
+app.callback()(evaluation.evaluate)
 app.command("draft")(drafts.bench_draft)
 
 _OwnPrompts = Annotated[
@@ -125,6 +125,7 @@ def pace(
             show_default="default",
         ),
     ] = None,
+    paced: options.Paced = None,
     json: options.Json = False,
 ) -> None:
     """What drafting ahead brings over the best static window and over the target alone.
@@ -134,9 +135,9 @@ def pace(
     from bench.pace.plan import Plan
     from bench.pace.run import run as run_pace
 
-    rates = tuple(None if part == "model" else _number(part, 1) for part in error.split(","))
+    rates = tuple(None if part == "model" else options.number(part, 1) for part in error.split(","))
     plan = Plan(
-        rtts_ms=tuple(_number(part, 60_000) for part in rtt_ms.split(",")),
+        rtts_ms=tuple(options.number(part, 60_000) for part in rtt_ms.split(",")),
         error_rates=rates,
         prompts=prompts,
         max_new_tokens=max_new_tokens,
@@ -144,6 +145,7 @@ def pace(
         methods=tuple(options.checked_method(name) for name in method or ["plc"]),
         target=target,
         drafts=tuple(draft or ["default"]),
+        paced=options.checked_paced(paced),
     )
     run_pace(plan, out, json)
 
@@ -185,8 +187,8 @@ def simulate(
         return
     run_simulate(
         PAPER if device is None else read_device(device),
-        [_number(part, 60_000) for part in rtt_ms.split(",")],
-        [_number(part, 0.98) for part in error.split(",")],
+        [options.number(part, 60_000) for part in rtt_ms.split(",")],
+        [options.number(part, 0.98) for part in error.split(",")],
         prompts,
         tokens,
         seed,
@@ -244,18 +246,3 @@ def timeline(
         keep_timeline(keep, entry)
     draw(entry, out)
     typer.echo(f"{out}: {len(entry.events)} events of one answer")
-
-
-def _number(text: str, most: float) -> float:
-    """A number in 0 … `most`.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= most:
-        raise ConfigurationError(f"{text.strip()!r}: expected a number in 0 … {most:g}")
-    return value

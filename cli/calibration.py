@@ -48,6 +48,10 @@ def calibrate(
         float | None,
         typer.Option(min=0, help="γ: ms that a token is worth.", show_default="what one takes"),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Compare with this calibration's table; shipped: with the shipped one."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Find out what this pair does at each threshold, and train the predictor on that.
@@ -57,9 +61,11 @@ def calibrate(
     """
     from bench.calibrate import CalibrationPlan
     from bench.calibrate import run as run_calibration
+    from controller.policies import SHIPPED
 
     plan = CalibrationPlan(
         tuple(data), samples, max_new_tokens, target, draft, options.checked_dtype(dtype),
         options.checked_link(link),
     )  # fmt: skip
-    run_calibration(plan, out, simulate_link, loss, token_price, json)
+    other = SHIPPED if against == Path("shipped") else against
+    run_calibration(plan, out, simulate_link, loss, token_price, other, json)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from bus.errors import RequestError
+from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest, new_request
 from decoding import methods
 from decoding.lookup import Drafter
@@ -132,6 +132,14 @@ Link = Annotated[
         show_default="none",
     ),
 ]
+Paced = Annotated[
+    str | None,
+    typer.Option(
+        help="Measure as on another device: STEP,PASS, the least ms of a draft step and of a "
+        "target pass. A machine that is slower does with a multiple of both and of the round trip.",
+        show_default="as this machine is",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -231,8 +239,37 @@ def checked_link(link: str | None) -> str | None:
     return link
 
 
+def checked_paced(paced: str | None) -> tuple[float, float]:
+    """Least ms of a step and of a pass.
+
+    Raises:
+        ConfigurationError: it is no such pair.
+    """
+    if paced is None:
+        return 0.0, 0.0
+    parts = paced.split(",")
+    if len(parts) != 2:
+        raise ConfigurationError(f"--paced {paced!r}: expected STEP,PASS in ms, such as 24,180")
+    return number(parts[0], 60_000), number(parts[1], 60_000)
+
+
 def checked_dtype(dtype: str) -> str:
     known = ("auto", "float32", "bfloat16")
     if dtype not in known:
         raise typer.BadParameter(f"--dtype {dtype!r} is unknown; use one of {', '.join(known)}")
     return dtype
+
+
+def number(text: str, most: float) -> float:
+    """A number in 0 … `most`.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:
+        raise ConfigurationError(f"{text.strip()!r}: expected a number in 0 … {most:g}")
+    return value

@@ -9,6 +9,7 @@ reference for it; that the network computes what transformers' model does is tes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -73,6 +74,41 @@ def replay_shortfalls(
     return [
         float(logits.max() - logits[token]) for logits, token in zip(replay, tokens, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the target thinks of an answer's tokens, each given those before it.
+
+    Attributes:
+        log_likelihood: Σ ln p₁(token), in nats. num_greedy: tokens that are its first choice.
+        regret: Σ ln p₁(first choice) − ln p₁(token), in nats.
+    """
+
+    num_tokens: int
+    log_likelihood: float
+    num_greedy: int
+    regret: float
+
+
+def score(target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]) -> Quality:
+    """Judge an answer in one pass over it, on temperature-1 distributions.
+
+    Args:
+        prompt, tokens: token ids, at least one each.
+    """
+    cache = KVCache()
+    logits = [_run(target, cache, prompt, num_rows=1)]
+    if len(tokens) > 1:
+        logits.append(_run(target, cache, tokens[:-1], num_rows=len(tokens) - 1))
+    rows = np.concatenate(logits)
+    best = rows.max(axis=1)
+    chosen = rows[np.arange(len(tokens)), list(tokens)]
+    log_norm = best + np.log(np.exp(rows - best[:, None]).sum(axis=1))
+    return Quality(
+        len(tokens), float((chosen - log_norm).sum()), int((chosen == best).sum()),
+        float((best - chosen).sum()),
+    )  # fmt: skip
 
 
 def replay_windows(

@@ -49,6 +49,7 @@ async def serve(settings: CloudSettings) -> None:
         model = await thread.call(
             TargetModel.load, settings.target, settings.dtype, settings.device
         )
+        model.least_pass_ms = settings.least_pass_ms
         store = await connect_store(settings)
         controller = ControllerLink(store, sockets)
         worker = CloudWorker(settings, model, thread, sockets, controller)

@@ -47,6 +47,10 @@ class CloudSettings(WorkerSettings):
     threshold_max: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.30, description="Windows' thresholds are lowered to this."
     )
+    least_pass_ms: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="To measure as on another device: least ms of a pass over windows.",
+    )
     drain_s: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Seconds that running passes get when the worker leaves."
     )

@@ -23,6 +23,7 @@ from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
+from models.padding import pad
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class DraftModel:
     Attributes:
         num_sparse: K, probabilities sent for each token, at most the head's size.
         weight_bytes: bytes of weights that one step reads.
+        least_step_ms: a step takes at least so long (`models.padding`).
         Others as in `models.loading.LoadedModel`.
     """
 
@@ -101,6 +103,7 @@ class DraftModel:
         self.vocab_size = loaded.vocab_size
         self.weight_bytes = loaded.network.weight_bytes
         self.num_sparse = min(num_sparse, loaded.network.head_size)
+        self.least_step_ms = 0.0
 
     @classmethod
     def load(
@@ -199,8 +202,11 @@ class DraftModel:
     @torch.inference_mode()
     def _run(self, cache: DraftCache, tokens: Sequence[int]) -> Tensor:
         """Logits of the last of `tokens`, float[H]."""
+        began = time.perf_counter()
         input_ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
-        return self._network.forward(input_ids, cache.keys_values)
+        logits = self._network.forward(input_ids, cache.keys_values)
+        pad(began, self.least_step_ms)
+        return logits
 
     def _proposal(
         self, logits: Tensor, cache: DraftCache, position: int

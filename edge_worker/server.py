@@ -79,11 +79,15 @@ async def serve(settings: EdgeSettings) -> None:
 
 def _load(settings: EdgeSettings) -> DraftModel:
     spec, dtype, device = settings.draft, settings.dtype, settings.device
+    model: DraftModel
     if settings.oracle is None:
-        return DraftModel.load(spec, dtype, device, settings.num_sparse, settings.drafter)
-    return OracleDraft.load_oracle(
-        spec, dtype, device, settings.num_sparse, settings.oracle, settings.oracle_error_rate
-    )
+        model = DraftModel.load(spec, dtype, device, settings.num_sparse, settings.drafter)
+    else:
+        model = OracleDraft.load_oracle(
+            spec, dtype, device, settings.num_sparse, settings.oracle, settings.oracle_error_rate
+        )
+    model.least_step_ms = settings.least_step_ms
+    return model
 
 
 class Running:

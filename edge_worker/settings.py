@@ -58,6 +58,10 @@ class EdgeSettings(WorkerSettings):
         description="Seconds after its last word from which on the controller is silent; it "
         "repeats itself every second.",
     )
+    least_step_ms: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="To measure as on another device: least ms of a draft step.",
+    )
     timeline: bool = Field(
         False, description="Add each session's timeline to telemetry, for plots of it."
     )

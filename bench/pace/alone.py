@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bench.cores import one_core
 from bench.pace.rows import ALONE, NO_DRAFT, Row
@@ -11,6 +11,7 @@ from cloud_worker.reference import generate_alone
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
 from edge_worker.oracle import RecordedAnswer
+from models.padding import pad
 from models.tokenizer import encode_prompt
 
 
@@ -21,10 +22,13 @@ class TargetAlone:
     the first token to the last the link costs nothing.
     """
 
-    def __init__(self, spec: str, prompts: Sequence[str], max_new_tokens: int) -> None:
+    def __init__(
+        self, spec: str, prompts: Sequence[str], max_new_tokens: int, least_pass_ms: float = 0.0
+    ) -> None:
         self._target = TargetModel.load(spec, "float32")
         self._prompts = [encode_prompt(self._target.tokenizer, text, raw=False) for text in prompts]
         self._max_new_tokens = max_new_tokens
+        self._least_pass_ms = least_pass_ms
 
     def answer(self, prompt_id: int) -> tuple[RecordedAnswer, float]:
         """Its greedy answer, and the seconds from its first token to its last."""
@@ -32,11 +36,24 @@ class TargetAlone:
         target, eos = self._target, self._target.eos_tokens
         with one_core(last=True):
             stream = generate_alone(target, prompt, SamplingParams(), self._max_new_tokens, eos)
+            stream = paced(stream, self._least_pass_ms)
             tokens = [next(stream)]
             began = time.perf_counter()
             tokens += stream
             seconds = time.perf_counter() - began
         return RecordedAnswer(prompt, tuple(tokens)), seconds
+
+
+def paced(tokens: Iterator[int], least_pass_ms: float) -> Iterator[int]:
+    """The tokens, each at least so long after the one before (`models.padding`)."""
+    while True:
+        began = time.perf_counter()
+        try:
+            token = next(tokens)
+        except StopIteration:
+            return
+        pad(began, least_pass_ms)
+        yield token
 
 
 def alone_row(answer: RecordedAnswer, seconds: float, prompt_id: int) -> Row:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from bench.prompts import PROMPTS
 
-WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Static windows of `sd` that the sweep may try."""
 SWEEP_PROMPTS = 10
 MAX_NEW_TOKENS = 32
 
@@ -40,6 +38,8 @@ class Plan:
         error_rates: of the oracles; None among them stands for the drafts themselves.
         prompts: how many of `bench.prompts`.
         repeats: how often each method answers all prompts.
+        paced: a draft step and a target pass take at least so many ms, to measure as on another
+            device (`models.padding`); 0 leaves them as they are.
         methods: measured against `sd` with its best window, which is always there.
     """
 
@@ -51,6 +51,7 @@ class Plan:
     methods: tuple[str, ...] = ("plc",)
     target: str = "default"
     drafts: tuple[str, ...] = ("default",)
+    paced: tuple[float, float] = (0.0, 0.0)
 
     @property
     def settings(self) -> tuple[Setting, ...]:

@@ -107,7 +107,8 @@ def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progre
     if not missing:
         return
     task = progress.add_task("the target alone", total=len(missing) * plan.repeats * plan.prompts)
-    alone = TargetAlone(plan.target, PROMPTS[: plan.prompts], plan.max_new_tokens)
+    prompts = PROMPTS[: plan.prompts]
+    alone = TargetAlone(plan.target, prompts, plan.max_new_tokens, plan.paced[1])
     answers = out / ANSWERS
     if not answers.exists():
         recorded = [alone.answer(index) for index in range(plan.prompts)]

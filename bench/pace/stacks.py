@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -12,17 +12,24 @@ from bench.answers import read_answer
 from bench.cores import pin, put_models_last
 from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
-from bench.pace.plan import SWEEP_PROMPTS, WINDOWS, Plan, Setting
+from bench.pace.plan import SWEEP_PROMPTS, Plan, Setting
 from bench.pace.rows import Row, StackRow, tokens_per_s
 from bench.prompts import PROMPTS
 from bench.telemetry import read_telemetry
+from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.store import DraftSpan, TimelineEntry
 from launch.stack import Stack, StackOptions
 
 _SWEEP = -1
-_GUESSED_ERROR_RATE = 0.45
 Tick = Callable[[], None]
+
+
+def paced_env(least_step_ms: float, least_pass_ms: float) -> dict[str, str]:
+    """Settings of workers whose models take at least so long."""
+    return {
+        "E2SCI_LEAST_STEP_MS": str(least_step_ms), "E2SCI_LEAST_PASS_MS": str(least_pass_ms),
+    }  # fmt: skip
 
 
 class MeasuredStack:
@@ -38,7 +45,7 @@ class MeasuredStack:
         self, plan: Plan, setting: Setting, answers: Path, alone: TargetAlone | None, tick: Tick
     ) -> None:
         self._plan, self._setting, self._alone, self._tick = plan, setting, alone, tick
-        env = {"E2SCI_TIMELINE": "1"}
+        env = {"E2SCI_TIMELINE": "1", **paced_env(*plan.paced)}
         if setting.error_rate is not None:
             env |= {
                 "E2SCI_ORACLE": str(answers),
@@ -57,8 +64,8 @@ class MeasuredStack:
             models_last = put_models_last(self._stack)
             async with Client(redis_url=self._stack.redis_url) as client:
                 await self._warm_up(client)
-                rows = await self._sweep(client)
-                rows += await self._repetitions(client, _best(rows))
+                rows, window = await self._sweep(client)
+                rows += await self._repetitions(client, f"sd:{window}")
             entries = await read_telemetry(self._stack.redis_url)
         timelines = [entry for entry in entries if isinstance(entry, TimelineEntry)]
         return rows, timelines, self._stack_row(timelines, models_last)
@@ -67,16 +74,20 @@ class MeasuredStack:
         for method in ("sd", *self._plan.methods):
             await self._answer(client, method, _SWEEP, 0)
 
-    async def _sweep(self, client: Client) -> list[Row]:
-        async def answers(window: int) -> list[Row]:
-            return [
+    async def _sweep(self, client: Client) -> tuple[list[Row], int]:
+        """Answers with all windows tried, and the best window."""
+        rows: list[Row] = []
+
+        async def speed(window: int) -> float:
+            own = [
                 await self._answer(client, f"sd:{window}", _SWEEP, prompt_id)
                 for prompt_id in range(min(SWEEP_PROMPTS, self._plan.prompts))
             ]
+            rows.extend(own)
+            return tokens_per_s(own)
 
-        error = self._setting.error_rate
-        guess = 0.8 / (_GUESSED_ERROR_RATE if error is None else max(error, 0.02))
-        return await climb(answers, guess)
+        speeds = await climb(speed, first_guess(self._setting.error_rate))
+        return rows, max(speeds, key=speeds.__getitem__)
 
     async def _repetitions(self, client: Client, sd: str) -> list[Row]:
         rows = []
@@ -125,24 +136,3 @@ def _step_ms(timelines: Sequence[TimelineEntry]) -> float:
         for span in [e for e in entry.events if isinstance(e, DraftSpan)][1:]
         if span.num_tokens
     )
-
-
-async def climb(answers: Callable[[int], Awaitable[list[Row]]], guess: float) -> list[Row]:
-    """Rows of all windows tried: from the one nearest to the guess on to the better neighbour
-    until there is none. Goodput over W has one maximum (`decoding.pacing`)."""
-    at = min(range(len(WINDOWS)), key=lambda index: abs(WINDOWS[index] - guess))
-    tried: dict[int, list[Row]] = {}
-    while True:
-        for index in range(max(0, at - 1), min(len(WINDOWS), at + 2)):
-            if index not in tried:
-                tried[index] = await answers(WINDOWS[index])
-        best = max(tried, key=lambda index: tokens_per_s(tried[index]))
-        if best == at:
-            return [row for rows in tried.values() for row in rows]
-        at = best
-
-
-def _best(rows: Sequence[Row]) -> str:
-    """The fastest method of a sweep."""
-    methods = {row.method for row in rows}
-    return max(methods, key=lambda m: tokens_per_s([row for row in rows if row.method == m]))

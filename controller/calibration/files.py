@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bus.errors import ConfigurationError
+from controller.calibration.table import Table
 from decoding.credit import REFERENCE_WINDOW, CreditLaw, interpolated_neutral
 from decoding.predictor import NUM_LAYERS, Layers, NeuralPredictor
 
-FORMAT = "e2sci-calibration-1"
+FORMAT = "e2sci-calibration-2"
 
 
 class About(msgspec.Struct, frozen=True):
@@ -26,6 +27,7 @@ class About(msgspec.Struct, frozen=True):
         data: what was asked. link: over which network. date: ISO 8601. method: how it was run.
         neutral: W → τ(W). edges: of the bins of credit. safe: the greatest threshold of each bin
             that keeps quality, in nats.
+        table: what all of it was made of.
     """
 
     target: str
@@ -38,6 +40,7 @@ class About(msgspec.Struct, frozen=True):
     neutral: dict[int, float]
     edges: tuple[float, ...]
     safe: tuple[float, ...]
+    table: Table
     format: str = FORMAT
 
 

@@ -39,6 +39,8 @@ class Cell:
         segment_ms: E[T_seg]. committed: E[L_acc], the token behind the accepted ones included.
         log_likelihood, regret: nats a token. agreement: share of tokens that are the target's own
             choice.
+        spread: standard errors of segment_ms, committed and regret, by the jackknife over samples,
+            since windows of one answer are alike.
     """
 
     threshold: float
@@ -48,18 +50,21 @@ class Cell:
     log_likelihood: float
     agreement: float
     regret: float
+    spread: tuple[float, float, float]
 
     @classmethod
     def of(cls, threshold: float, records: Sequence[WindowRecord]) -> Cell:
         scored = max(sum(record.num_scored for record in records), 1)
+        segment_ms, committed, regret = _means(records)
         return cls(
             threshold,
             len(records),
-            statistics.fmean(record.segment_ms for record in records),
-            statistics.fmean(record.num_committed for record in records),
+            segment_ms,
+            committed,
             sum(record.log_likelihood for record in records) / scored,
             sum(record.num_greedy for record in records) / scored,
-            sum(record.regret for record in records) / scored,
+            regret,
+            _jackknife(records),
         )
 
     def cost(self, token_ms: float) -> float:
@@ -107,13 +112,21 @@ def make_table(
     token_ms: float | None = None,
     loss_nats: float = LOSS_NATS,
     num_bins: int = NUM_BINS,
+    edges: tuple[float, ...] | None = None,
 ) -> Table:
-    """The table of these windows."""
+    """The table of these windows; bins of about equal size, or between `edges`.
+
+    Raises:
+        ValueError: no window lies in one of the bins between `edges`.
+    """
     price = mean_token_ms(records) if token_ms is None else token_ms
-    edges = _quantiles([record.credit for record in records], num_bins)
+    if edges is None:
+        edges = _quantiles([record.credit for record in records], num_bins)
     groups: dict[int, list[WindowRecord]] = defaultdict(list)
     for record in records:
         groups[bisect.bisect_right(edges, record.credit)].append(record)
+    if len(groups) <= len(edges):
+        raise ValueError("too few windows: none lies in one of the bins of credit")
     bins = tuple(_make_bin(groups[index], price, loss_nats) for index in range(len(edges) + 1))
     return Table(edges, bins, neutral_by_window(records), price)
 
@@ -133,6 +146,45 @@ def neutral_by_window(records: Sequence[WindowRecord]) -> dict[int, float]:
         for window, shares in sorted(groups.items())
         if len(shares) >= LEAST_WINDOWS
     }
+
+
+def _means(records: Sequence[WindowRecord]) -> tuple[float, float, float]:
+    """ms and committed tokens a window, regret a token."""
+    scored = max(sum(record.num_scored for record in records), 1)
+    return (
+        statistics.fmean(record.segment_ms for record in records),
+        statistics.fmean(record.num_committed for record in records),
+        sum(record.regret for record in records) / scored,
+    )
+
+
+def _jackknife(records: Sequence[WindowRecord]) -> tuple[float, float, float]:
+    """Standard errors of `_means`, a sample left out at a time; of one sample the means."""
+    samples = {record.sample for record in records}
+    if len(samples) < 2:
+        return _means(records)
+    without = np.array([_means([r for r in records if r.sample != s]) for s in samples])
+    scale = (len(samples) - 1) * without.var(axis=0)
+    segment_ms, committed, regret = np.sqrt(scale).tolist()
+    return segment_ms, committed, regret
+
+
+def differences(table: Table, other: Table) -> list[float]:
+    """How far apart cells of two tables with the same edges lie, in standard errors of their
+    difference: one number for each quantity of each cell that both have."""
+    found = []
+    for own, theirs in zip(table.bins, other.bins, strict=True):
+        cells = {cell.threshold: cell for cell in theirs.cells}
+        for cell in own.cells:
+            match = cells.get(cell.threshold)
+            if match is None:
+                continue
+            mine = (cell.segment_ms, cell.committed, cell.regret)
+            values = (match.segment_ms, match.committed, match.regret)
+            for a, b, *spreads in zip(mine, values, cell.spread, match.spread, strict=True):
+                error = float(np.hypot(*spreads))
+                found.append(abs(a - b) / error if error else 0.0)
+    return found
 
 
 def _make_bin(records: Sequence[WindowRecord], token_ms: float, loss_nats: float) -> Bin:

@@ -29,10 +29,10 @@ class Lockstep:
     forecasts = False
 
     def __init__(self, window: int | None = None) -> None:
-        self._window = window
+        self.window = window
 
     def flow(self, view: PaceView) -> Flow:
-        return _lockstep(view.window if self._window is None else self._window, view.greedy)
+        return _lockstep(view.window if self.window is None else self.window, view.greedy)
 
 
 def _lockstep(window: int, greedy: bool) -> Flow:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.pace import stacks
-from bench.pace.plan import WINDOWS, Plan
+from bench.pace.plan import Plan
 from bench.pace.rows import (
     ALONE,
     Row,
@@ -19,7 +18,6 @@ from bench.pace.rows import (
     read_timeline_rows,
 )
 from bench.pace.run import run
-from bench.pace.stacks import climb
 from bench.pace.summary import Cell, Spread, as_table, summarise
 from bus.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
@@ -68,22 +66,6 @@ def test_each_repetition_draws_other_errors_and_each_method_meets_the_same() -> 
     seeds = {plan.seed(prompt, repeat) for prompt in range(20) for repeat in range(-1, 5)}
     assert len(seeds) == 20 * 6
     assert min(seeds) >= 0
-
-
-@pytest.mark.parametrize("best", WINDOWS)
-@pytest.mark.parametrize("guess", [0.5, 8.0, 40.0])
-async def test_the_climb_ends_at_the_fastest_window(best: int, guess: float) -> None:
-    tried: list[int] = []
-
-    async def answers(window: int) -> list[Row]:
-        tried.append(window)
-        slow = abs(WINDOWS.index(window) - WINDOWS.index(best))
-        return [row(f"sd:{window}", 100, 1.0 + slow)]
-
-    rows = await climb(answers, guess)
-    assert len(tried) == len(set(tried))
-    assert max(rows, key=lambda r: r.tokens / r.seconds).method == f"sd:{best}"
-    assert stacks._best(rows) == f"sd:{best}"
 
 
 def test_speed_is_tokens_over_seconds_of_a_repetition_and_ratios_are_paired() -> None:

@@ -14,7 +14,12 @@ from controller.calibration.records import (
     read_records,
     write_records,
 )
-from controller.calibration.table import LEAST_WINDOWS, make_table, mean_token_ms
+from controller.calibration.table import (
+    LEAST_WINDOWS,
+    differences,
+    make_table,
+    mean_token_ms,
+)
 from decoding.credit import interpolated_neutral, neutral_acceptance
 
 
@@ -106,3 +111,20 @@ def test_the_window_is_the_one_with_the_greatest_goodput() -> None:
     long = [record(num_drafted=1, expected_accepted=0.95, draft_ms=5.0, rtt_ms=200.0)] * 8
     assert make_table(short).bins[0].window <= 2
     assert make_table(long).bins[0].window >= 12
+
+
+def test_the_spread_is_that_between_samples() -> None:
+    """Samples with means 140 and 160 ms: the jackknife's standard error is 10 ms."""
+    records = [record(sample=0, rtt_ms=-1.0)] * 4 + [record(sample=1, rtt_ms=19.0)] * 4
+    (cell,) = make_table(records, num_bins=1).bins[0].cells
+    assert cell.segment_ms == 150.0
+    assert cell.spread == (pytest.approx(10.0), 0.0, 0.0)
+
+
+def test_tables_are_compared_in_standard_errors() -> None:
+    ours = [record(sample=0, rtt_ms=-1.0)] * 4 + [record(sample=1, rtt_ms=19.0)] * 4
+    theirs = [record(sample=0, rtt_ms=29.0)] * 4 + [record(sample=1, rtt_ms=49.0)] * 4
+    a, b = (make_table(records, num_bins=1) for records in (ours, theirs))
+    assert differences(a, b) == [pytest.approx(30 / (2 * 100) ** 0.5), 0.0, 0.0]
+    with pytest.raises(ValueError, match="too few windows"):
+        make_table(ours, edges=(0.9,))

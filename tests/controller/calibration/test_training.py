@@ -33,7 +33,7 @@ def table_and_layers() -> tuple[Table, Calibration]:
     assert len(ticks) == 900
     about = About(
         "target", "draft", "digest", "data.jsonl", "40ms", "2026-11-25", len(records),
-        table.neutral, table.edges, safe_thresholds(table),
+        table.neutral, table.edges, safe_thresholds(table), table,
     )  # fmt: skip
     return table, Calibration(about, layers)
 

@@ -1,0 +1,146 @@
+"""What is measured, and in which order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.datasets import Question, in_turns, read_questions
+from bench.prompts import SETS
+from bus.errors import ConfigurationError
+from decoding import methods
+from decoding.methods.base import Control
+from decoding.methods.paces import Lockstep
+
+TARGET = "target"
+"""The target alone, streaming its tokens over the same link."""
+METHODS = (
+    TARGET, "sd", "fsd", "plc", "e2sci", "e2sci-no-plc", "e2sci-no-threshold", "e2sci-no-history",
+)  # fmt: skip
+ORACLE = "oracle:"
+AS_IT_IS = "as it is"
+DRAFTERS = ("model", "lookup+model", "lookup")
+SWEEP_QUESTIONS = 6
+"""Prompts on which static windows are compared; none of them is measured."""
+Variation = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One installation: a link, a draft, and perhaps one setting of the workers that differs.
+
+    Attributes:
+        rtt_ms: round trip of the link.
+        draft: who drafts, `model`, `lookup+model` or `lookup`, or `oracle:0.1`, a draft that is
+            right but at one position in ten.
+        variation: name and value of the setting; empty where all is as usual.
+    """
+
+    rtt_ms: float
+    draft: str
+    variation: Variation = ("", "")
+
+    def __str__(self) -> str:
+        varied = f", {self.variant}" if self.variant else ""
+        return f"{self.rtt_ms:g} ms, draft {self.draft}{varied}"
+
+    @property
+    def variant(self) -> str:
+        name, value = self.variation
+        return f"{name}={value}" if name else ""
+
+    @property
+    def error_rate(self) -> float | None:
+        """Of an oracle; None for a real draft."""
+        return float(self.draft.removeprefix(ORACLE)) if self.draft.startswith(ORACLE) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole run.
+
+    Attributes:
+        files: data sets; none stands for this project's own prompts.
+        limit: prompts of each. skip: rows of each that come before them.
+        methods: names, `target` among them. A method in lockstep whose window nobody sets gets the
+            best static one of a sweep.
+        variations: each one is another installation, beside the usual one where there are none.
+        clients: prompts answered at once.
+        paced: least ms of a draft step and of a target pass, to measure as on another device.
+        run_code: whether code that models write is run, to mark it.
+    """
+
+    files: tuple[Path, ...]
+    methods: tuple[str, ...] = METHODS
+    limit: int = 20
+    skip: int = 0
+    max_new_tokens: int = 96
+    rtts_ms: tuple[float, ...] = (40.0,)
+    drafts: tuple[str, ...] = ("model",)
+    variations: tuple[Variation, ...] = (("", ""),)
+    clients: int = 1
+    target: str = "default"
+    draft: str = "default"
+    calibration: str = "default"
+    paced: tuple[float, float] = (0.0, 0.0)
+    run_code: bool = False
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        return tuple(
+            Setting(*parts)
+            for parts in itertools.product(self.rtts_ms, self.drafts, self.variations)
+        )
+
+    @property
+    def device(self) -> str:
+        """What rows say of it."""
+        if not any(self.paced):
+            return AS_IT_IS
+        return f"paced: {self.paced[0]:g} ms a step, {self.paced[1]:g} ms a pass"
+
+    def questions(self) -> tuple[list[Question], list[Question]]:
+        """Those that are measured, data sets in turns, and those of the sweep.
+
+        Raises:
+            ConfigurationError: a data set cannot be read, or has too few rows.
+        """
+        end = self.skip + self.limit
+        columns = [read_questions(path, end + SWEEP_QUESTIONS) for path in self.files]
+        if not self.files:
+            columns = own_questions()
+            end = min(end, *map(len, columns))
+        for column in columns:
+            if len(column) < end:
+                raise ConfigurationError(
+                    f"{column[0].dataset} has {len(column)} rows; {end} are needed (--skip and "
+                    "--limit)"
+                )
+        measured = in_turns([column[self.skip : end] for column in columns])
+        others = in_turns([column[end:] or column[self.skip : end] for column in columns])
+        return measured, others[:SWEEP_QUESTIONS]
+
+
+def own_questions() -> list[list[Question]]:
+    """This project's own prompts, which nobody marks."""
+    return [
+        [Question(name, index, prompt) for index, prompt in enumerate(prompts)]
+        for name, prompts in SETS.items()
+    ]
+
+
+def needs_sweep(name: str) -> bool:
+    """Whether a method runs in lockstep with a window that nobody sets: neither its name nor
+    credit."""
+    method = methods.find(name)
+    if method is None or method.control is not Control.FIXED:
+        return False
+    return isinstance(method.pace, Lockstep) and method.pace.window is None
+
+
+def in_turn(names: Sequence[str], number: int) -> tuple[str, ...]:
+    """The order in which methods answer a prompt: who begins changes."""
+    shift = number % len(names)
+    return (*names[shift:], *names[:shift])

@@ -1,0 +1,234 @@
+"""The report of a run: one self-contained HTML page, and its main table as Markdown."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import msgspec
+import plotly.graph_objects as go
+import psutil
+from plotly.offline import get_plotlyjs
+
+from bench.evaluation.inertia import (
+    HIGH,
+    LOW,
+    MEMORY,
+    PAPER_HIGH,
+    PAPER_LOW,
+    Estimate,
+    Inertia,
+    inertia,
+)  # fmt: skip
+from bench.evaluation.rows import Row, WindowRow
+from bench.evaluation.summary import Line, as_markdown, columns, whole_lines
+from dashboard import evidence_charts
+from dashboard.evidence import frame_of
+from dashboard.timeline_chart import timeline_figure
+
+REPORT, TABLE = "report.html", "table.md"
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_LEAST_WINDOWS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading, what to see there in a sentence or two, and a figure or a table (HTML)."""
+
+    title: str
+    text: str
+    body: str
+
+
+def write_report(
+    out: Path, rows: Sequence[Row], windows: Sequence[WindowRow], lines: Sequence[Line]
+) -> Path:
+    """Write `report.html` and `table.md`; the page's path."""
+    (out / TABLE).write_text(as_markdown(lines), "utf-8")
+    found = by_dataset(windows)
+    sections = [*_tables(lines), *_charts(lines), *_inertia(found), *_timeline(windows)]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
+        sections=sections,
+        about=_about(out, rows),
+        sources=sorted({line.source for line in lines}),
+        plotly=get_plotlyjs(),
+    )
+    path = out / REPORT
+    path.write_text(page, "utf-8")
+    return path
+
+
+def by_dataset(windows: Sequence[WindowRow]) -> dict[str, Inertia]:
+    """Credit inertia of each data set, over the answers of lossless methods in lockstep, whose
+    windows have one size; all data sets together last. Without such answers nothing."""
+    answers: dict[str, list[list[float]]] = defaultdict(list)
+    for row in windows:
+        sizes = {window.window for window in row.windows}
+        if row.key.method.partition(":")[0] == "sd" and len(sizes) == 1:
+            series = [w.num_accepted / w.num_drafted for w in row.windows if w.num_drafted]
+            answers[row.key.dataset].append(series)
+    found = {name: inertia(own) for name, own in answers.items()}
+    if len(found) > 1:
+        found["all"] = inertia([series for own in answers.values() for series in own])
+    return {name: own for name, own in found.items() if own.num_windows >= _LEAST_WINDOWS}
+
+
+def inertia_lines(found: dict[str, Inertia]) -> list[str]:
+    """For a terminal and a README."""
+    return [
+        f"{name}: {own.num_windows} windows, mean acceptance {own.mean:.2f}; autocorrelation at "
+        f"lag 1 {own.autocorrelation[0]}, shuffled {own.shuffled:.2f}; after a mean above "
+        f"{HIGH:g}: {own.after_high} ± {own.spread_high:.2f} ({own.num_high} windows), below "
+        f"{LOW:g}: {own.after_low} ± {own.spread_low:.2f} ({own.num_low})"
+        for name, own in found.items()
+    ]
+
+
+# --- sections ---------------------------------------------------------------------------------
+
+
+def _tables(lines: Sequence[Line]) -> list[Section]:
+    shown = columns(lines)
+    sections = [
+        Section(
+            "All data sets together",
+            "Tokens a second of decoding: after the first pass of the target. Intervals hold 95 % "
+            "of resamples of prompts; ratios are of the same prompts.",
+            _table(
+                list(shown),
+                [[show(line) for show in shown.values()] for line in whole_lines(lines)],
+            ),
+        )
+    ]
+    datasets = [name for name in dict.fromkeys(line.dataset for line in lines) if name != "all"]
+    if len(datasets) > 1:
+        methods = dict.fromkeys(
+            (line.method, line.rtt_ms, line.draft, line.variant) for line in lines
+        )
+        cells = {
+            (line.method, line.rtt_ms, line.draft, line.variant, line.dataset): line
+            for line in lines
+        }
+        for title, value in (
+            ("Speed over the target alone", lambda line: line.over_target),
+            ("Speed over sd with its best window", lambda line: line.over_sd),
+            ("Throughput, tokens a second", lambda line: line.speed),
+        ):
+            body = [
+                [_name(key), *(_cell(cells.get((*key, name)), value) for name in datasets)]
+                for key in methods
+            ]
+            sections.append(Section(title, "By data set.", _table(["method", *datasets], body)))
+    return sections
+
+
+def _name(key: tuple[str, float, str, str]) -> str:
+    method, rtt_ms, draft, variant = key
+    return ", ".join(filter(None, (method, f"{rtt_ms:g} ms", f"draft {draft}", variant)))
+
+
+def _cell(line: Line | None, value: object) -> str:
+    found = value(line) if callable(value) and line is not None else None
+    return "–" if found is None else str(found)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{jinja2.filters.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _charts(lines: Sequence[Line]) -> list[Section]:
+    frame = frame_of([msgspec.to_builtins(line) for line in lines])
+    usual = frame[frame["rtt_ms"] == frame["rtt_ms"].iloc[0]]
+    sections = []
+    if usual["over_target.value"].notna().any():
+        text = "A bar above 1 is faster than the target alone over the same link."
+        sections.append(_chart("Speed-up", text, evidence_charts.speedups(usual)))
+    if usual["over_sd.value"].notna().any():
+        text = "sd is speculative decoding in lockstep, with the static window that is best here."
+        figure = evidence_charts.speedups(usual, "over_sd")
+        sections.append(_chart("Against lockstep", text, figure))
+    text = (
+        "Each point is a method, a line joins the thresholds of one. Exact methods lose nothing; "
+        "what a lossy one loses is measured by the target itself."
+    )
+    sections.append(_chart("Quality and speed", text, evidence_charts.quality_speed(usual)))
+    text = "Modelled energy is watts of a busy and of an idle core times measured time."
+    sections.append(_chart("Energy and latency", text, evidence_charts.energy_latency(usual)))
+    if frame["rtt_ms"].nunique() > 1:
+        text = "Drafting ahead hides the link; lockstep pays it for every window."
+        sections.append(_chart("Round trips", text, evidence_charts.round_trips(frame)))
+    return sections
+
+
+def _inertia(found: dict[str, Inertia]) -> list[Section]:
+    if not found:
+        return []
+    curves = {
+        name: [(e.value, e.low, e.high) for e in own.autocorrelation] for name, own in found.items()
+    }
+    heads = [
+        "data set", "windows", "mean acceptance", "lag 1", "lag 1, shuffled",
+        f"after a mean above {HIGH:g} (paper: {PAPER_HIGH:g})",
+        f"after a mean below {LOW:g} (paper: {PAPER_LOW:g})",
+    ]  # fmt: skip
+    body = [
+        [
+            name, str(own.num_windows), f"{own.mean:.2f}", str(own.autocorrelation[0]),
+            f"{own.shuffled:.2f}", _group(own.after_high, own.num_high),
+            _group(own.after_low, own.num_low),
+        ]
+        for name, own in found.items()
+    ]  # fmt: skip
+    text = (
+        f"Credit rests on windows being like the last {MEMORY}. Shuffled is what the "
+        "autocorrelation would be if answers differed in difficulty and the order within them "
+        "meant nothing."
+    )
+    chart = _chart("Credit inertia", text, evidence_charts.autocorrelation(curves))
+    return [chart, Section("Windows behind good and bad stretches", "", _table(heads, body))]
+
+
+def _group(estimate: Estimate, count: int) -> str:
+    return f"{estimate} of {count}" if count else "none"
+
+
+def _timeline(windows: Sequence[WindowRow]) -> list[Section]:
+    kept = [row for row in windows if row.timeline is not None]
+    if not kept:
+        return []
+    row = next((row for row in kept if row.key.method == "e2sci"), kept[-1])
+    assert row.timeline is not None
+    text = f"{row.key.method} on one prompt of {row.key.dataset}, {row.key.rtt_ms:g} ms."
+    return [_chart("A session's timeline", text, timeline_figure(row.timeline))]
+
+
+def _chart(title: str, text: str, figure: go.Figure) -> Section:
+    return Section(title, text, figure.to_html(full_html=False, include_plotlyjs=False))
+
+
+def _about(out: Path, rows: Sequence[Row]) -> dict[str, str]:
+    """What was run, where and when."""
+    plan = (
+        json.loads((out / "plan.json").read_text("utf-8")) if (out / "plan.json").exists() else {}
+    )
+    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "Date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "Machine": f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}",
+        "Answers": f"{len(rows)}, of at most {plan.get('max_new_tokens', '?')} tokens",
+        "Target and draft": f"{plan.get('target', '?')}, {plan.get('draft', '?')}",
+        "Round trips": ", ".join(sorted({f"{row.rtt_ms:g} ms" for row in rows})),
+        "Prompts at once": ", ".join(sorted({str(row.clients) for row in rows})),
+    }

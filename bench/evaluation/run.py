@@ -1,0 +1,144 @@
+"""A whole run: settings one after the other, every answer kept, and the report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from bench.datasets import Question
+from bench.evaluation.plan import Plan, Setting
+from bench.evaluation.report import by_dataset, inertia_lines, write_report
+from bench.evaluation.rows import Key, Row, SweepRow, WindowRow, read_all
+from bench.evaluation.setting import DTYPE, Judge, MeasuredSetting
+from bench.evaluation.summary import Line, as_table, summarise
+from bench.progress import counting_bar
+from bench.sandbox import Sandbox
+from bench.tasks import prompt_of
+from bus.errors import ConfigurationError
+from cloud_worker.reference import generate_alone
+from cloud_worker.target_model import TargetModel
+from decoding.sampling import SamplingParams
+from edge_worker.oracle import RecordedAnswer, write_answers
+from models.tokenizer import encode_prompt
+
+ROWS, WINDOWS, SWEEPS, ANSWERS, PLAN, SUMMARY = (
+    "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "answers.jsonl", "plan.json", "summary.jsonl",
+)  # fmt: skip
+_FILES: dict[type, str] = {Row: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS}
+_MAY_GROW = ("methods", "limit", "rtts_ms", "drafts", "variations")
+_TABLE_WIDTH = 120
+
+
+def run(plan: Plan, out: Path, as_json: bool) -> list[Line]:
+    """Measure what is still missing under `out`, summarise all of it, and write the report.
+
+    Raises:
+        ConfigurationError: `out` holds another plan's run, or a data set cannot be used.
+    """
+    sandbox = Sandbox() if plan.run_code else None
+    measured, others = plan.questions()
+    _claim(plan, out)
+    done = frozenset(row.key for row in read_all(out / ROWS, Row))
+    missing = {setting: _missing(plan, setting, measured, done) for setting in plan.settings}
+    if any(missing.values()):
+        judge = Judge(plan.target, sandbox)
+        if any(s.error_rate is not None and missing[s] for s in missing):
+            _record_answers(plan, [*measured, *others], out / ANSWERS)
+        _measure(plan, {s: n for s, n in missing.items() if n}, judge, measured, others, done, out)
+    return report(out, as_json)
+
+
+def report(out: Path, as_json: bool) -> list[Line]:
+    """Summarise what a directory holds, and write its report.
+
+    Raises:
+        ConfigurationError: it holds no rows.
+    """
+    rows, windows = read_all(out / ROWS, Row), read_all(out / WINDOWS, WindowRow)
+    if not rows:
+        raise ConfigurationError(f"{out} holds no rows of `e2sci bench`")
+    lines = summarise(rows)
+    (out / SUMMARY).write_bytes(msgspec.json.Encoder().encode_lines(lines))
+    path = write_report(out, rows, windows, lines)
+    if as_json:
+        for line in lines:
+            print(msgspec.json.encode(line).decode())
+    else:
+        console = Console()
+        console.width = max(console.width, _TABLE_WIDTH)
+        console.print(as_table(lines))
+        for line in inertia_lines(by_dataset(windows)):
+            console.print(line)
+        console.print(f"report: {path}")
+    return lines
+
+
+def _claim(plan: Plan, out: Path) -> None:
+    """Only one plan may fill a directory; more methods, prompts, links or drafts are the same."""
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in asdict(plan).items() if name not in _MAY_GROW}
+    text = json.dumps(kept, default=str)
+    path = out / PLAN
+    if path.exists() and path.read_text("utf-8") != text:
+        raise ConfigurationError(f"{out} holds a run with other settings; use a new --out")
+    path.write_text(text, "utf-8")
+
+
+def _missing(
+    plan: Plan, setting: Setting, measured: Sequence[Question], done: frozenset[Key]
+) -> int:
+    where = (setting.rtt_ms, setting.draft, setting.variant)
+    return sum(
+        Key(method, question.dataset, question.index, *where) not in done
+        for method in plan.methods
+        for question in measured
+    )
+
+
+def _measure(
+    plan: Plan, missing: dict[Setting, int], judge: Judge, measured: Sequence[Question],
+    others: Sequence[Question], done: frozenset[Key], out: Path,
+) -> None:  # fmt: skip
+    with counting_bar() as progress:
+        task = progress.add_task("answers", total=sum(missing.values()))
+        for setting in missing:
+            progress.update(task, description=str(setting))
+            part = MeasuredSetting(
+                plan, setting, judge, out / ANSWERS, done, read_all(out / SWEEPS, SweepRow),
+                keep=lambda rows: _append(out, rows), tick=lambda: progress.advance(task),
+            )  # fmt: skip
+            asyncio.run(part.run(measured, others))
+
+
+def _append(out: Path, rows: Sequence[Row | WindowRow | SweepRow]) -> None:
+    """Windows first: an answer counts as done with its row."""
+    for kind in (WindowRow, SweepRow, Row):
+        own = [row for row in rows if isinstance(row, kind)]
+        if own:
+            with (out / _FILES[kind]).open("ab") as file:
+                file.write(msgspec.json.Encoder().encode_lines(own))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _record_answers(plan: Plan, questions: Sequence[Question], path: Path) -> None:
+    """The target's own answers, which oracles replay."""
+    if path.exists():
+        return
+    target = TargetModel.load(plan.target, DTYPE)
+    recorded = []
+    with counting_bar() as progress:
+        for question in progress.track(questions, description="the target's own answers"):
+            prompt = encode_prompt(target.tokenizer, prompt_of(question), raw=False)
+            answer = generate_alone(
+                target, prompt, SamplingParams(), plan.max_new_tokens, target.eos_tokens
+            )
+            recorded.append(RecordedAnswer(prompt, tuple(answer)))
+    write_answers(path, recorded)
