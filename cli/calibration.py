@@ -48,6 +48,9 @@ def calibrate(
         float | None,
         typer.Option(min=0, help="γ: ms that a token is worth.", show_default="what one takes"),
     ] = None,
+    energy_price: Annotated[
+        float, typer.Option(min=0, help="Weighs energy against latency: ms that a joule costs.")
+    ] = 0.0,
     against: Annotated[
         Path | None,
         typer.Option(help="Compare with this calibration's table; shipped: with the shipped one."),
@@ -59,7 +62,7 @@ def calibrate(
     Writes records.parquet (a row for each window), and calibration.safetensors for the controller
     (E2SCI_CALIBRATION).
     """
-    from bench.calibrate import CalibrationPlan
+    from bench.calibrate import Aims, CalibrationPlan
     from bench.calibrate import run as run_calibration
     from controller.policies import SHIPPED
 
@@ -68,4 +71,5 @@ def calibrate(
         options.checked_link(link),
     )  # fmt: skip
     other = SHIPPED if against == Path("shipped") else against
-    run_calibration(plan, out, simulate_link, loss, token_price, other, json)
+    aims = Aims(loss, token_price, energy_price, simulate_link, other)
+    run_calibration(plan, aims, out, json)

@@ -30,6 +30,7 @@ from cloud_worker.settings import CloudSettings
 from cloud_worker.target_model import TargetModel
 from decoding import cloud, methods
 from decoding.cloud_events import OpenArrived, WindowArrived
+from models.energy import find_gauge
 from models.thread import ModelThread, now_ms
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class CloudWorker:
         self._settings = settings
         self._model = model
         self._thread = thread
+        self._gauge = find_gauge(model.device, settings.busy_watts)
         self._controller = controller
         self._name = settings.id_for("cloud")
         self._counters = sockets.counters
@@ -163,7 +165,12 @@ class CloudWorker:
             known.handle(OpenArrived(message))
         else:
             session = CloudSession(
-                self._model, self._thread, self._send, self._controller.report, self._failed
+                self._model,
+                self._thread,
+                self._gauge,
+                self._send,
+                self._controller.report,
+                self._failed,
             )
             self._sessions[message.session] = session
             session.begin(message, method, self._name, self._limits)

@@ -34,6 +34,7 @@ from decoding.cloud_events import (
 )
 from decoding.methods import Method
 from decoding.verification import window_report
+from models.energy import PowerGauge
 from models.thread import ModelThread, now_ms
 
 AFTER_FEEDBACK_S = 0.002
@@ -59,6 +60,7 @@ class CloudSession:
     """State machine, cache and jobs of one session.
 
     Args:
+        gauge: tells the energy of passes.
         send: delivers messages to an edge.
         report: delivers a message to the controller.
         failed: told about an exception that a model job raised.
@@ -68,11 +70,13 @@ class CloudSession:
         self,
         model: TargetModel,
         thread: ModelThread,
+        gauge: PowerGauge,
         send: SendToEdge,
         report: Callable[[Message], None],
         failed: Callable[[CloudSession, Exception], None],
     ) -> None:
         self._model = model
+        self._gauge = gauge
         self._send = send
         self._report = report
         self.turns = thread.turns(partial(failed, self))
@@ -126,12 +130,14 @@ class CloudSession:
                     self.turns.submit(fetch, partial(self._fetched, job))
 
     def _report_window(self, effect: ReportWindow) -> None:
-        state = self.state
+        state, feedback = self.state, effect.feedback
+        own_pass_ms = feedback.verify_ms if feedback.pass_tokens else 0.0
         self._report(
             window_report(
-                effect.verification, effect.feedback, state.edge, state.client, state.method.name
+                effect.verification, feedback, state.edge, state.client, state.method.name,
+                self._gauge.joules(own_pass_ms / 1e3),
             )
-        )
+        )  # fmt: skip
 
     def _take_crop(self) -> int | None:
         crop_to, self._crop_to = self._crop_to, None
@@ -174,7 +180,9 @@ class CloudSession:
             if not prehit.passes(kept[0]):
                 return Pass(kept, 0.0, num_windows=0)
         forward = cloud.extended(self.state, forward)
-        rows, _ = self._model.forward(self._cache, forward.feed, forward.row_ids)
+        self._gauge.begin()
+        rows, pass_ms = self._model.forward(self._cache, forward.feed, forward.row_ids)
+        self._gauge.end(pass_ms / 1e3)
         return Pass(kept + rows, now_ms() - began_ms, forward.num_windows)
 
     def _crop(self, crop_to: int | None) -> None:

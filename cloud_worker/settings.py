@@ -47,6 +47,11 @@ class CloudSettings(WorkerSettings):
     threshold_max: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.30, description="Windows' thresholds are lowered to this."
     )
+    busy_watts: Annotated[float, Field(ge=0)] = Field(
+        5.6,
+        description="Watts while a pass runs, where no counter measures them (extra `energy`): one "
+        "core of a server processor.",
+    )
     least_pass_ms: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="To measure as on another device: least ms of a pass over windows.",

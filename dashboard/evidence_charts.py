@@ -7,7 +7,7 @@ family of methods in every figure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -148,7 +148,7 @@ def round_trips(frame: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def autocorrelation(curves: dict[str, Sequence[tuple[float, float, float]]]) -> go.Figure:
+def autocorrelation(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> go.Figure:
     """Autocorrelation of window acceptance at lags 1, 2, …: data set → (value, low, high)."""
     traces = []
     for index, (name, curve) in enumerate(curves.items()):

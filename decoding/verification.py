@@ -72,9 +72,16 @@ class PreHit(Struct, frozen=True):
 
 
 def window_report(
-    verification: Verification, feedback: Feedback, edge: str, client: str, method: str
+    verification: Verification,
+    feedback: Feedback,
+    edge: str,
+    client: str,
+    method: str,
+    energy_j: float | None = None,
 ) -> WindowReport:
     """What the controller is told: divergences and E[L_acc] over all positions of the window.
+
+    `energy_j` is that of the target pass, counted with the window that it began with.
 
     A window rejected at pre-hit counts as expected length 0 (PAPER.md §1), and its divergence is
     that of its first token.
@@ -99,7 +106,7 @@ def window_report(
         edge_ms=message.edge_ms,
         cloud_ms=verification.done_ms - verification.arrived.arrived_ms,
         rework_ms=message.rework_ms,
-        energy_j=None,
+        energy_j=energy_j,
         num_scored=quality.num_tokens,
         log_likelihood=quality.log_likelihood,
         num_greedy=quality.num_greedy,

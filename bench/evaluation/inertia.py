@@ -9,12 +9,14 @@ windows of each answer have been shuffled.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 LAGS = tuple(range(1, 11))
 HIGH, LOW = 0.8, 0.4
@@ -69,7 +71,7 @@ def inertia(answers: Sequence[Series]) -> Inertia:
     windows = np.concatenate(kept) if kept else np.array([])
     high, low = _behind(kept, lambda mean: mean > HIGH), _behind(kept, lambda mean: mean < LOW)
     return Inertia(
-        tuple(_estimate(kept, lambda part, lag=lag: _correlation(part, lag)) for lag in LAGS),
+        tuple(_estimate(kept, partial(_correlation, lag=lag)) for lag in LAGS),
         _shuffled(kept),
         _estimate(kept, lambda part: _mean(_behind(part, lambda mean: mean > HIGH))),
         _estimate(kept, lambda part: _mean(_behind(part, lambda mean: mean < LOW))),
@@ -122,9 +124,12 @@ def _estimate(answers: Sequence[Any], statistic: Callable[[Sequence[Any]], float
     def resampled(indices: Any) -> float:
         return statistic([answers[int(index)] for index in indices])
 
-    found = bootstrap(
-        (np.arange(len(answers)),), resampled, vectorized=False, n_resamples=RESAMPLES,
-        method="percentile", rng=np.random.default_rng(0),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # Some resamples hold no such window at all: those are left out below.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap(
+            (np.arange(len(answers)),), resampled, vectorized=False, n_resamples=RESAMPLES,
+            method="percentile", rng=np.random.default_rng(0),
+        )  # fmt: skip
     low, high = np.nanpercentile(found.bootstrap_distribution, [2.5, 97.5])
     return Estimate(value, float(low), float(high))

@@ -6,7 +6,7 @@ import datetime
 import json
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import jinja2
 import msgspec
 import plotly.graph_objects as go
 import psutil
+from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
 from bench.evaluation.inertia import (
@@ -47,11 +48,11 @@ class Section:
 
 
 def write_report(
-    out: Path, rows: Sequence[Row], windows: Sequence[WindowRow], lines: Sequence[Line]
-) -> Path:
+    out: Path, rows: Sequence[Row], windows: Sequence[WindowRow], lines: Sequence[Line],
+    found: Mapping[str, Inertia],
+) -> Path:  # fmt: skip
     """Write `report.html` and `table.md`; the page's path."""
     (out / TABLE).write_text(as_markdown(lines), "utf-8")
-    found = by_dataset(windows)
     sections = [*_tables(lines), *_charts(lines), *_inertia(found), *_timeline(windows)]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
@@ -80,7 +81,7 @@ def by_dataset(windows: Sequence[WindowRow]) -> dict[str, Inertia]:
     return {name: own for name, own in found.items() if own.num_windows >= _LEAST_WINDOWS}
 
 
-def inertia_lines(found: dict[str, Inertia]) -> list[str]:
+def inertia_lines(found: Mapping[str, Inertia]) -> list[str]:
     """For a terminal and a README."""
     return [
         f"{name}: {own.num_windows} windows, mean acceptance {own.mean:.2f}; autocorrelation at "
@@ -142,8 +143,7 @@ def _cell(line: Line | None, value: object) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join(
-        "<tr>" + "".join(f"<td>{jinja2.filters.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -172,7 +172,7 @@ def _charts(lines: Sequence[Line]) -> list[Section]:
     return sections
 
 
-def _inertia(found: dict[str, Inertia]) -> list[Section]:
+def _inertia(found: Mapping[str, Inertia]) -> list[Section]:
     if not found:
         return []
     curves = {

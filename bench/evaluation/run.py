@@ -66,7 +66,8 @@ def report(out: Path, as_json: bool) -> list[Line]:
         raise ConfigurationError(f"{out} holds no rows of `e2sci bench`")
     lines = summarise(rows)
     (out / SUMMARY).write_bytes(msgspec.json.Encoder().encode_lines(lines))
-    path = write_report(out, rows, windows, lines)
+    found = by_dataset(windows)
+    path = write_report(out, rows, windows, lines, found)
     if as_json:
         for line in lines:
             print(msgspec.json.encode(line).decode())
@@ -74,8 +75,8 @@ def report(out: Path, as_json: bool) -> list[Line]:
         console = Console()
         console.width = max(console.width, _TABLE_WIDTH)
         console.print(as_table(lines))
-        for line in inertia_lines(by_dataset(windows)):
-            console.print(line)
+        for text in inertia_lines(found):
+            console.print(text)
         console.print(f"report: {path}")
     return lines
 

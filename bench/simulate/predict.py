@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.pace.plan import WINDOWS
 from bench.simulate.device import Device
 from bench.simulate.pair import Outcome, SimulatedSession
+from bench.windows import WINDOWS
 from bus.errors import ConfigurationError
 from decoding import methods
 from edge_worker.memory import PathMemory

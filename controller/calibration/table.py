@@ -2,18 +2,20 @@
 
 For each bin of r̂ and each threshold θ_j (PAPER.md §2)
 
-    L(θ | r̂) = E[T_seg | r̂] − γ·E[L_acc | r̂]
+    L(θ | r̂) = E[T_seg | r̂] + γ_E·E[E_cloud | r̂] − γ·E[L_acc | r̂]
 
 is estimated from the windows that were tried there; the label is the θ with the least L among those
 whose quality holds: committed tokens lie on average at most δ nats below the target's first choice
 at their place, their regret [ours]. Regret compares tokens of the same text, so it takes far fewer
 windows to tell thresholds apart than likelihoods of different texts. γ is the price of a token in
-ms; by default what a token takes on average over all windows, so that L = 0 is the average.
+ms; by default what a token takes on average over all windows, so that L = 0 is the average. γ_E is
+the price of a joule in ms, which weighs energy against latency; by default energy costs nothing.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,6 +34,18 @@ LOSS_NATS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What counts how much.
+
+    Attributes:
+        token_ms: γ, ms that a committed token is worth. joule_ms: γ_E, ms that a joule costs.
+    """
+
+    token_ms: float
+    joule_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """Windows at one threshold in one bin of credit.
 
@@ -39,6 +53,7 @@ class Cell:
         segment_ms: E[T_seg]. committed: E[L_acc], the token behind the accepted ones included.
         log_likelihood, regret: nats a token. agreement: share of tokens that are the target's own
             choice.
+        energy_j: E[E_cloud].
         spread: standard errors of segment_ms, committed and regret, by the jackknife over samples,
             since windows of one answer are alike.
     """
@@ -50,6 +65,7 @@ class Cell:
     log_likelihood: float
     agreement: float
     regret: float
+    energy_j: float
     spread: tuple[float, float, float]
 
     @classmethod
@@ -64,12 +80,13 @@ class Cell:
             sum(record.log_likelihood for record in records) / scored,
             sum(record.num_greedy for record in records) / scored,
             regret,
+            statistics.fmean(record.energy_j or 0.0 for record in records),
             _jackknife(records),
         )
 
-    def cost(self, token_ms: float) -> float:
-        """L(θ | r̂), with γ = `token_ms`."""
-        return self.segment_ms - token_ms * self.committed
+    def cost(self, price: Price) -> float:
+        """L(θ | r̂) in ms."""
+        return self.segment_ms + price.joule_ms * self.energy_j - price.token_ms * self.committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +112,13 @@ class Table:
     Attributes:
         edges: of the bins, between them.
         neutral: W → mean p_acc, τ(W).
-        token_ms: γ.
+        price: γ and γ_E.
     """
 
     edges: tuple[float, ...]
     bins: tuple[Bin, ...]
     neutral: dict[int, float]
-    token_ms: float
+    price: Price
 
     def bin_of(self, credit: float) -> Bin:
         return self.bins[bisect.bisect_right(self.edges, credit)]
@@ -109,7 +126,7 @@ class Table:
 
 def make_table(
     records: Sequence[WindowRecord],
-    token_ms: float | None = None,
+    price: Price | None = None,
     loss_nats: float = LOSS_NATS,
     num_bins: int = NUM_BINS,
     edges: tuple[float, ...] | None = None,
@@ -119,7 +136,7 @@ def make_table(
     Raises:
         ValueError: no window lies in one of the bins between `edges`.
     """
-    price = mean_token_ms(records) if token_ms is None else token_ms
+    price = price or Price(mean_token_ms(records))
     if edges is None:
         edges = _quantiles([record.credit for record in records], num_bins)
     groups: dict[int, list[WindowRecord]] = defaultdict(list)
@@ -182,12 +199,12 @@ def differences(table: Table, other: Table) -> list[float]:
             mine = (cell.segment_ms, cell.committed, cell.regret)
             values = (match.segment_ms, match.committed, match.regret)
             for a, b, *spreads in zip(mine, values, cell.spread, match.spread, strict=True):
-                error = float(np.hypot(*spreads))
+                error = math.hypot(*spreads)
                 found.append(abs(a - b) / error if error else 0.0)
     return found
 
 
-def _make_bin(records: Sequence[WindowRecord], token_ms: float, loss_nats: float) -> Bin:
+def _make_bin(records: Sequence[WindowRecord], price: Price, loss_nats: float) -> Bin:
     groups: dict[float, list[WindowRecord]] = defaultdict(list)
     for record in records:
         groups[record.threshold].append(record)
@@ -197,16 +214,16 @@ def _make_bin(records: Sequence[WindowRecord], token_ms: float, loss_nats: float
         if len(group) >= LEAST_WINDOWS
     )
     credit = statistics.fmean(record.credit for record in records)
-    return Bin(credit, cells, _label(cells, token_ms, loss_nats), _best_window(records))
+    return Bin(credit, cells, _label(cells, price, loss_nats), _best_window(records))
 
 
-def _label(cells: Sequence[Cell], token_ms: float, loss_nats: float) -> float:
+def _label(cells: Sequence[Cell], price: Price, loss_nats: float) -> float:
     """The θ with the least cost among those that keep quality; exact verification, −1, where
     nothing is known."""
     if not cells:
         return -1.0
     good = [cell for cell in cells if cell.regret <= loss_nats] or cells[:1]
-    return min(good, key=lambda cell: cell.cost(token_ms)).threshold
+    return min(good, key=lambda cell: cell.cost(price)).threshold
 
 
 def _best_window(records: Sequence[WindowRecord]) -> int:

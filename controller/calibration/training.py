@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bus.arrays import Float64Array
 from controller.calibration.records import WindowRecord
-from controller.calibration.table import LOSS_NATS, Bin, Table
+from controller.calibration.table import LOSS_NATS, Bin, Price, Table
 from decoding.credit import CreditLaw
 from decoding.predictor import LEAST_OMEGA, MOST_OMEGA, NUM_LAYERS, SCALE, WIDTH, Layers
 
@@ -79,9 +79,8 @@ class _Data:
         self._which = torch.tensor([table.bins.index(b) for b in bins])
         grid = np.linspace(law.least, law.most, 57)
         self._grid = torch.tensor(grid, dtype=torch.float32)
-        scale = table.token_ms
         self._costs = torch.tensor(
-            np.array([_curve(b, grid, scale) for b in table.bins]), dtype=torch.float32
+            np.array([_curve(b, grid, table.price) for b in table.bins]), dtype=torch.float32
         )
 
     def thresholds(self, outputs: Tensor) -> Tensor:
@@ -108,11 +107,11 @@ class _Data:
         return (windows.log() - self._log_windows).square().mean()
 
 
-def _curve(b: Bin, grid: Float64Array, token_ms: float) -> Float64Array:
+def _curve(b: Bin, grid: Float64Array, price: Price) -> Float64Array:
     """Cost in average tokens at each threshold of the grid, shortfall of quality included."""
     if not b.cells:
         return np.asarray(grid * 1.0)  # nothing is known: the less the better
     tried = [max(cell.threshold, 0.0) for cell in b.cells]
-    costs = np.interp(grid, tried, [cell.cost(token_ms) / token_ms for cell in b.cells])
+    costs = np.interp(grid, tried, [cell.cost(price) / price.token_ms for cell in b.cells])
     losses = np.interp(grid, tried, [cell.regret for cell in b.cells])
     return np.asarray(costs + SHORTFALL_WEIGHT * np.maximum(losses - LOSS_NATS, 0.0))

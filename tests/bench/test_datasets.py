@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.datasets import Question, mixed, read_questions
+from bench.datasets import Kind, Question, mixed, read_questions
 from bus.errors import ConfigurationError
 
 
@@ -18,22 +18,28 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("row", "prompt"),
+    ("row", "prompt", "kind"),
     [
-        ({"question": "How many?", "answer": "#### 3"}, "How many?"),
-        ({"question": "Which?", "choices": ["red", "blue"]}, "Which?\n\nA. red\nB. blue"),
+        ({"question": "How many?", "answer": "#### 3"}, "How many?", Kind.NUMBER),
+        (
+            {"question": "Which?", "choices": ["red", "blue"]},
+            "Which?\n\nA. red\nB. blue",
+            Kind.CHOICE,
+        ),
         (
             {"prompt": "def f():\n", "entry_point": "f", "test": "…"},
             "Complete this Python function:\n\n```python\ndef f():\n```",
+            Kind.COMPLETION,
         ),
-        ({"text": "Write a function.", "code": "…"}, "Write a function."),
-        ({"instruction": "Name a bird.", "response": "Wren"}, "Name a bird."),
-        ({"prompt": "Hello"}, "Hello"),
+        ({"text": "Write a function.", "code": "…"}, "Write a function.", Kind.OPEN),
+        ({"instruction": "Name a bird.", "response": "Wren"}, "Name a bird.", Kind.OPEN),
+        ({"question": "Why?", "answer": "Because."}, "Why?", Kind.OPEN),
+        ({"prompt": "Hello"}, "Hello", Kind.OPEN),
     ],
 )  # fmt: skip
-def test_a_row_is_asked_as_a_user_would(tmp_path: Path, row: Any, prompt: str) -> None:
+def test_a_row_is_asked_as_a_user_would(tmp_path: Path, row: Any, prompt: str, kind: Kind) -> None:
     path = write(tmp_path / "set.jsonl", row)
-    assert read_questions(path) == [Question("set", 0, prompt)]
+    assert read_questions(path) == [Question("set", 0, prompt, kind)]
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,11 @@ def test_prompts_at_once_share_the_time() -> None:
 # --- credit inertia ---------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.evaluation.inertia.RESAMPLES", 60)
+
+
 def test_a_chain_that_stays_where_it_is_is_inert_and_noise_is_not() -> None:
     rng = np.random.default_rng(1)
     steady = [[float(level)] * 3 + [float(level) - 0.1] * 3 for level in rng.uniform(0.2, 1, 40)]
@@ -254,7 +259,8 @@ def test_a_report_is_one_page_with_every_part(tmp_path: Path) -> None:
         for rtt in (0.0, 40.0)
     ]
     lines = summarise(rows)
-    page = write_report(tmp_path, rows, window_rows(), lines).read_text("utf-8")
+    windows = window_rows()
+    page = write_report(tmp_path, rows, windows, lines, by_dataset(windows)).read_text("utf-8")
     for title in (
         "All data sets together", "Speed over the target alone", "Quality and speed",
         "Energy and latency", "Round trips", "Credit inertia", "Windows behind good",

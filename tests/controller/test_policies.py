@@ -11,7 +11,7 @@ from bus.errors import ConfigurationError
 from bus.messages import Feedback, Outcome, WindowReport
 from bus.store import Role, WorkerRecord
 from controller.calibration.files import About, Calibration
-from controller.calibration.table import Table
+from controller.calibration.table import Price, Table
 from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, Policies
 from controller.settings import ControllerSettings
 from decoding.control import FixedPolicy
@@ -84,7 +84,7 @@ def test_a_repeated_exploration_draws_the_same() -> None:
 
 ABOUT = About(
     "big", "small", "digest", "data", "loopback", "2026-11-25", 9, {4: 0.7}, (0.5,), (0.05, 0.3),
-    Table((0.5,), (), {}, 30.0),
+    Table((0.5,), (), {}, Price(30.0)),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bus.errors import ConfigurationError
@@ -16,6 +17,7 @@ from controller.calibration.records import (
 )
 from controller.calibration.table import (
     LEAST_WINDOWS,
+    Price,
     differences,
     make_table,
     mean_token_ms,
@@ -79,7 +81,7 @@ def test_the_label_is_the_cheapest_threshold_that_keeps_quality() -> None:
     assert (cell.threshold, cell.segment_ms, cell.committed) == (0.1, 150.0, 3.0)
     assert cell.log_likelihood == pytest.approx(-0.24)
     assert cell.regret == pytest.approx(0.04)
-    assert cell.cost(token_ms=20.0) == pytest.approx(150 - 60)
+    assert cell.cost(Price(token_ms=20.0)) == pytest.approx(150 - 60)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_the_spread_is_that_between_samples() -> None:
     records = [record(sample=0, rtt_ms=-1.0)] * 4 + [record(sample=1, rtt_ms=19.0)] * 4
     (cell,) = make_table(records, num_bins=1).bins[0].cells
     assert cell.segment_ms == 150.0
-    assert cell.spread == (pytest.approx(10.0), 0.0, 0.0)
+    assert list(cell.spread) == pytest.approx([10.0, 0.0, 0.0])
 
 
 def test_tables_are_compared_in_standard_errors() -> None:
@@ -128,3 +130,14 @@ def test_tables_are_compared_in_standard_errors() -> None:
     assert differences(a, b) == [pytest.approx(30 / (2 * 100) ** 0.5), 0.0, 0.0]
     with pytest.raises(ValueError, match="too few windows"):
         make_table(ours, edges=(0.9,))
+
+
+def test_a_price_on_energy_moves_the_label_to_where_less_is_spent() -> None:
+    """0.3 commits more, and takes 4 J instead of 1: too dear at 50 ms a joule."""
+    records = [
+        msgspec.structs.replace(r, energy_j=joules)
+        for threshold, committed, joules in ((-1.0, 2, 1.0), (0.3, 4, 4.0))
+        for r in windows(threshold, 0.0, committed, 0.5)
+    ]
+    assert make_table(records, Price(40.0), num_bins=1).bins[0].label == 0.3
+    assert make_table(records, Price(40.0, joule_ms=50.0), num_bins=1).bins[0].label == -1.0
