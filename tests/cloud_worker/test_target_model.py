@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cloud_worker.reference import (
     replay_gaps,
     replay_shortfalls,
     replay_windows,
+    score,
 )
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams, draw_dense, warp_dense
@@ -232,3 +234,31 @@ def test_windows_of_the_default_target_commit_what_transformers_generates() -> N
                 break
         target.crop(cache, min(cache.length, len(tokens) - 1))
     assert tokens[: len(answer)] == answer
+
+
+@pytest.mark.parametrize("tokens", [[3], [3, 250, 41, 9, 88]])
+def test_the_score_of_an_answer_is_that_of_its_log_probabilities(
+    target: TargetModel, plain: Any, tokens: list[int]
+) -> None:
+    rows = torch.tensor(logits_after(plain, PROMPT + tokens)[len(PROMPT) - 1 : -1])
+    logs = torch.log_softmax(rows, dim=-1)
+    chosen = logs[range(len(tokens)), tokens]
+    quality = score(target, PROMPT, tokens)
+    assert quality.num_tokens == len(tokens)
+    assert quality.log_likelihood == pytest.approx(chosen.sum().item(), abs=1e-4)
+    assert quality.regret == pytest.approx(
+        (logs.max(dim=-1).values - chosen).sum().item(), abs=1e-4
+    )
+    greedy = list(generate_alone(target, PROMPT, GREEDY, 6, NEVER))
+    best = score(target, PROMPT, greedy)
+    assert (best.num_greedy, best.regret) == (6, 0.0)
+
+
+def test_a_pass_takes_its_least_time(directory: str) -> None:
+    """Not how long exactly: a pass that needs 1 ms takes at least 30."""
+    model = TargetModel.load(directory, "float32", "cpu")
+    model.least_pass_ms = 30.0
+    cache = model.open(GREEDY)
+    began = time.perf_counter()
+    model.forward(cache, PROMPT, [IDS])
+    assert time.perf_counter() - began >= 0.03

@@ -10,12 +10,12 @@ import pytest
 from bus.errors import ConfigurationError
 from bus.messages import Feedback, Outcome, WindowReport
 from bus.store import Role, WorkerRecord
-from controller.calibration.files import About, Calibration
+from controller.calibration.files import About, Calibration, load_calibration
 from controller.calibration.table import Price, Table
-from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, Policies
+from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, SHIPPED, Policies
 from controller.settings import ControllerSettings
 from decoding.control import FixedPolicy
-from decoding.credit import CreditPolicy, ExplorePolicy
+from decoding.credit import CreditLaw, CreditPolicy, ExplorePolicy
 from decoding.predictor import NeuralPredictor
 from tests.decoding.test_predictor import layers
 
@@ -140,3 +140,18 @@ def test_a_missing_calibration_is_said_and_the_conservative_threshold_holds(
     assert "/nowhere is no calibration" in caplog.text
     policies.check(workers())
     assert policies("e2sci") == FixedPolicy(0.02, 6)
+
+
+def test_the_shipped_calibration_can_be_used() -> None:
+    calibration = load_calibration(SHIPPED)
+    assert calibration.about.num_windows == sum(
+        cell.num_windows for b in calibration.about.table.bins for cell in b.cells
+    )
+    assert all(0.0 <= safe <= 0.3 for safe in calibration.about.safe)
+    law = calibration.law(CreditLaw())
+    state = law.initial()
+    for _ in range(20):
+        state = law.after(state, 4.0, 4)
+        assert law.least <= state.threshold <= law.most
+        assert state.window >= 1
+    assert state.threshold > law.initial().threshold
