@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from bench.datasets import Question, mixed
+from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bus.client import Client
 from bus.errors import ConfigurationError, RequestFailedError
@@ -109,14 +109,14 @@ def run(plan: CalibrationPlan, aims: Aims, out: Path, as_json: bool) -> Calibrat
     simulate_rtt_ms = aims.simulate_rtt_ms
     questions = mixed(plan.data, plan.samples)
     _claim(plan, out)
-    samples = _read_samples(out)
+    samples = read_all(out / SAMPLES, Sample)
     missing = [i for i in range(len(questions)) if i not in {sample.index for sample in samples}]
     if missing and simulate_rtt_ms is None:
         with counting_bar() as progress:
             task = progress.add_task("samples", total=len(missing))
             measuring = _measure(plan, questions, missing, out, lambda: progress.advance(task))
             asyncio.run(measuring)
-        samples = _read_samples(out)
+        samples = read_all(out / SAMPLES, Sample)
     records = [record for sample in samples for record in sample.records]
     if not records:
         raise ConfigurationError(
@@ -144,20 +144,6 @@ def _claim(plan: CalibrationPlan, out: Path) -> None:
     path.write_text(text, "utf-8")
 
 
-def _read_samples(out: Path) -> list[Sample]:
-    """Complete ones; the last line of a run that was killed may be half a line."""
-    path = out / SAMPLES
-    if not path.exists():
-        return []
-    samples = []
-    for line in path.read_bytes().splitlines():
-        try:
-            samples.append(msgspec.json.decode(line, type=Sample))
-        except msgspec.DecodeError:
-            continue
-    return samples
-
-
 # --- measuring --------------------------------------------------------------------------------
 
 
@@ -176,7 +162,7 @@ async def _measure(
             for index in missing:
                 question = questions[index]
                 records = await _answer(client, store, question.prompt, index, plan.max_new_tokens)
-                _append(out / SAMPLES, Sample(index, question.dataset, pair, tuple(records)))
+                append_rows(out / SAMPLES, [Sample(index, question.dataset, pair, tuple(records))])
                 tick()
         finally:
             await store.close()
@@ -186,13 +172,6 @@ def _pair(workers: Sequence[WorkerRecord]) -> tuple[str, str, str]:
     target = next(worker for worker in workers if worker.role == "cloud")
     draft = next(worker for worker in workers if worker.role == "edge")
     return target.model, draft.model, target.tokenizer_digest
-
-
-def _append(path: Path, sample: Sample) -> None:
-    with path.open("ab") as file:
-        file.write(msgspec.json.encode(sample) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 async def _answer(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["SUMMARY", "family", "frame_of", "read_summary", "runs_under"]
+__all__ = ["ALL", "SUMMARY", "family", "frame_of", "read_summary", "runs_under", "whole"]
 
 SUMMARY = "summary.jsonl"
 """A line for each method, data set and setting."""

@@ -96,7 +96,9 @@ def quality_speed(frame: pd.DataFrame) -> go.Figure:
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(tickformat=".0%", row=1, col=2, autorange="reversed")
+    least = float(lines["agreement"].min())
+    figure.update_xaxes(tickformat=".0%", row=1, col=2, range=[1.005, least - 0.01])
+    figure.update_xaxes(rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="tokens/s", row=1, col=1)
     return _styled(figure, "Quality against speed: up is faster, left is nearer to the target")
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TypeVar
-
 import msgspec
 
 from bus.store import TimelineEntry, Usage, WindowEntry
-
-_T = TypeVar("_T")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,17 +93,3 @@ class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     best: int
     tried: dict[int, float]
-
-
-def read_all(path: Path, kind: type[_T]) -> list[_T]:
-    """Rows of a file, oldest first; none where there is none. The last line of a run that was
-    killed may be half a line, which does not count."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            rows.append(msgspec.json.decode(line, type=kind))
-        except msgspec.DecodeError:
-            continue
-    return rows

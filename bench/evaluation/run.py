@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,21 +14,23 @@ from rich.console import Console
 from bench.datasets import Question
 from bench.evaluation.plan import Plan, Setting
 from bench.evaluation.report import by_dataset, inertia_lines, write_report
-from bench.evaluation.rows import Key, Row, SweepRow, WindowRow, read_all
+from bench.evaluation.rows import Key, Row, SweepRow, WindowRow
 from bench.evaluation.setting import DTYPE, Judge, MeasuredSetting
 from bench.evaluation.summary import Line, as_table, summarise
+from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bench.sandbox import Sandbox
 from bench.tasks import prompt_of
 from bus.errors import ConfigurationError
 from cloud_worker.reference import generate_alone
 from cloud_worker.target_model import TargetModel
+from dashboard.evidence import SUMMARY
 from decoding.sampling import SamplingParams
-from edge_worker.oracle import RecordedAnswer, write_answers
+from edge_worker.oracle import RecordedAnswer
 from models.tokenizer import encode_prompt
 
-ROWS, WINDOWS, SWEEPS, ANSWERS, PLAN, SUMMARY = (
-    "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "answers.jsonl", "plan.json", "summary.jsonl",
+ROWS, WINDOWS, SWEEPS, ANSWERS, PLAN = (
+    "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "answers.jsonl", "plan.json",
 )  # fmt: skip
 _FILES: dict[type, str] = {Row: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS}
 _MAY_GROW = ("methods", "limit", "rtts_ms", "drafts", "variations")
@@ -123,23 +124,18 @@ def _append(out: Path, rows: Sequence[Row | WindowRow | SweepRow]) -> None:
     for kind in (WindowRow, SweepRow, Row):
         own = [row for row in rows if isinstance(row, kind)]
         if own:
-            with (out / _FILES[kind]).open("ab") as file:
-                file.write(msgspec.json.Encoder().encode_lines(own))
-                file.flush()
-                os.fsync(file.fileno())
+            append_rows(out / _FILES[kind], own)
 
 
 def _record_answers(plan: Plan, questions: Sequence[Question], path: Path) -> None:
     """The target's own answers, which oracles replay."""
-    if path.exists():
-        return
+    known = {recorded.prompt for recorded in read_all(path, RecordedAnswer)}
     target = TargetModel.load(plan.target, DTYPE)
-    recorded = []
+    prompts = [encode_prompt(target.tokenizer, prompt_of(q), raw=False) for q in questions]
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
     with counting_bar() as progress:
-        for question in progress.track(questions, description="the target's own answers"):
-            prompt = encode_prompt(target.tokenizer, prompt_of(question), raw=False)
+        for prompt in progress.track(missing, description="the target's own answers"):
             answer = generate_alone(
                 target, prompt, SamplingParams(), plan.max_new_tokens, target.eos_tokens
             )
-            recorded.append(RecordedAnswer(prompt, tuple(answer)))
-    write_answers(path, recorded)
+            append_rows(path, [RecordedAnswer(prompt, tuple(answer))])

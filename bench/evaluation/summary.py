@@ -19,9 +19,8 @@ from scipy.stats import bootstrap
 
 from bench.evaluation.plan import TARGET
 from bench.evaluation.rows import Row
+from dashboard.evidence import ALL
 
-ALL = "all"
-"""The line over all data sets together."""
 RESAMPLES = 2000
 _SEED = 0
 _SD = "sd"

@@ -8,6 +8,7 @@ they would from a cloud that streams them.
 from __future__ import annotations
 
 import argparse
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
@@ -48,6 +49,7 @@ class TargetAlone:
         self._link: LinkProcess | None = None
         self._context = zmq.asyncio.Context()
         self._socket: Any = None
+        self._turn = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -75,10 +77,11 @@ class TargetAlone:
         await self._tree.stop()
 
     async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncIterator[int]:
-        """The target's own greedy answer, token by token."""
-        await self._socket.send(msgpack.packb([list(prompt), max_new_tokens]))
-        while word := await self._socket.recv():
-            yield int(msgpack.unpackb(word))
+        """The target's own greedy answer, token by token; several readers take turns."""
+        async with self._turn:
+            await self._socket.send(msgpack.packb([list(prompt), max_new_tokens]))
+            while word := await self._socket.recv():
+                yield int(msgpack.unpackb(word))
 
     def _lines(self) -> list[str]:
         return list(self._tree.process(_NAME).last_lines)

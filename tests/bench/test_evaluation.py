@@ -16,9 +16,10 @@ from bench.evaluation.answers import TimedAnswer
 from bench.evaluation.inertia import inertia
 from bench.evaluation.plan import SWEEP_QUESTIONS, Plan, Setting, in_turn, needs_sweep
 from bench.evaluation.report import by_dataset, write_report
-from bench.evaluation.rows import Key, Row, WindowRow, read_all
+from bench.evaluation.rows import Key, Row, WindowRow
 from bench.evaluation.run import report
 from bench.evaluation.summary import Interval, Line, as_markdown, as_table, summarise
+from bench.lines import append_rows, read_all
 from bus.errors import ConfigurationError
 from bus.store import Usage, WindowEntry
 
@@ -95,9 +96,11 @@ def test_each_method_begins_in_its_turn() -> None:
 
 def test_half_a_line_of_a_run_that_was_killed_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    whole = msgspec.json.encode(row("plc"))
-    path.write_bytes(whole + b"\n" + whole[:50])
-    assert [r.key for r in read_all(path, Row)] == [row("plc").key]
+    append_rows(path, [row("plc")])
+    path.write_bytes(path.read_bytes() + msgspec.json.encode(row("sd"))[:50])
+    assert [r.method for r in read_all(path, Row)] == ["plc"]
+    append_rows(path, [row("e2sci"), row("fsd")])  # not behind the half line, but below it
+    assert [r.method for r in read_all(path, Row)] == ["plc", "e2sci", "fsd"]
     assert read_all(tmp_path / "none.jsonl", Row) == []
 
 
