@@ -15,7 +15,9 @@ What this project adds [ours]:
   stood before them; past a limit the memory is emptied, so that credit is neutral at once.
 - **Calm.** No change smaller than a band, and none within a few windows of the last one, except at
   such an alarm.
-- **Safety.** Where the calibrated quality at a threshold falls short, the conservative one is used.
+- **Safety.** No threshold beyond the greatest whose calibrated quality holds; the conservative one
+  where none does. The paper falls to the conservative one at once, which would be strictest in the
+  best stretches, where credit asks for more than is safe.
 
 The target threshold is Lipschitz in r̂ with constant α_s·ω_max, and calm adds at most one band to
 that: the bounded change that Theorem 4.1 takes for granted.
@@ -25,6 +27,7 @@ This module knows no session and no Redis: a state and a window's report go in, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -82,9 +85,9 @@ class ConstantPredictor:
         return self.advice
 
 
-def always_safe(credit: float, threshold: float) -> bool:  # noqa: ARG001 - nothing is known
-    """The safety check of a controller that has no calibration."""
-    return True
+def always_safe(credit: float) -> float:  # noqa: ARG001 - nothing is known
+    """The safety check of a controller that has no calibration: every threshold holds."""
+    return math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,14 @@ class CreditLaw:
 
     Attributes:
         base, least, most: T_base, T_min, T_max in nats of Jensen-Shannon divergence.
-        conservative: used instead where quality falls short.
+        conservative: used where no threshold keeps quality.
         gain: α_s. smoothing: β, the weight of the newest window. memory: k windows.
         band: nats; a smaller change is not made. hold: windows between two changes.
         slack, alarm: of the cumulative sum of drops: a window counts by how much more than `slack`
             it lies below credit; beyond `alarm` the memory is emptied.
         neutral: τ(W).
         predictor: (r̂, Δr̂) → (ω, W).
-        is_safe: whether the calibrated quality allows a threshold at this credit.
+        safe: credit → the greatest threshold whose calibrated quality holds.
     """
 
     base: float = 0.15
@@ -116,7 +119,7 @@ class CreditLaw:
     alarm: float = 0.75
     neutral: Callable[[int], float] = neutral_acceptance
     predictor: Predictor = field(default_factory=lambda: ConstantPredictor(Advice(1.0, 4)))
-    is_safe: Callable[[float, float], bool] = always_safe
+    safe: Callable[[float], float] = always_safe
 
     def excess_credit(self, history: tuple[float, ...]) -> float:
         """r̂ − τ: the exponential average of excesses, oldest first, begun at 0."""
@@ -130,9 +133,9 @@ class CreditLaw:
         return _clip(self.neutral(REFERENCE_WINDOW) + self.excess_credit(history), 0.0, 1.0)
 
     def threshold(self, excess: float, credit: float, omega: float) -> float:
-        """T before calm: clip(T_base + α_s·ω·(r̂ − τ)), or the conservative one."""
+        """T before calm: clip(T_base + α_s·ω·(r̂ − τ)), no more than is safe."""
         wanted = _clip(self.base + self.gain * omega * excess, self.least, self.most)
-        return wanted if self.is_safe(credit, wanted) else min(self.conservative, wanted)
+        return min(wanted, max(self.safe(credit), self.conservative))
 
     def initial(self, history: tuple[float, ...] = ()) -> ControlState:
         """For a session nothing is known about, or one whose client has a history."""

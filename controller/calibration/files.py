@@ -58,11 +58,11 @@ class Calibration:
         def neutral(window: int) -> float:
             return interpolated_neutral(about.neutral, window)
 
-        def is_safe(credit: float, threshold: float) -> bool:
-            return threshold <= about.safe[bisect.bisect_right(about.edges, credit)]
+        def safe(credit: float) -> float:
+            return about.safe[bisect.bisect_right(about.edges, credit)]
 
         predictor = NeuralPredictor(self.layers, neutral(REFERENCE_WINDOW))
-        return replace(law, neutral=neutral, predictor=predictor, is_safe=is_safe)
+        return replace(law, neutral=neutral, predictor=predictor, safe=safe)
 
     def mismatch(self, target: str, draft: str, tokenizer_digest: str) -> str | None:
         """Why it does not hold for this pair; None where it does."""

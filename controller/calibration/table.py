@@ -18,7 +18,7 @@ import bisect
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,7 +144,14 @@ def make_table(
         groups[bisect.bisect_right(edges, record.credit)].append(record)
     if len(groups) <= len(edges):
         raise ValueError("too few windows: none lies in one of the bins of credit")
-    bins = tuple(_make_bin(groups[index], price, loss_nats) for index in range(len(edges) + 1))
+    cells = [_cells(groups[index]) for index in range(len(edges) + 1)]
+    bins = tuple(
+        Bin(
+            statistics.fmean(record.credit for record in groups[index]), own,
+            _label(own, regrets, price, loss_nats), _best_window(groups[index]),
+        )
+        for index, (own, regrets) in enumerate(zip(cells, falling_regrets(cells), strict=True))
+    )  # fmt: skip
     return Table(edges, bins, neutral_by_window(records), price)
 
 
@@ -204,25 +211,26 @@ def differences(table: Table, other: Table) -> list[float]:
     return found
 
 
-def _make_bin(records: Sequence[WindowRecord], price: Price, loss_nats: float) -> Bin:
+def _cells(records: Sequence[WindowRecord]) -> tuple[Cell, ...]:
+    """Of one bin, by rising threshold."""
     groups: dict[float, list[WindowRecord]] = defaultdict(list)
     for record in records:
         groups[record.threshold].append(record)
-    cells = tuple(
+    return tuple(
         Cell.of(threshold, group)
         for threshold, group in sorted(groups.items())
         if len(group) >= LEAST_WINDOWS
     )
-    credit = statistics.fmean(record.credit for record in records)
-    return Bin(credit, cells, _label(cells, price, loss_nats), _best_window(records))
 
 
-def _label(cells: Sequence[Cell], price: Price, loss_nats: float) -> float:
+def _label(
+    cells: Sequence[Cell], regrets: Mapping[float, float], price: Price, loss_nats: float
+) -> float:
     """The θ with the least cost among those that keep quality; exact verification, −1, where
     nothing is known."""
     if not cells:
         return -1.0
-    good = [cell for cell in cells if cell.regret <= loss_nats] or cells[:1]
+    good = [cell for cell in cells if regrets[cell.threshold] <= loss_nats] or cells[:1]
     return min(good, key=lambda cell: cell.cost(price)).threshold
 
 
@@ -255,16 +263,39 @@ def _expected(a: float, window: int) -> float:
 
 def safe_thresholds(table: Table, loss_nats: float = LOSS_NATS) -> tuple[float, ...]:
     """For each bin the greatest threshold whose regret stays within δ, on the lines between those
-    tried; 0 where only exact verification's does."""
-    return tuple(_safe(b, loss_nats) for b in table.bins)
+    tried; 0 where only exact verification's does. It never falls with credit."""
+    regrets = falling_regrets([b.cells for b in table.bins])
+    return tuple(_safe(own, loss_nats) for own in regrets)
 
 
-def _safe(b: Bin, loss_nats: float) -> float:
-    if not b.cells:
+def falling_regrets(bins: Sequence[Sequence[Cell]]) -> list[dict[float, float]]:
+    """Bin by bin, threshold → regret, made to fall as credit rises (isotonic regression) [ours].
+
+    That the same threshold costs less where draft and target agree more is what credit rests on;
+    single cells have too few windows to show it each for itself.
+    """
+    from scipy.optimize import isotonic_regression  # noqa: PLC0415 - no controller needs it
+
+    regrets: list[dict[float, float]] = [{} for _ in bins]
+    for threshold in sorted({cell.threshold for cells in bins for cell in cells}):
+        found = [(i, cell) for i, cells in enumerate(bins) for cell in cells
+                 if cell.threshold == threshold]  # fmt: skip
+        falling = isotonic_regression(
+            [cell.regret for _, cell in found],
+            weights=[float(cell.num_windows) for _, cell in found],
+            increasing=False,
+        ).x
+        for (index, _), regret in zip(found, falling, strict=True):
+            regrets[index][threshold] = float(regret)
+    return regrets
+
+
+def _safe(regrets: Mapping[float, float], loss_nats: float) -> float:
+    if not regrets:
         return 0.0
-    grid = np.linspace(0.0, max(b.cells[-1].threshold, 0.0), 301)
-    tried = [max(cell.threshold, 0.0) for cell in b.cells]
-    losses = np.interp(grid, tried, [cell.regret for cell in b.cells])
+    grid = np.linspace(0.0, max(*regrets, 0.0), 301)
+    tried = [max(threshold, 0.0) for threshold in regrets]
+    losses = np.interp(grid, tried, list(regrets.values()))
     too_much = np.flatnonzero(losses > loss_nats)
     return float(grid[-1] if not too_much.size else grid[max(too_much[0] - 1, 0)])
 

@@ -111,8 +111,7 @@ def test_a_calibration_brings_neutral_credit_predictor_and_safety(calibrated: Po
     assert isinstance(policy, CreditPolicy)
     assert policy.law.neutral(4) == pytest.approx(0.7)
     assert isinstance(policy.law.predictor, NeuralPredictor)
-    assert policy.law.is_safe(0.9, 0.3)
-    assert not policy.law.is_safe(0.4, 0.3)
+    assert (policy.law.safe(0.9), policy.law.safe(0.4)) == (0.3, 0.05)
     assert policy.law.base == 0.1
 
 

@@ -123,10 +123,11 @@ def test_one_bad_window_is_no_alarm_and_low_credit_does_not_fall_further() -> No
     assert run(law, [0.3] * 8 + [0.0] * 8).history != ()
 
 
-def test_where_quality_falls_short_the_conservative_threshold_is_used() -> None:
-    law = replace(FLAT, is_safe=lambda credit, threshold: threshold < 0.2)
+def test_no_threshold_is_beyond_what_is_safe_and_the_conservative_one_where_none_is() -> None:
+    law = replace(FLAT, safe=lambda credit: 0.2)
     assert run(law, [0.6]).threshold == 0.15
-    assert run(law, [1.0] * 3).threshold == 0.02
+    assert run(law, [1.0] * 3).threshold == 0.2
+    assert run(replace(law, safe=lambda credit: 0.0), [1.0] * 3).threshold == 0.02
 
 
 def test_a_client_with_a_history_begins_with_its_credit() -> None:

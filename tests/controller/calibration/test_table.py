@@ -19,8 +19,10 @@ from controller.calibration.table import (
     LEAST_WINDOWS,
     Price,
     differences,
+    falling_regrets,
     make_table,
     mean_token_ms,
+    safe_thresholds,
 )
 from decoding.credit import interpolated_neutral, neutral_acceptance
 
@@ -141,3 +143,15 @@ def test_a_price_on_energy_moves_the_label_to_where_less_is_spent() -> None:
     ]
     assert make_table(records, Price(40.0), num_bins=1).bins[0].label == 0.3
     assert make_table(records, Price(40.0, joule_ms=50.0), num_bins=1).bins[0].label == -1.0
+
+
+def test_regret_is_made_to_fall_with_credit_so_that_what_is_safe_never_does() -> None:
+    """0.09 and 0.03 at 0.3 nats, in the wrong order, become their mean."""
+    records = [
+        *windows(-1.0, 0.0, 2, 0.3), *windows(0.3, 0.03, 3, 0.3),
+        *windows(-1.0, 0.0, 2, 0.9), *windows(0.3, 0.09, 3, 0.9),
+    ]  # fmt: skip
+    table = make_table(records, num_bins=2)
+    low, high = falling_regrets([b.cells for b in table.bins])
+    assert low == high == {-1.0: 0.0, 0.3: pytest.approx(0.06)}
+    assert safe_thresholds(table) == (pytest.approx(0.25), pytest.approx(0.25))
