@@ -150,10 +150,21 @@ def _draft(name: str) -> str:
 
 
 def _variations(vary: list[str]) -> tuple[tuple[str, str], ...]:
+    from cloud_worker.settings import CloudSettings
+    from controller.settings import ControllerSettings
+    from edge_worker.settings import EdgeSettings
+
+    known = {
+        name
+        for settings in (CloudSettings, ControllerSettings, EdgeSettings)
+        for name in settings.model_fields
+    }
     found = []
     for text in vary:
         name, equals, values = text.partition("=")
         if not equals or not values:
             raise ConfigurationError(f"--vary {text!r}: expected NAME=VALUE,VALUE,…")
+        if name.strip() not in known:
+            raise ConfigurationError(f"--vary {text!r}: no worker has a setting {name.strip()!r}")
         found += [(name.strip(), value.strip()) for value in values.split(",")]
     return tuple(found) or (("", ""),)
