@@ -20,9 +20,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table as Printed
 
+from bench.claims import claim
 from bench.datasets import Question, mixed
 from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
+from bench.telemetry import newest_entry, told_of
 from bus.client import Client
 from bus.errors import ConfigurationError, RequestFailedError
 from bus.requests import session_id
@@ -43,13 +45,12 @@ from controller.calibration.training import LABEL_STEPS, OBJECTIVE_STEPS, train
 from decoding.credit import CreditLaw, interpolated_neutral
 from launch.stack import Stack, StackOptions
 
-SAMPLES, PLAN, RECORDS, CALIBRATION = (
-    "samples.jsonl", "plan.json", "records.parquet", "calibration.safetensors",
+SAMPLES, RECORDS, CALIBRATION = (
+    "samples.jsonl", "records.parquet", "calibration.safetensors",
 )  # fmt: skip
 METHOD = "e2sci-explore"
 _TABLE_WIDTH = 150
 _LAST_REPORT_S = 5.0
-"""Reports come by another way than the answer, and may come a little later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def run(plan: CalibrationPlan, aims: Aims, out: Path, as_json: bool) -> Calibrat
     other = None if aims.against is None else load_calibration(aims.against)
     simulate_rtt_ms = aims.simulate_rtt_ms
     questions = mixed(plan.data, plan.samples)
-    _claim(plan, out)
+    claim(out, plan, may_grow=("samples",))
     samples = read_all(out / SAMPLES, Sample)
     missing = [i for i in range(len(questions)) if i not in {sample.index for sample in samples}]
     if missing and simulate_rtt_ms is None:
@@ -131,17 +132,6 @@ def run(plan: CalibrationPlan, aims: Aims, out: Path, as_json: bool) -> Calibrat
     compared = None if other is None else _compare(records, other)
     _show(table, calibration, compared, as_json)
     return calibration
-
-
-def _claim(plan: CalibrationPlan, out: Path) -> None:
-    """Only one plan may fill a directory; more samples are the same plan."""
-    out.mkdir(parents=True, exist_ok=True)
-    kept = {name: value for name, value in asdict(plan).items() if name != "samples"}
-    text = json.dumps(kept, default=str)
-    path = out / PLAN
-    if path.exists() and path.read_text("utf-8") != text:
-        raise ConfigurationError(f"{out} holds a run with other settings; use a new --out")
-    path.write_text(text, "utf-8")
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -178,32 +168,18 @@ async def _answer(
     client: Client, store: Store, prompt: str, index: int, max_new_tokens: int
 ) -> list[WindowRecord]:
     """Answer one prompt; the records of its windows but the first, which waited for the prompt."""
-    last = await store.telemetry.read()
-    after = last[-1][0] if last else "0"
+    after = await newest_entry(store)
     request = await client.submit(
         prompt, method=METHOD, temperature=0.0, max_new_tokens=max_new_tokens, seed=index
     )
     async for chunk in client.stream(request):
         if chunk.end is not None and chunk.end.finish_reason is FinishReason.ERROR:
             raise RequestFailedError(f"sample {index}: {chunk.end.error}")
-    session = session_id(request)
-    deadline = asyncio.get_running_loop().time() + _LAST_REPORT_S
-    while True:
-        entries = [entry for _, entry in await store.telemetry.read(after)]
-        windows = [e for e in entries if isinstance(e, WindowEntry) and e.session == session]
-        reports = {
-            (e.epoch, e.seq): e
-            for e in entries
-            if isinstance(e, ReportEntry) and e.session == session
-        }
-        complete = all((w.epoch, w.seq) in reports for w in windows)
-        if complete or asyncio.get_running_loop().time() > deadline:
-            break
-        await asyncio.sleep(0.05)
+    told = await told_of(store, session_id(request), after, _LAST_REPORT_S)
     return [
-        _record(index, number, window, reports[window.epoch, window.seq])
-        for number, window in enumerate(windows)
-        if number and (window.epoch, window.seq) in reports
+        _record(index, number, window, told.reports[window.epoch, window.seq])
+        for number, window in enumerate(told.windows)
+        if number and (window.epoch, window.seq) in told.reports
     ]
 
 

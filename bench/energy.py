@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from bus.store import Usage
 
-MODELLED, MEASURED = "modelled", "measured"
-
 
 @dataclass(frozen=True, slots=True)
 class Power:

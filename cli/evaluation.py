@@ -138,14 +138,15 @@ def _files(data: Path | None, datasets: str | None) -> tuple[Path, ...]:
 
 
 def _draft(name: str) -> str:
-    from bench.evaluation.plan import DRAFTERS, ORACLE
+    from bench.evaluation.plan import ORACLE
+    from decoding.lookup import Drafter
 
-    if name in DRAFTERS:
+    if name in set(Drafter):
         return name
     if name.startswith(ORACLE):
         return f"{ORACLE}{options.number(name.removeprefix(ORACLE), 1):g}"
     raise ConfigurationError(
-        f"--drafts {name!r} is unknown; use {', '.join(DRAFTERS)} or {ORACLE}RATE, a rate of errors"
+        f"--drafts {name!r} is unknown; use {', '.join(Drafter)} or {ORACLE}RATE, a rate of errors"
     )
 
 

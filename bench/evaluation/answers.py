@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.answers import read_answer
 from bench.evaluation.target_server import TargetAlone
 from bus.client import Client
-from bus.errors import RequestFailedError
-from bus.requests import session_id
 from bus.store import Usage
-from bus.store.entries import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +52,12 @@ async def answer_together(client: Client, prompt: str, **options: Any) -> TimedA
     Raises:
         RequestFailedError: it ended with an error.
     """
-    began = time.perf_counter()
-    request = await client.submit(prompt, temperature=0.0, **options)
-    tokens: list[int] = []
-    text, came = "", []
-    async for chunk in client.stream(request):
-        now = time.perf_counter() - began
-        if chunk.end is None:
-            tokens += chunk.token_ids
-            text += chunk.text
-            came.append(now)
-            continue
-        if chunk.end.finish_reason is FinishReason.ERROR:
-            raise RequestFailedError(f"the answer to {prompt[:40]!r}: {chunk.end.error}")
-        usage = chunk.end.usage
-        return TimedAnswer(
-            session_id(request), tuple(tokens), text, tuple(came), came[-1] if came else now,
-            usage.decode_tokens, usage.decode_seconds, usage,
-        )  # fmt: skip
-    raise RequestFailedError(f"the answer to {prompt[:40]!r} broke off")
+    got = await read_answer(client, prompt, temperature=0.0, **options)
+    return TimedAnswer(
+        got.session, got.token_ids, got.text, got.came_s,
+        got.came_s[-1] if got.came_s else got.ended_s,
+        got.usage.decode_tokens, got.usage.decode_seconds, got.usage,
+    )  # fmt: skip
 
 
 async def answer_alone(

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import DegenerateDataWarning, bootstrap
 
+from bench.ranges import Interval
+
 LAGS = tuple(range(1, 11))
 HIGH, LOW = 0.8, 0.4
 """Bounds of a history that is good, or bad (PAPER.md §1)."""
@@ -27,18 +29,6 @@ RESAMPLES = 1000
 SHUFFLES = 20
 
 Series = Sequence[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its 95 % interval; NaN where there is nothing to go by."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +43,10 @@ class Inertia:
         num_high, num_low, num_windows: how many.
     """
 
-    autocorrelation: tuple[Estimate, ...]
+    autocorrelation: tuple[Interval, ...]
     shuffled: float
-    after_high: Estimate
-    after_low: Estimate
+    after_high: Interval
+    after_low: Interval
     spread_high: float
     spread_low: float
     num_high: int
@@ -116,10 +106,10 @@ def _deviation(values: Any) -> float:
     return float(values.std(ddof=1)) if values.size > 1 else float("nan")
 
 
-def _estimate(answers: Sequence[Any], statistic: Callable[[Sequence[Any]], float]) -> Estimate:
+def _estimate(answers: Sequence[Any], statistic: Callable[[Sequence[Any]], float]) -> Interval:
     value = statistic(answers)
     if len(answers) < 2 or np.isnan(value):
-        return Estimate(value, float("nan"), float("nan"))
+        return Interval(value, float("nan"), float("nan"))
 
     def resampled(indices: Any) -> float:
         return statistic([answers[int(index)] for index in indices])
@@ -132,4 +122,4 @@ def _estimate(answers: Sequence[Any], statistic: Callable[[Sequence[Any]], float
             method="percentile", rng=np.random.default_rng(0),
         )  # fmt: skip
     low, high = np.nanpercentile(found.bootstrap_distribution, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
+    return Interval(value, float(low), float(high))

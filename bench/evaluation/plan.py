@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.datasets import Question, in_turns, read_questions
+from bench.evaluation.rows import Key
+from bench.paced import device_name
 from bench.prompts import SETS
 from bus.errors import ConfigurationError
 from decoding import methods
@@ -20,8 +21,6 @@ METHODS = (
     TARGET, "sd", "fsd", "plc", "e2sci", "e2sci-no-plc", "e2sci-no-threshold", "e2sci-no-history",
 )  # fmt: skip
 ORACLE = "oracle:"
-AS_IT_IS = "as it is"
-DRAFTERS = ("model", "lookup+model", "lookup")
 SWEEP_QUESTIONS = 6
 """Prompts on which static windows are compared; none of them is measured."""
 Variation = tuple[str, str]
@@ -33,7 +32,7 @@ class Setting:
 
     Attributes:
         rtt_ms: round trip of the link.
-        draft: who drafts, `model`, `lookup+model` or `lookup`, or `oracle:0.1`, a draft that is
+        draft: who drafts (`decoding.lookup.Drafter`), or `oracle:0.1`, a draft that is
             right but at one position in ten.
         variation: name and value of the setting; empty where all is as usual.
     """
@@ -50,6 +49,15 @@ class Setting:
     def variant(self) -> str:
         name, value = self.variation
         return f"{name}={value}" if name else ""
+
+    @property
+    def where(self) -> tuple[float, str, str]:
+        """What tells its rows from those of other settings."""
+        return self.rtt_ms, self.draft, self.variant
+
+    def key(self, method: str, question: Question) -> Key:
+        """Of an answer in this setting."""
+        return Key(method, question.dataset, question.index, *self.where)
 
     @property
     def error_rate(self) -> float | None:
@@ -97,9 +105,7 @@ class Plan:
     @property
     def device(self) -> str:
         """What rows say of it."""
-        if not any(self.paced):
-            return AS_IT_IS
-        return f"paced: {self.paced[0]:g} ms a step, {self.paced[1]:g} ms a pass"
+        return device_name(*self.paced)
 
     def questions(self) -> tuple[list[Question], list[Question]]:
         """Those that are measured, data sets in turns, and those of the sweep.
@@ -138,9 +144,3 @@ def needs_sweep(name: str) -> bool:
     if method is None or method.control is not Control.FIXED:
         return False
     return isinstance(method.pace, Lockstep) and method.pace.window is None
-
-
-def in_turn(names: Sequence[str], number: int) -> tuple[str, ...]:
-    """The order in which methods answer a prompt: who begins changes."""
-    shift = number % len(names)
-    return (*names[shift:], *names[:shift])

@@ -6,7 +6,7 @@ import datetime
 import json
 import platform
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,25 +17,33 @@ import psutil
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
+from bench.claims import PLAN
 from bench.evaluation.inertia import (
     HIGH,
     LOW,
     MEMORY,
     PAPER_HIGH,
     PAPER_LOW,
-    Estimate,
     Inertia,
     inertia,
-)  # fmt: skip
+)
 from bench.evaluation.rows import Row, WindowRow
-from bench.evaluation.summary import Line, as_markdown, columns, whole_lines
+from bench.evaluation.summary import Line, as_markdown, columns, or_dash, whole_lines
+from bench.ranges import Interval
 from dashboard import evidence_charts
-from dashboard.evidence import frame_of
+from dashboard.evidence import ALL, family, frame_of
 from dashboard.timeline_chart import timeline_figure
 
 REPORT, TABLE = "report.html", "table.md"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _LEAST_WINDOWS = 40
+Value = Callable[[Line], Interval | None]
+_BY_DATASET: dict[str, Value] = {
+    "Speed over the target alone": lambda line: line.over_target,
+    "Speed over sd with its best window": lambda line: line.over_sd,
+    "Throughput, tokens a second": lambda line: line.speed,
+}
+"""Tables with a column for each data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +80,12 @@ def by_dataset(windows: Sequence[WindowRow]) -> dict[str, Inertia]:
     answers: dict[str, list[list[float]]] = defaultdict(list)
     for row in windows:
         sizes = {window.window for window in row.windows}
-        if row.key.method.partition(":")[0] == "sd" and len(sizes) == 1:
+        if family(row.key.method) == "sd" and len(sizes) == 1:
             series = [w.num_accepted / w.num_drafted for w in row.windows if w.num_drafted]
             answers[row.key.dataset].append(series)
     found = {name: inertia(own) for name, own in answers.items()}
     if len(found) > 1:
-        found["all"] = inertia([series for own in answers.values() for series in own])
+        found[ALL] = inertia([series for own in answers.values() for series in own])
     return {name: own for name, own in found.items() if own.num_windows >= _LEAST_WINDOWS}
 
 
@@ -108,7 +116,7 @@ def _tables(lines: Sequence[Line]) -> list[Section]:
             ),
         )
     ]
-    datasets = [name for name in dict.fromkeys(line.dataset for line in lines) if name != "all"]
+    datasets = [name for name in dict.fromkeys(line.dataset for line in lines) if name != ALL]
     if len(datasets) > 1:
         methods = dict.fromkeys(
             (line.method, line.rtt_ms, line.draft, line.variant) for line in lines
@@ -117,11 +125,7 @@ def _tables(lines: Sequence[Line]) -> list[Section]:
             (line.method, line.rtt_ms, line.draft, line.variant, line.dataset): line
             for line in lines
         }
-        for title, value in (
-            ("Speed over the target alone", lambda line: line.over_target),
-            ("Speed over sd with its best window", lambda line: line.over_sd),
-            ("Throughput, tokens a second", lambda line: line.speed),
-        ):
+        for title, value in _BY_DATASET.items():
             body = [
                 [_name(key), *(_cell(cells.get((*key, name)), value) for name in datasets)]
                 for key in methods
@@ -135,9 +139,8 @@ def _name(key: tuple[str, float, str, str]) -> str:
     return ", ".join(filter(None, (method, f"{rtt_ms:g} ms", f"draft {draft}", variant)))
 
 
-def _cell(line: Line | None, value: object) -> str:
-    found = value(line) if callable(value) and line is not None else None
-    return "–" if found is None else str(found)
+def _cell(line: Line | None, value: Value) -> str:
+    return or_dash(None if line is None else value(line))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -200,7 +203,7 @@ def _inertia(found: Mapping[str, Inertia]) -> list[Section]:
     return [chart, Section("Windows behind good and bad stretches", "", _table(heads, body))]
 
 
-def _group(estimate: Estimate, count: int) -> str:
+def _group(estimate: Interval, count: int) -> str:
     return f"{estimate} of {count}" if count else "none"
 
 
@@ -220,9 +223,8 @@ def _chart(title: str, text: str, figure: go.Figure) -> Section:
 
 def _about(out: Path, rows: Sequence[Row]) -> dict[str, str]:
     """What was run, where and when."""
-    plan = (
-        json.loads((out / "plan.json").read_text("utf-8")) if (out / "plan.json").exists() else {}
-    )
+    path = out / PLAN
+    plan = json.loads(path.read_text("utf-8")) if path.exists() else {}
     memory = psutil.virtual_memory().total / 2**30
     return {
         "Date": datetime.datetime.now(datetime.UTC).date().isoformat(),

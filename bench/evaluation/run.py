@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
+from bench.claims import claim
 from bench.datasets import Question
 from bench.evaluation.plan import Plan, Setting
 from bench.evaluation.report import by_dataset, inertia_lines, write_report
 from bench.evaluation.rows import Key, Row, SweepRow, WindowRow
-from bench.evaluation.setting import DTYPE, Judge, MeasuredSetting
+from bench.evaluation.setting import Judge, MeasuredSetting
 from bench.evaluation.summary import Line, as_table, summarise
 from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bench.sandbox import Sandbox
 from bench.tasks import prompt_of
 from bus.errors import ConfigurationError
-from cloud_worker.reference import generate_alone
-from cloud_worker.target_model import TargetModel
 from dashboard.evidence import SUMMARY
-from decoding.sampling import SamplingParams
 from edge_worker.oracle import RecordedAnswer
-from models.tokenizer import encode_prompt
 
-ROWS, WINDOWS, SWEEPS, ANSWERS, PLAN = (
-    "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "answers.jsonl", "plan.json",
+ROWS, WINDOWS, SWEEPS, ANSWERS = (
+    "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "answers.jsonl",
 )  # fmt: skip
 _FILES: dict[type, str] = {Row: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS}
 _MAY_GROW = ("methods", "limit", "rtts_ms", "drafts", "variations")
@@ -45,14 +40,15 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Line]:
     """
     sandbox = Sandbox() if plan.run_code else None
     measured, others = plan.questions()
-    _claim(plan, out)
+    claim(out, plan, _MAY_GROW)
     done = frozenset(row.key for row in read_all(out / ROWS, Row))
-    missing = {setting: _missing(plan, setting, measured, done) for setting in plan.settings}
-    if any(missing.values()):
+    counts = {s: _num_missing(plan, s, measured, done) for s in plan.settings}
+    missing = {setting: count for setting, count in counts.items() if count}
+    if missing:
         judge = Judge(plan.target, sandbox)
-        if any(s.error_rate is not None and missing[s] for s in missing):
-            _record_answers(plan, [*measured, *others], out / ANSWERS)
-        _measure(plan, {s: n for s, n in missing.items() if n}, judge, measured, others, done, out)
+        if any(setting.error_rate is not None for setting in missing):
+            _record_answers(plan, judge, [*measured, *others], out / ANSWERS)
+        _measure(plan, missing, judge, measured, others, done, out)
     return report(out, as_json)
 
 
@@ -82,23 +78,11 @@ def report(out: Path, as_json: bool) -> list[Line]:
     return lines
 
 
-def _claim(plan: Plan, out: Path) -> None:
-    """Only one plan may fill a directory; more methods, prompts, links or drafts are the same."""
-    out.mkdir(parents=True, exist_ok=True)
-    kept = {name: value for name, value in asdict(plan).items() if name not in _MAY_GROW}
-    text = json.dumps(kept, default=str)
-    path = out / PLAN
-    if path.exists() and path.read_text("utf-8") != text:
-        raise ConfigurationError(f"{out} holds a run with other settings; use a new --out")
-    path.write_text(text, "utf-8")
-
-
-def _missing(
+def _num_missing(
     plan: Plan, setting: Setting, measured: Sequence[Question], done: frozenset[Key]
 ) -> int:
-    where = (setting.rtt_ms, setting.draft, setting.variant)
     return sum(
-        Key(method, question.dataset, question.index, *where) not in done
+        setting.key(method, question) not in done
         for method in plan.methods
         for question in measured
     )
@@ -127,15 +111,12 @@ def _append(out: Path, rows: Sequence[Row | WindowRow | SweepRow]) -> None:
             append_rows(out / _FILES[kind], own)
 
 
-def _record_answers(plan: Plan, questions: Sequence[Question], path: Path) -> None:
+def _record_answers(plan: Plan, judge: Judge, questions: Sequence[Question], path: Path) -> None:
     """The target's own answers, which oracles replay."""
     known = {recorded.prompt for recorded in read_all(path, RecordedAnswer)}
-    target = TargetModel.load(plan.target, DTYPE)
-    prompts = [encode_prompt(target.tokenizer, prompt_of(q), raw=False) for q in questions]
-    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    prompts = dict.fromkeys(judge.encode(prompt_of(question)) for question in questions)
+    missing = [prompt for prompt in prompts if prompt not in known]
     with counting_bar() as progress:
         for prompt in progress.track(missing, description="the target's own answers"):
-            answer = generate_alone(
-                target, prompt, SamplingParams(), plan.max_new_tokens, target.eos_tokens
-            )
-            append_rows(path, [RecordedAnswer(prompt, tuple(answer))])
+            answer = judge.own_answer(prompt, plan.max_new_tokens)
+            append_rows(path, [RecordedAnswer(prompt, answer)])

@@ -12,21 +12,25 @@ from pathlib import Path
 
 from bench.cores import one_core, pin, pin_process, put_models_last
 from bench.datasets import Question
-from bench.energy import MODELLED, PowerModel
+from bench.energy import PowerModel
 from bench.evaluation.answers import TimedAnswer, answer_alone, answer_together
-from bench.evaluation.plan import TARGET, Plan, Setting, in_turn, needs_sweep
+from bench.evaluation.plan import TARGET, Plan, Setting, needs_sweep
 from bench.evaluation.rows import Key, Row, SweepRow, WindowRow
 from bench.evaluation.target_server import TargetAlone
-from bench.pace.stacks import paced_env
+from bench.paced import paced_env
 from bench.tasks import RunProgram, mark, prompt_of
+from bench.telemetry import newest_entry, told_of
+from bench.turns import in_turn
 from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.settings import BusSettings
-from bus.store import ReportEntry, Store, TimelineEntry, WindowEntry
-from cloud_worker.reference import Quality, score
+from bus.store import Store
+from cloud_worker.reference import Quality, generate_alone, score
 from cloud_worker.target_model import TargetModel
+from decoding.sampling import SamplingParams
 from launch.stack import Stack, StackOptions
-from models.tokenizer import encode_prompt
+from models.energy import MODELLED
+from models.tokenizer import decode, encode_prompt
 
 DTYPE = "float32"
 LAST_THRESHOLD = 0.69
@@ -34,7 +38,6 @@ LAST_THRESHOLD = 0.69
 SEED = 1
 WARM_UP_TOKENS = 16
 _REPORTS_S = 2.0
-"""Reports come by another way than the answer, and may come a little later."""
 
 Keep = Callable[[Sequence[Row | WindowRow | SweepRow]], None]
 
@@ -56,8 +59,14 @@ class Judge:
         return encode_prompt(self._target.tokenizer, prompt, raw=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._target.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
+        return decode(self._target.tokenizer, tokens)
+
+    def own_answer(self, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
+        """The target's own, greedy."""
+        target = self._target
+        return tuple(
+            generate_alone(target, prompt, SamplingParams(), max_new_tokens, target.eos_tokens)
+        )
 
     def quality(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Quality:
         known = self._known.get((prompt, tokens))
@@ -88,14 +97,10 @@ class MeasuredSetting:
         self._windows = {
             row.method: row.best
             for row in sweeps
-            if (row.rtt_ms, row.draft, row.variant) == self._where
+            if (row.rtt_ms, row.draft, row.variant) == setting.where
         }
         self._power = PowerModel()
         self._telemetry_read = "0"
-
-    @property
-    def _where(self) -> tuple[float, str, str]:
-        return self._setting.rtt_ms, self._setting.draft, self._setting.variant
 
     async def run(self, measured: Sequence[Question], others: Sequence[Question]) -> None:
         """Answer what is missing of `measured`; sweep on `others`."""
@@ -155,7 +160,7 @@ class MeasuredSetting:
 
         speeds = await climb(speed, first_guess(self._setting.error_rate))
         self._windows[name] = max(speeds, key=speeds.__getitem__)
-        rtt_ms, draft, variant = self._where
+        rtt_ms, draft, variant = self._setting.where
         row = SweepRow(
             method=name, rtt_ms=rtt_ms, draft=draft, variant=variant, best=self._windows[name],
             tried=speeds,
@@ -165,9 +170,9 @@ class MeasuredSetting:
     async def _batch(self, questions: Sequence[Question], number: int) -> None:
         """Prompts that are answered at once, by one method after the other."""
         rows: list[Row | WindowRow] = []
-        self._telemetry_read = await self._last_entry()
+        self._telemetry_read = await newest_entry(self._store, self._telemetry_read)
         for name in in_turn(self._plan.methods, number):
-            missing = [q for q in questions if self._key(name, q) not in self._done]
+            missing = [q for q in questions if self._setting.key(name, q) not in self._done]
             if not missing:
                 continue
             began = asyncio.get_running_loop().time()
@@ -179,16 +184,6 @@ class MeasuredSetting:
                     rows.append(await self._window_row(name, question, answer, number == 0))
                 self._tick()
         self._keep(rows)
-
-    async def _last_entry(self) -> str:
-        """Id of the newest entry of telemetry."""
-        last = self._telemetry_read
-        while found := await self._store.telemetry.read(last):
-            last = found[-1][0]
-        return last
-
-    def _key(self, name: str, question: Question) -> Key:
-        return Key(name, question.dataset, question.index, *self._where)
 
     def _ran(self, name: str) -> str:
         window = self._windows.get(name)
@@ -207,7 +202,7 @@ class MeasuredSetting:
         )
 
     def _row(self, name: str, question: Question, answer: TimedAnswer, batch_s: float) -> Row:
-        key = self._key(name, question)
+        key = self._setting.key(name, question)
         text = self._judge.decode(answer.token_ids) if answer.text is None else answer.text
         quality = self._judge.quality(self._judge.encode(prompt_of(question)), answer.token_ids)
         energy_j = self._power.answer_j(
@@ -232,20 +227,12 @@ class MeasuredSetting:
     async def _window_row(
         self, name: str, question: Question, answer: TimedAnswer, with_timeline: bool
     ) -> WindowRow:
-        deadline = asyncio.get_running_loop().time() + _REPORTS_S
-        while True:
-            found = await self._store.telemetry.read(self._telemetry_read)
-            entries = [entry for _, entry in found if entry.session == answer.session]
-            windows = [e for e in entries if isinstance(e, WindowEntry)]
-            reports = {(e.epoch, e.seq): e for e in entries if isinstance(e, ReportEntry)}
-            timelines = [e for e in entries if isinstance(e, TimelineEntry)]
-            complete = timelines and all((w.epoch, w.seq) in reports for w in windows)
-            if complete or asyncio.get_running_loop().time() > deadline:
-                break
-            await asyncio.sleep(0.05)
-        heard = [r for w in windows if (r := reports.get((w.epoch, w.seq))) is not None]
+        told = await told_of(
+            self._store, answer.session, self._telemetry_read, _REPORTS_S, with_timeline=True
+        )
+        heard = [r for w in told.windows if (r := told.reports.get((w.epoch, w.seq))) is not None]
         return WindowRow(
-            key=self._key(name, question), windows=tuple(windows),
+            key=self._setting.key(name, question), windows=told.windows,
             expected=tuple(r.expected_accepted / max(r.num_drafted, 1) for r in heard),
-            timeline=timelines[0] if with_timeline and timelines else None,
+            timeline=told.timeline if with_timeline else None,
         )  # fmt: skip

@@ -19,24 +19,13 @@ from scipy.stats import bootstrap
 
 from bench.evaluation.plan import TARGET
 from bench.evaluation.rows import Row
-from dashboard.evidence import ALL
+from bench.paced import AS_IT_IS
+from bench.ranges import Interval
+from dashboard.evidence import ALL, family
 
 RESAMPLES = 2000
 _SEED = 0
 _SD = "sd"
-
-
-class Interval(msgspec.Struct, frozen=True):
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """`1.23 (1.10–1.35)`."""
-        digits = 1 if abs(self.value) >= 10 else 2
-        return f"{self.value:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +140,7 @@ def _line(method: str, own: Rows, chosen: dict[str, Rows], dataset: str) -> Line
 
 def _sd(chosen: dict[str, Rows]) -> Rows:
     """`sd` with the window that a sweep found, else with the one that was asked for."""
-    return next((rows for name, rows in chosen.items() if name.partition(":")[0] == _SD), {})
+    return next((rows for name, rows in chosen.items() if family(name) == _SD), {})
 
 
 def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
@@ -254,12 +243,12 @@ def as_table(lines: Sequence[Line]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name, show in columns(lines).items():
-        left = name in ("method", "draft", "setting")
+    shown = columns(lines)
+    for name in shown:
+        left = name in ("method", "draft", "setting", "device")
         table.add_column(name, justify="left" if left else "right")
-        del show
     for line in whole_lines(lines):
-        table.add_row(*(show(line) for show in columns(lines).values()))
+        table.add_row(*(show(line) for show in shown.values()))
     return table
 
 
@@ -278,21 +267,25 @@ def columns(lines: Sequence[Line]) -> dict[str, Callable[[Line], str]]:
         shown["draft"] = lambda line: line.draft
     if len({line.variant for line in lines}) > 1:
         shown["setting"] = lambda line: line.variant or "–"
+    if any(line.device != AS_IT_IS for line in lines):
+        shown["device"] = lambda line: line.device
+    energy = "/".join(sorted({line.energy_source for line in lines}))
     accuracy = any(line.accuracy is not None for line in lines)
     return shown | {
         "tokens/s": lambda line: str(line.speed),
-        "÷ alone": lambda line: _or_dash(line.over_target),
-        "÷ sd": lambda line: _or_dash(line.over_sd),
+        "÷ alone": lambda line: or_dash(line.over_target),
+        "÷ sd": lambda line: or_dash(line.over_sd),
         "accepted": lambda line: _percent(line.acceptance),
         "in vain": lambda line: _percent(line.wasted),
         "nats": lambda line: f"{line.nats_per_token:.3f}",
         "first choice": lambda line: _percent(line.agreement),
         **({"right": lambda line: _percent(line.accuracy)} if accuracy else {}),
-        "mJ": lambda line: f"{line.mj_per_token:.0f}",
+        f"mJ, {energy}": lambda line: f"{line.mj_per_token:.0f}",
     }
 
 
-def _or_dash(interval: Interval | None) -> str:
+def or_dash(interval: Interval | None) -> str:
+    """As people read it; a dash where there is none."""
     return "–" if interval is None else str(interval)
 
 

@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 
 from bench.link.process import LinkProcess
-from bench.pace.alone import paced
+from bench.paced import paced
 from cloud_worker.reference import generate_alone
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams

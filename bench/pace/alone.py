@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from bench.cores import one_core
 from bench.pace.rows import ALONE, NO_DRAFT, Row
+from bench.paced import paced
 from cloud_worker.reference import generate_alone
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
 from edge_worker.oracle import RecordedAnswer
-from models.padding import pad
 from models.tokenizer import encode_prompt
 
 
@@ -42,18 +42,6 @@ class TargetAlone:
             tokens += stream
             seconds = time.perf_counter() - began
         return RecordedAnswer(prompt, tuple(tokens)), seconds
-
-
-def paced(tokens: Iterator[int], least_pass_ms: float) -> Iterator[int]:
-    """The tokens, each at least so long after the one before (`models.padding`)."""
-    while True:
-        began = time.perf_counter()
-        try:
-            token = next(tokens)
-        except StopIteration:
-            return
-        pad(began, least_pass_ms)
-        yield token
 
 
 def alone_row(answer: RecordedAnswer, seconds: float, prompt_id: int) -> Row:

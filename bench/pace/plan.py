@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.prompts import PROMPTS
+from bench.turns import in_turn
 
 SWEEP_PROMPTS = 10
 MAX_NEW_TOKENS = 32
@@ -68,6 +69,4 @@ class Plan:
 
     def turns(self, repeat: int, prompt_id: int, sd: str) -> tuple[str, ...]:
         """The methods in the order in which they answer this prompt; who begins changes."""
-        methods = (sd, *self.methods)
-        shift = (repeat + prompt_id) % len(methods)
-        return methods[shift:] + methods[:shift]
+        return in_turn((sd, *self.methods), repeat + prompt_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from bench.lines import append_rows
 from bus.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
 
@@ -81,19 +81,11 @@ class TimelineRow(msgspec.Struct, frozen=True):
     timeline: TimelineEntry
 
 
-def append(path: Path, rows: Sequence[msgspec.Struct]) -> None:
-    """Add rows to a file at once."""
-    with path.open("ab") as file:
-        file.write(msgspec.json.Encoder().encode_lines(rows))
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def rewrite(path: Path, rows: Sequence[msgspec.Struct]) -> None:
     """Replace a file's rows, or leave it as it was."""
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
-    append(new, rows)
+    append_rows(new, rows)
     new.replace(path)
 
 

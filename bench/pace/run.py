@@ -12,13 +12,14 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
+from bench.claims import PLAN, claim
+from bench.lines import append_rows
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import Plan, Setting
 from bench.pace.rows import (
     NO_DRAFT,
     Row,
     TimelineRow,
-    append,
     read_rows,
     read_stack_rows,
     read_timeline_rows,
@@ -26,13 +27,14 @@ from bench.pace.rows import (
 )
 from bench.pace.stacks import MeasuredStack
 from bench.pace.summary import Cell, as_table, summarise
+from bench.paced import device_name
 from bench.progress import counting_bar
 from bench.prompts import PROMPTS
 from bus.errors import ConfigurationError
 from edge_worker.oracle import write_answers
 
-ROWS, STACKS, TIMELINES, ANSWERS, PLAN = (
-    "rows.jsonl", "stacks.jsonl", "timelines.jsonl", "answers.jsonl", "plan.json",
+ROWS, STACKS, TIMELINES, ANSWERS = (
+    "rows.jsonl", "stacks.jsonl", "timelines.jsonl", "answers.jsonl",
 )  # fmt: skip
 
 _TABLE_WIDTH = 110
@@ -44,7 +46,7 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
     Raises:
         ConfigurationError: `out` holds another plan's run.
     """
-    _claim(plan, out)
+    claim(out, plan, may_grow=("rtts_ms", "error_rates", "drafts"))
     stacks = read_stack_rows(out / STACKS)
     done = {Setting(stack.draft, stack.error_rate, stack.rtt_ms) for stack in stacks}
     _forget_unfinished(out, done)
@@ -52,13 +54,14 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
     with counting_bar() as progress:
         _measure(plan, missing, out, progress)
     cells = summarise(read_rows(out / ROWS), read_stack_rows(out / STACKS))
+    device = device_name(*plan.paced)
     if as_json:
         for cell in cells:
-            print(json.dumps(asdict(cell) | {"of_ceiling": cell.of_ceiling}))
+            print(json.dumps(asdict(cell) | {"of_ceiling": cell.of_ceiling, "device": device}))
     else:
         console = Console()
         console.width = max(console.width, _TABLE_WIDTH)
-        console.print(as_table(cells))
+        console.print(as_table(cells, device))
     return cells
 
 
@@ -72,17 +75,6 @@ def load_plan(out: Path) -> Plan:
         return msgspec.json.decode((out / PLAN).read_bytes(), type=Plan)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigurationError(f"{out} holds no run of `e2sci bench pace`: {error}") from error
-
-
-def _claim(plan: Plan, out: Path) -> None:
-    """Only one plan may fill a directory; more links and drafts are the same plan."""
-    out.mkdir(parents=True, exist_ok=True)
-    kept = {k: v for k, v in asdict(plan).items() if k not in ("rtts_ms", "error_rates", "drafts")}
-    text = json.dumps(kept, default=list)
-    path = out / PLAN
-    if path.exists() and path.read_text("utf-8") != text:
-        raise ConfigurationError(f"{out} holds a run with other settings; use a new --out")
-    path.write_text(text, "utf-8")
 
 
 def _forget_unfinished(out: Path, done: Set[Setting]) -> None:
@@ -112,7 +104,7 @@ def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progre
     answers = out / ANSWERS
     if not answers.exists():
         recorded = [alone.answer(index) for index in range(plan.prompts)]
-        append(out / ROWS, [alone_row(*pair, index) for index, pair in enumerate(recorded)])
+        append_rows(out / ROWS, [alone_row(*pair, index) for index, pair in enumerate(recorded)])
         write_answers(answers, [answer for answer, _ in recorded])
     for setting in missing:
         progress.update(task, description=str(setting))
@@ -121,7 +113,7 @@ def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progre
             tick=lambda: progress.advance(task),
         )  # fmt: skip
         rows, timelines, about = asyncio.run(stack.run())
-        append(out / ROWS, rows)
+        append_rows(out / ROWS, rows)
         at = (setting.draft, setting.error_rate, setting.rtt_ms)
-        append(out / TIMELINES, [TimelineRow(*at, timeline) for timeline in timelines])
-        append(out / STACKS, [about])
+        append_rows(out / TIMELINES, [TimelineRow(*at, timeline) for timeline in timelines])
+        append_rows(out / STACKS, [about])

@@ -14,6 +14,7 @@ from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import SWEEP_PROMPTS, Plan, Setting
 from bench.pace.rows import Row, StackRow, tokens_per_s
+from bench.paced import paced_env
 from bench.prompts import PROMPTS
 from bench.telemetry import read_telemetry
 from bench.windows import climb, first_guess
@@ -23,13 +24,6 @@ from launch.stack import Stack, StackOptions
 
 _SWEEP = -1
 Tick = Callable[[], None]
-
-
-def paced_env(least_step_ms: float, least_pass_ms: float) -> dict[str, str]:
-    """Settings of workers whose models take at least so long."""
-    return {
-        "E2SCI_LEAST_STEP_MS": str(least_step_ms), "E2SCI_LEAST_PASS_MS": str(least_pass_ms),
-    }  # fmt: skip
 
 
 class MeasuredStack:

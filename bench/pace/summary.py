@@ -11,6 +11,8 @@ from rich import box
 from rich.table import Table
 
 from bench.pace.rows import ALONE, Row, StackRow, tokens_per_s
+from bench.paced import AS_IT_IS
+from bench.ranges import with_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,7 @@ class Spread:
         return cls(statistics.median(kept), kept[0], kept[-1])
 
     def __str__(self) -> str:
-        """`12.3 (11.9–12.8)`, below 10 with two decimals."""
-        digits = 1 if self.median >= 10 else 2
-        low, median, high = (f"{v:.{digits}f}" for v in (self.low, self.median, self.high))
-        return f"{median} ({low}–{high})"
+        return with_range(self.median, self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +125,12 @@ def _shares(rows: Sequence[Row]) -> tuple[float, float, float]:
     return idle, wasted / max(wasted + accepted, 1), accepted / max(drafted, 1)
 
 
-def as_table(cells: Sequence[Cell]) -> Table:
+def as_table(cells: Sequence[Cell], device: str = AS_IT_IS) -> Table:
     """For people."""
+    source = "measured" if device == AS_IT_IS else f"measured, {device}"
     table = Table(
-        title="Tokens a second from the first pass's verdict to the last (measured): median, range",
+        title="Tokens a second from the first pass's verdict to the last "
+        f"({source}): median, range",
         caption="RTT: round trip in ms. ceiling: of the best that one chain can do. idle: share of "
         "the time in which the edge does not draft. in vain: drafted tokens thrown away",
         box=box.SIMPLE_HEAD,

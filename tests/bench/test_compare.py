@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import torch
 
+from bench.lines import append_rows
 from bench.pace.plan import Plan
-from bench.pace.rows import ALONE, Row, StackRow, TimelineRow, append
+from bench.pace.rows import ALONE, Row, StackRow, TimelineRow
 from bench.pace.run import run
 from bench.simulate.compare import compare, draft_agreement
 from bench.simulate.device import Device
@@ -59,9 +60,9 @@ def write_run(out: Path, plan: Plan) -> None:
             )  # fmt: skip
             timelines.append(TimelineRow("default", 0.2, 40.0, entry))
     out.mkdir()
-    append(out / "rows.jsonl", rows)
-    append(out / "timelines.jsonl", timelines)
-    append(out / "stacks.jsonl", [StackRow("default", 0.2, 40.0, 10.0, 0.1, 0.2, 0.3, True)])
+    append_rows(out / "rows.jsonl", rows)
+    append_rows(out / "timelines.jsonl", timelines)
+    append_rows(out / "stacks.jsonl", [StackRow("default", 0.2, 40.0, 10.0, 0.1, 0.2, 0.3, True)])
     write_answers(out / "answers.jsonl", [RecordedAnswer(PROMPT, (7,) * LENGTH)])
     run(plan, out, as_json=True)  # complete: it only writes the plan
 

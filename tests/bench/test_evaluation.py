@@ -14,12 +14,14 @@ import pytest
 from bench.energy import Power, PowerModel
 from bench.evaluation.answers import TimedAnswer
 from bench.evaluation.inertia import inertia
-from bench.evaluation.plan import SWEEP_QUESTIONS, Plan, Setting, in_turn, needs_sweep
+from bench.evaluation.plan import SWEEP_QUESTIONS, Plan, Setting, needs_sweep
 from bench.evaluation.report import by_dataset, write_report
 from bench.evaluation.rows import Key, Row, WindowRow
 from bench.evaluation.run import report
-from bench.evaluation.summary import Interval, Line, as_markdown, as_table, summarise
+from bench.evaluation.summary import Line, as_markdown, as_table, summarise
 from bench.lines import append_rows, read_all
+from bench.ranges import Interval
+from bench.turns import in_turn
 from bus.errors import ConfigurationError
 from bus.store import Usage, WindowEntry
 

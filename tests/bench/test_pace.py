@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from bench.lines import append_rows
 from bench.pace.plan import Plan
 from bench.pace.rows import (
     ALONE,
     Row,
     StackRow,
     TimelineRow,
-    append,
     read_rows,
     read_timeline_rows,
 )
@@ -103,8 +103,8 @@ def test_a_draft_model_has_no_ceiling_of_its_own() -> None:
 def test_rows_are_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [row("plc", 3, 0.5), row(ALONE, 2, 1.0)]
-    append(path, rows[:1])
-    append(path, rows[1:])
+    append_rows(path, rows[:1])
+    append_rows(path, rows[1:])
     assert read_rows(path) == rows
     assert read_rows(tmp_path / "none.jsonl") == []
 
@@ -131,9 +131,9 @@ def test_what_was_cut_off_while_it_was_written_counts_for_nothing(tmp_path: Path
     plan = Plan(rtts_ms=(40.0,), error_rates=(0.1,))
     run_files(tmp_path, plan)
     whole = read_rows(tmp_path / "rows.jsonl")
-    append(tmp_path / "rows.jsonl", [row("plc", 9, 9.0, error=0.2)])
+    append_rows(tmp_path / "rows.jsonl", [row("plc", 9, 9.0, error=0.2)])
     late = TimelineRow("default", 0.2, 40.0, TIMELINE)
-    append(tmp_path / "timelines.jsonl", [late, replace(late, error_rate=0.1)])
+    append_rows(tmp_path / "timelines.jsonl", [late, replace(late, error_rate=0.1)])
     run(plan, tmp_path, as_json=True)
     assert read_rows(tmp_path / "rows.jsonl") == whole
     assert [t.error_rate for t in read_timeline_rows(tmp_path / "timelines.jsonl")] == [0.1]
@@ -149,6 +149,6 @@ def test_another_plan_does_not_fill_the_same_directory(tmp_path: Path) -> None:
 
 def run_files(out: Path, plan: Plan) -> None:
     rows = [row("sd:4", 40, 2.0), row("plc", 60, 2.0), row(ALONE, 50, 5.0)]
-    append(out / "rows.jsonl", rows)
+    append_rows(out / "rows.jsonl", rows)
     (out / "answers.jsonl").touch()
-    append(out / "stacks.jsonl", [stack()])
+    append_rows(out / "stacks.jsonl", [stack()])

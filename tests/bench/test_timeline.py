@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import pytest
 from typer.testing import CliRunner
 
-from bench.pace.rows import TimelineRow, append
+from bench.lines import append_rows
+from bench.pace.rows import TimelineRow
 from bench.timeline import checked_out, draw, keep_timeline, read_timeline
 from bus.errors import ConfigurationError
 from cli.main import app
@@ -29,7 +30,9 @@ def test_a_timeline_that_was_kept_is_read_again_and_of_many_the_last(tmp_path: P
 
 def test_the_timelines_of_a_pace_run_are_read_too(tmp_path: Path) -> None:
     path = tmp_path / "timelines.jsonl"
-    append(path, [TimelineRow("default", None, 40.0, entry(*EVENTS, method=m)) for m in ("a", "b")])
+    append_rows(
+        path, [TimelineRow("default", None, 40.0, entry(*EVENTS, method=m)) for m in ("a", "b")]
+    )
     assert read_timeline(path) == entry(*EVENTS, method="b")
 
 
