@@ -28,9 +28,9 @@ class Core:
     """One model's core. Work is given in ms alone; while the other core works it takes
     `slowdown` times as long, from the moment on at which the other begins."""
 
-    def __init__(self, clock: Clock, slowdown: float) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._slowdown = slowdown
+        self._slowdown = 1.0
         self._other: Core | None = None
         self._left_ms = 0.0
         self._seen_ms = 0.0
@@ -45,9 +45,10 @@ class Core:
     def busy(self) -> bool:
         return self._done is not None
 
-    def work(self, alone_ms: float, done: Callable[[], None]) -> None:
+    def work(self, alone_ms: float, slowdown: float, done: Callable[[], None]) -> None:
         """Begin; `done` is called at the end. Only while not busy."""
         assert not self.busy
+        self._slowdown = slowdown
         if self._other is not None:
             self._other._progress()
         self._left_ms, self._seen_ms, self._done = alone_ms, self._clock.now_ms, done

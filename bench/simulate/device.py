@@ -29,7 +29,9 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         step_ms: c, a draft step while the target does nothing.
         pass_ms, pass_token_ms: t(n) = pass_ms + pass_token_ms·(n − 1), while the draft is idle.
-        step_slowdown, pass_slowdown: factors while the other model runs; 1 on two machines.
+        step_slowdown, pass_slowdown: factors of step_ms and pass_ms while the other model runs; 1
+            on two machines. They share the memory that weights are read from; arithmetic, which
+            pass_token_ms is, each does on its own core.
         start_ms: from a verdict, or from a draft's end, to the beginning of the next draft.
         message_ms: what a window and its verdict take besides link, pass and queue, together.
         window_ms: what a window that arrives costs the pass under way, on the same core.
@@ -49,6 +51,10 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def target_ms(self, num_tokens: int) -> float:
         """t(n), alone."""
         return self.pass_ms + self.pass_token_ms * (num_tokens - 1)
+
+    def target_slowdown(self, num_tokens: int) -> float:
+        """By which t(n) grows while the draft runs."""
+        return 1.0 + (self.pass_slowdown - 1.0) * self.pass_ms / self.target_ms(num_tokens)
 
 
 PAPER = Device(step_ms=8.0, pass_ms=60.0, pass_token_ms=0.5)
@@ -88,11 +94,11 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
         alone = [(w.took_ms - verdict_ms * w.arrivals) / w.num_tokens for w in drafts]
         step_ms = statistics.median(alone)
         step_slowdown, verdict_ms = _disturbed(
-            [(step_ms * work.num_tokens, work) for s in ahead for work in s.drafts()]
+            [(step_ms * w.num_tokens, step_ms * w.num_tokens, w) for s in ahead for w in s.drafts()]
         )
     base, slope = _line([(work.num_tokens, work.took_ms) for work in passes])
     pass_slowdown, window_ms = _disturbed(
-        [(base + slope * (work.num_tokens - 1), work) for s in ahead for work in s.passes()]
+        [(base, base + slope * (work.num_tokens - 1), work) for s in ahead for work in s.passes()]
     )
     return Device(
         step_ms=step_ms,
@@ -121,13 +127,17 @@ class _Work:
     arrivals: int
 
 
-def _disturbed(works: Sequence[tuple[float, _Work]]) -> tuple[float, float]:
+def _disturbed(works: Sequence[tuple[float, float, _Work]]) -> tuple[float, float]:
     """(slowdown while the other model runs, ms for each arrival), by least squares of what works
-    took beyond what they take alone."""
+    took beyond what they take alone.
+
+    Args:
+        works: (ms of it that slow down, ms alone, the work).
+    """
     if not works:
         return 1.0, 0.0
-    causes = np.array([(alone_ms * work.beside, work.arrivals) for alone_ms, work in works])
-    extra = np.array([work.took_ms - alone_ms for alone_ms, work in works])
+    causes = np.array([(slowed_ms * work.beside, work.arrivals) for slowed_ms, _, work in works])
+    extra = np.array([work.took_ms - alone_ms for _, alone_ms, work in works])
     slower, each_ms = np.linalg.lstsq(causes, extra, rcond=None)[0]
     if each_ms < 0 or slower < 0:  # one of the two explains nothing
         kept = 0 if each_ms < 0 else 1

@@ -70,8 +70,8 @@ class SimulatedSession:
         self._clock = Clock()
         self._agrees, self._device, self._recalled = agrees, device, recalled
         self._one_way_ms = (rtt_ms + device.message_ms) / 2
-        self._edge_core = Core(self._clock, device.step_slowdown)
-        self._cloud_core = Core(self._clock, device.pass_slowdown)
+        self._edge_core = Core(self._clock)
+        self._cloud_core = Core(self._clock)
         self._edge_core.beside(self._cloud_core)
         self._method = method
         self._cloud: cloud.CloudState | None = None
@@ -152,7 +152,7 @@ class SimulatedSession:
         if wanted and len(tokens) < draft.count:
             token = self._drafted_token(start + len(tokens))
             then = partial(self._draft_token, draft, start, (*tokens, token), began_ms)
-            self._edge_core.work(self._device.step_ms, then)
+            self._edge_core.work(self._device.step_ms, self._device.step_slowdown, then)
             return
         self._drafted(draft, start, tokens, began_ms)
         self._next_draft()
@@ -229,8 +229,10 @@ class SimulatedSession:
         first = self._cache_length - len(forward.row_ids) + 1
         self._row_positions = list(range(first, first + len(forward.row_ids)))
         rows = kept + tuple(self._row(position) for position in self._row_positions)
+        num_tokens = len(forward.feed)
         self._cloud_core.work(
-            self._device.target_ms(len(forward.feed)),
+            self._device.target_ms(num_tokens),
+            self._device.target_slowdown(num_tokens),
             partial(self._rows_ready, forward, rows, now_ms),
         )
 

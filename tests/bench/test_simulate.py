@@ -108,11 +108,11 @@ def test_an_unknown_method_is_an_error() -> None:
 
 def test_an_interruption_lengthens_what_is_being_done() -> None:
     clock, ended = Clock(), list[float]()
-    core, other = Core(clock, slowdown=1.0), Core(clock, slowdown=1.0)
+    core, other = Core(clock), Core(clock)
     core.beside(other)
     core.interrupt(5.0)  # nothing is
-    core.work(10.0, lambda: ended.append(clock.now_ms))
-    other.work(20.0, lambda: ended.append(clock.now_ms))
+    core.work(10.0, 1.0, lambda: ended.append(clock.now_ms))
+    other.work(20.0, 1.0, lambda: ended.append(clock.now_ms))
     clock.after(4.0, lambda: core.interrupt(3.0))
     while len(ended) < 2:
         clock.advance()
@@ -121,10 +121,10 @@ def test_an_interruption_lengthens_what_is_being_done() -> None:
 
 def test_work_slows_down_from_the_moment_the_other_begins() -> None:
     clock, ended = Clock(), list[tuple[str, float]]()
-    a, b = Core(clock, 2.0), Core(clock, 1.5)
+    a, b = Core(clock), Core(clock)
     a.beside(b)
-    a.work(30.0, lambda: ended.append(("a", clock.now_ms)))
-    clock.after(10.0, lambda: b.work(15.0, lambda: ended.append(("b", clock.now_ms))))
+    a.work(30.0, 2.0, lambda: ended.append(("a", clock.now_ms)))
+    clock.after(10.0, lambda: b.work(15.0, 1.5, lambda: ended.append(("b", clock.now_ms))))
     while len(ended) < 2:
         clock.advance()
     # a: 10 alone, then 22.5 at half speed until b ends (11.25), then the remaining 8.75 alone.
