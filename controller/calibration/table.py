@@ -10,6 +10,7 @@ at their place, their regret [ours]. Regret compares tokens of the same text, so
 windows to tell thresholds apart than likelihoods of different texts. γ is the price of a token in
 ms; by default what a token takes on average over all windows, so that L = 0 is the average. γ_E is
 the price of a joule in ms, which weighs energy against latency; by default energy costs nothing.
+Both decide over the window W; a window takes the same time and energy at any θ (`curves`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import bisect
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from controller.calibration.curves import Curve, smoothed
 from controller.calibration.records import WindowRecord
 from decoding.predictor import MOST_WINDOW
 
@@ -84,9 +86,10 @@ class Cell:
             _jackknife(records),
         )
 
-    def cost(self, price: Price) -> float:
-        """L(θ | r̂) in ms."""
-        return self.segment_ms + price.joule_ms * self.energy_j - price.token_ms * self.committed
+    @property
+    def means(self) -> tuple[float, float, float]:
+        """Those that `spread` goes with."""
+        return self.segment_ms, self.committed, self.regret
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,11 @@ class Table:
     neutral: dict[int, float]
     price: Price
 
+    @property
+    def curves(self) -> list[Curve]:
+        """Of each bin."""
+        return smoothed([b.cells for b in self.bins])
+
     def bin_of(self, credit: float) -> Bin:
         return self.bins[bisect.bisect_right(self.edges, credit)]
 
@@ -148,9 +156,9 @@ def make_table(
     bins = tuple(
         Bin(
             statistics.fmean(record.credit for record in groups[index]), own,
-            _label(own, regrets, price, loss_nats), _best_window(groups[index]),
+            curve.label(loss_nats), _best_window(groups[index], price),
         )
-        for index, (own, regrets) in enumerate(zip(cells, falling_regrets(cells), strict=True))
+        for index, (own, curve) in enumerate(zip(cells, smoothed(cells), strict=True))
     )  # fmt: skip
     return Table(edges, bins, neutral_by_window(records), price)
 
@@ -193,22 +201,28 @@ def _jackknife(records: Sequence[WindowRecord]) -> tuple[float, float, float]:
     return segment_ms, committed, regret
 
 
-def differences(table: Table, other: Table) -> list[float]:
-    """How far apart cells of two tables with the same edges lie, in standard errors of their
-    difference: one number for each quantity of each cell that both have."""
-    found = []
+def differences(table: Table, other: Table) -> tuple[float, list[float]]:
+    """How far two tables with the same edges lie apart.
+
+    Returns the speed of the other's machine over this one's, and for each quantity of each cell
+    that both have the difference in its standard errors. Times are compared at equal speed: what a
+    machine gives changes from hour to hour, and is no property of the pair.
+    """
+    pairs = []
     for own, theirs in zip(table.bins, other.bins, strict=True):
         cells = {cell.threshold: cell for cell in theirs.cells}
-        for cell in own.cells:
-            match = cells.get(cell.threshold)
-            if match is None:
-                continue
-            mine = (cell.segment_ms, cell.committed, cell.regret)
-            values = (match.segment_ms, match.committed, match.regret)
-            for a, b, *spreads in zip(mine, values, cell.spread, match.spread, strict=True):
-                error = math.hypot(*spreads)
-                found.append(abs(a - b) / error if error else 0.0)
-    return found
+        pairs += [(c, cells[c.threshold]) for c in own.cells if c.threshold in cells]
+    if not pairs:
+        return 1.0, []
+    speed = sum(a.segment_ms for a, _ in pairs) / sum(b.segment_ms for _, b in pairs)
+    found = []
+    for cell, match in pairs:
+        for a, b, scale, *spreads in zip(
+            cell.means, match.means, (speed, 1.0, 1.0), cell.spread, match.spread, strict=True
+        ):
+            error = math.hypot(spreads[0], scale * spreads[1])
+            found.append(abs(a - scale * b) / error if error else 0.0)
+    return speed, found
 
 
 def _cells(records: Sequence[WindowRecord]) -> tuple[Cell, ...]:
@@ -223,21 +237,10 @@ def _cells(records: Sequence[WindowRecord]) -> tuple[Cell, ...]:
     )
 
 
-def _label(
-    cells: Sequence[Cell], regrets: Mapping[float, float], price: Price, loss_nats: float
-) -> float:
-    """The θ with the least cost among those that keep quality; exact verification, −1, where
-    nothing is known."""
-    if not cells:
-        return -1.0
-    good = [cell for cell in cells if regrets[cell.threshold] <= loss_nats] or cells[:1]
-    return min(good, key=lambda cell: cell.cost(price)).threshold
+def _best_window(records: Sequence[WindowRecord], price: Price) -> int:
+    """The W with the least T_seg + γ_E·E_cloud − γ·L_acc, at the bin's own rate and times.
 
-
-def _best_window(records: Sequence[WindowRecord]) -> int:
-    """The W with the greatest goodput by the bin's own rate and times, drafting by the token.
-
-    The rate a solves mean E[L_acc] = mean Σ_{i≤W} aⁱ.
+    The rate a solves mean E[L_acc] = mean Σ_{i≤W} aⁱ; times and joules are linear in W.
     """
     wanted = statistics.fmean(record.expected_accepted for record in records)
     windows = [record.num_drafted for record in records]
@@ -249,11 +252,17 @@ def _best_window(records: Sequence[WindowRecord]) -> int:
         else:
             high = a
     step_ms = sum(r.draft_ms for r in records) / sum(windows)
-    rest_ms = statistics.fmean(r.segment_ms - r.draft_ms for r in records)
-    return max(
+    if price.joule_ms:
+        step_ms += price.joule_ms * _slope(windows, [r.energy_j or 0.0 for r in records])
+    return min(
         range(1, MOST_WINDOW + 1),
-        key=lambda window: (1.0 + _expected(low, window)) / (window * step_ms + rest_ms),
+        key=lambda window: window * step_ms - price.token_ms * _expected(low, window),
     )
+
+
+def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Of the least-squares line; 0 where all `xs` are alike."""
+    return statistics.linear_regression(xs, ys).slope if len(set(xs)) > 1 else 0.0
 
 
 def _expected(a: float, window: int) -> float:
@@ -262,42 +271,9 @@ def _expected(a: float, window: int) -> float:
 
 
 def safe_thresholds(table: Table, loss_nats: float = LOSS_NATS) -> tuple[float, ...]:
-    """For each bin the greatest threshold whose regret stays within δ, on the lines between those
-    tried; 0 where only exact verification's does. It never falls with credit."""
-    regrets = falling_regrets([b.cells for b in table.bins])
-    return tuple(_safe(own, loss_nats) for own in regrets)
-
-
-def falling_regrets(bins: Sequence[Sequence[Cell]]) -> list[dict[float, float]]:
-    """Bin by bin, threshold → regret, made to fall as credit rises (isotonic regression) [ours].
-
-    That the same threshold costs less where draft and target agree more is what credit rests on;
-    single cells have too few windows to show it each for itself.
-    """
-    from scipy.optimize import isotonic_regression  # noqa: PLC0415 - no controller needs it
-
-    regrets: list[dict[float, float]] = [{} for _ in bins]
-    for threshold in sorted({cell.threshold for cells in bins for cell in cells}):
-        found = [(i, cell) for i, cells in enumerate(bins) for cell in cells
-                 if cell.threshold == threshold]  # fmt: skip
-        falling = isotonic_regression(
-            [cell.regret for _, cell in found],
-            weights=[float(cell.num_windows) for _, cell in found],
-            increasing=False,
-        ).x
-        for (index, _), regret in zip(found, falling, strict=True):
-            regrets[index][threshold] = float(regret)
-    return regrets
-
-
-def _safe(regrets: Mapping[float, float], loss_nats: float) -> float:
-    if not regrets:
-        return 0.0
-    grid = np.linspace(0.0, max(*regrets, 0.0), 301)
-    tried = [max(threshold, 0.0) for threshold in regrets]
-    losses = np.interp(grid, tried, list(regrets.values()))
-    too_much = np.flatnonzero(losses > loss_nats)
-    return float(grid[-1] if not too_much.size else grid[max(too_much[0] - 1, 0)])
+    """For each bin the greatest threshold whose regret stays within δ; it never falls with
+    credit."""
+    return tuple(curve.safe(loss_nats) for curve in table.curves)
 
 
 def _quantiles(values: Sequence[float], num_bins: int) -> tuple[float, ...]:

@@ -1,9 +1,10 @@
 """Training of the predictor: first on the table's labels, then on the paper's objective.
 
     labels      mean (T(r̂, Δr̂) − θ*)² and mean (ln W − ln W*)²
-    objective   min_θ E[T_seg − λ·L_acc] (PAPER.md §2), λ = γ, with what quality falls short added
+    objective   min_θ E[T_seg − λ·L_acc] (PAPER.md §2) in units of λ = γ, with what quality falls
+                short added; T_seg is the same for all θ (`curves`)
 
-T_seg and L_acc of a threshold between two that were tried lie on the line between them. The one
+L_acc and quality of a threshold between two that were tried lie on the line between them. The one
 place of the controller that needs torch; a running controller never imports it.
 """
 
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from bus.arrays import Float64Array
+from controller.calibration.curves import Curve
 from controller.calibration.records import WindowRecord
-from controller.calibration.table import LOSS_NATS, Bin, Price, Table
+from controller.calibration.table import LOSS_NATS, Table
 from decoding.credit import CreditLaw
 from decoding.predictor import LEAST_OMEGA, MOST_OMEGA, NUM_LAYERS, SCALE, WIDTH, Layers
 
@@ -80,7 +82,7 @@ class _Data:
         grid = np.linspace(law.least, law.most, 57)
         self._grid = torch.tensor(grid, dtype=torch.float32)
         self._costs = torch.tensor(
-            np.array([_curve(b, grid, table.price) for b in table.bins]), dtype=torch.float32
+            np.array([_costs(curve, grid) for curve in table.curves]), dtype=torch.float32
         )
 
     def thresholds(self, outputs: Tensor) -> Tensor:
@@ -107,11 +109,12 @@ class _Data:
         return (windows.log() - self._log_windows).square().mean()
 
 
-def _curve(b: Bin, grid: Float64Array, price: Price) -> Float64Array:
-    """Cost in average tokens at each threshold of the grid, shortfall of quality included."""
-    if not b.cells:
+def _costs(curve: Curve, grid: Float64Array) -> Float64Array:
+    """At each threshold of the grid: committed tokens a window, negative, and shortfall of
+    quality."""
+    if not curve.thresholds:
         return np.asarray(grid * 1.0)  # nothing is known: the less the better
-    tried = [max(cell.threshold, 0.0) for cell in b.cells]
-    costs = np.interp(grid, tried, [cell.cost(price) / price.token_ms for cell in b.cells])
-    losses = np.interp(grid, tried, [cell.regret for cell in b.cells])
-    return np.asarray(costs + SHORTFALL_WEIGHT * np.maximum(losses - LOSS_NATS, 0.0))
+    tried = [max(threshold, 0.0) for threshold in curve.thresholds]
+    losses = np.interp(grid, tried, curve.regret)
+    shortfall = SHORTFALL_WEIGHT * np.maximum(losses - LOSS_NATS, 0.0)
+    return np.asarray(shortfall - np.interp(grid, tried, curve.committed))

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from bus.errors import ConfigurationError
+from controller.calibration.curves import Curve, gains_of_following
 from controller.calibration.records import (
     WindowRecord,
     on_another_link,
@@ -19,7 +20,6 @@ from controller.calibration.table import (
     LEAST_WINDOWS,
     Price,
     differences,
-    falling_regrets,
     make_table,
     mean_token_ms,
     safe_thresholds,
@@ -83,7 +83,6 @@ def test_the_label_is_the_cheapest_threshold_that_keeps_quality() -> None:
     assert (cell.threshold, cell.segment_ms, cell.committed) == (0.1, 150.0, 3.0)
     assert cell.log_likelihood == pytest.approx(-0.24)
     assert cell.regret == pytest.approx(0.04)
-    assert cell.cost(Price(token_ms=20.0)) == pytest.approx(150 - 60)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +128,28 @@ def test_tables_are_compared_in_standard_errors() -> None:
     ours = [record(sample=0, rtt_ms=-1.0)] * 4 + [record(sample=1, rtt_ms=19.0)] * 4
     theirs = [record(sample=0, rtt_ms=29.0)] * 4 + [record(sample=1, rtt_ms=49.0)] * 4
     a, b = (make_table(records, num_bins=1) for records in (ours, theirs))
-    assert differences(a, b) == [pytest.approx(30 / (2 * 100) ** 0.5), 0.0, 0.0]
+    speed, apart = differences(a, b)
+    assert speed == pytest.approx(150 / 180)
+    assert apart == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
+    fewer = make_table([msgspec.structs.replace(r, num_committed=4 - r.sample) for r in theirs],
+                       num_bins=1)  # fmt: skip
+    _, (_, committed, _) = differences(a, fewer)
+    assert committed == pytest.approx(0.5 / 0.5)  # 3 and 3.5 ± 0.5
     with pytest.raises(ValueError, match="too few windows"):
         make_table(ours, edges=(0.9,))
 
 
-def test_a_price_on_energy_moves_the_label_to_where_less_is_spent() -> None:
-    """0.3 commits more, and takes 4 J instead of 1: too dear at 50 ms a joule."""
+def test_a_price_on_energy_shortens_windows() -> None:
+    """Each drafted token costs 1 J and 10 ms; 50 ms a joule make it six times as dear."""
     records = [
-        msgspec.structs.replace(r, energy_j=joules)
-        for threshold, committed, joules in ((-1.0, 2, 1.0), (0.3, 4, 4.0))
-        for r in windows(threshold, 0.0, committed, 0.5)
-    ]
-    assert make_table(records, Price(40.0), num_bins=1).bins[0].label == 0.3
-    assert make_table(records, Price(40.0, joule_ms=50.0), num_bins=1).bins[0].label == -1.0
+        record(num_drafted=w, expected_accepted=w * 0.9, draft_ms=10.0 * w, energy_j=2.0 + w)
+        for w in (1, 2, 4, 8) for _ in range(8)
+    ]  # fmt: skip
+    free, dear = (
+        make_table(records, Price(60.0, joule_ms), num_bins=1).bins[0].window
+        for joule_ms in (0.0, 50.0)
+    )
+    assert 1 <= dear < free - 5
 
 
 def test_regret_is_made_to_fall_with_credit_so_that_what_is_safe_never_does() -> None:
@@ -152,6 +159,45 @@ def test_regret_is_made_to_fall_with_credit_so_that_what_is_safe_never_does() ->
         *windows(-1.0, 0.0, 2, 0.9), *windows(0.3, 0.09, 3, 0.9),
     ]  # fmt: skip
     table = make_table(records, num_bins=2)
-    low, high = falling_regrets([b.cells for b in table.bins])
-    assert low == high == {-1.0: 0.0, 0.3: pytest.approx(0.06)}
+    low, high = table.curves
+    assert low.regret == pytest.approx((0.0, 0.06))
+    assert high.regret == pytest.approx((0.0, 0.06))
     assert list(safe_thresholds(table)) == pytest.approx([0.25, 0.25])
+
+
+def test_a_cell_that_commits_less_than_a_stricter_one_is_taken_for_chance() -> None:
+    records = [
+        *windows(-1.0, 0.0, 3, 0.5),
+        *windows(0.1, 0.01, 2, 0.5),
+        *windows(0.2, 0.02, 4, 0.5),
+    ]
+    (b,) = make_table(records, num_bins=1).bins
+    (curve,) = make_table(records, num_bins=1).curves
+    assert curve.committed == pytest.approx((2.5, 2.5, 4.0))
+    assert b.label == 0.2
+    assert curve.label(loss_nats=0.015) == -1.0  # 0.1 brings nothing
+
+
+# --- what following credit can bring ----------------------------------------------------------
+
+
+def test_credit_brings_nothing_where_bins_are_alike() -> None:
+    curve = Curve((-1.0, 0.1, 0.3), (2.0, 3.0, 4.0), (0.0, 0.05, 0.15))
+    assert gains_of_following([curve, curve], [1.0, 1.0]) == {-1.0: 1.0, 0.1: 1.0, 0.3: 1.0}
+
+
+def test_credit_brings_most_where_leniency_pays_in_one_bin_only() -> None:
+    """At 0.1 both commit (2 + 3)/2, for a regret of (2·0.1 + 3·0.02)/5 = 0.052 a token. Exact in
+    the first and 0.3 in the second give (2 + 4)/2 for 4·0.06/6 = 0.04."""
+    hard = Curve((-1.0, 0.1, 0.3), (2.0, 2.0, 3.0), (0.0, 0.1, 0.4))
+    easy = Curve((-1.0, 0.1, 0.3), (2.0, 3.0, 4.0), (0.0, 0.02, 0.06))
+    gains = gains_of_following([hard, easy], [10.0, 10.0])
+    assert gains[-1.0] == 1.0
+    assert gains[0.1] == pytest.approx(6 / 5)
+    assert gains[0.3] == 1.0
+
+
+def test_nothing_tried_gives_nothing() -> None:
+    assert gains_of_following([Curve()], [0.0]) == {}
+    assert Curve().label(1.0) == -1.0
+    assert Curve().safe(1.0) == 0.0
