@@ -181,7 +181,7 @@ def simulate(
         Path | None,
         typer.Option(
             help="JSON file with a device: step_ms, pass_ms, and if it has them pass_token_ms, "
-            "step_slowdown, pass_slowdown, start_ms, message_ms.",
+            "step_slowdown, pass_slowdown, start_ms, message_ms, step_prompt_ms, pass_prompt_ms.",
             show_default="the paper's class: 8 ms a token, 60 ms a pass",
         ),
     ] = None,

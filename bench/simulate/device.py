@@ -36,6 +36,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         message_ms: what a window and its verdict take besides link, pass and queue, together.
         window_ms: what a window that arrives costs the pass under way, on the same core.
         verdict_ms: what a verdict that arrives costs the draft under way.
+        step_prompt_ms, pass_prompt_ms: what each model takes to read the prompt. Meanwhile the
+            draft goes on, and all that it has written goes through the first pass.
     """
 
     step_ms: _Positive
@@ -47,6 +49,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message_ms: _Millis = 0.0
     window_ms: _Millis = 0.0
     verdict_ms: _Millis = 0.0
+    step_prompt_ms: _Millis = 0.0
+    pass_prompt_ms: _Millis = 0.0
 
     def target_ms(self, num_tokens: int) -> float:
         """t(n), alone."""
@@ -110,6 +114,10 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
         message_ms=statistics.median(ms for session in lockstep for ms in session.messages()),
         window_ms=window_ms,
         verdict_ms=verdict_ms,
+        step_prompt_ms=statistics.median(
+            session.step_prompt_ms(step_ms * step_slowdown) for session in lockstep
+        ),
+        pass_prompt_ms=statistics.median(session.pass_prompt_ms() for session in lockstep),
     )
 
 
@@ -181,6 +189,15 @@ class _Session:
         for window, own in list(zip(judged, self._passes, strict=True))[1:]:
             arrivals = sum(own[0] < at <= own[1] for at in self._arrivals)
             yield _Work(window.pass_tokens, window.verify_ms, _overlap(own, drafts), arrivals)
+
+    def step_prompt_ms(self, step_ms: float) -> float:
+        """What the first draft took besides its tokens, the other model reading its prompt."""
+        first = self._drafts[0]
+        return max(0.0, first.end_ms - first.at_ms - step_ms * first.num_tokens)
+
+    def pass_prompt_ms(self) -> float:
+        """From the session's opening, half a round trip after its beginning, to the first pass."""
+        return max(0.0, self._passes[0][0] - self._rtt_ms / 2)
 
     def starts(self) -> Iterable[float]:
         """From each verdict to the beginning of the draft behind it, in lockstep."""

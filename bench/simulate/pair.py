@@ -4,7 +4,6 @@ Temperature 0 and no models: the target's answer is known, and at each of its po
 draft would have written the same. What a drafted token behind a wrong one is does not matter, since
 it falls with it. The shells do as the real ones: one draft at a time, which looks between two
 tokens whether it is still wanted; one pass at a time, which takes in what has come by then.
-Prompts cost nothing.
 """
 
 from __future__ import annotations
@@ -78,6 +77,7 @@ class SimulatedSession:
         self._cache_length = 0
         self._row_positions: list[int] = []
         self._draft_queue: list[edge_events.Draft] = []
+        self._prompt_left_ms = device.step_prompt_ms
         self._finished = False
         self._outcome = Outcome([], Timeline(0.0), Measures())
         spec = edge.SessionSpec(
@@ -142,7 +142,13 @@ class SimulatedSession:
         if self._draft_queue and not self._edge_core.busy:
             draft = self._draft_queue.pop(0)
             start = len(self._edge.tokens) + len(self._edge.drafted)
-            self._draft_token(draft, start, (), self._clock.now_ms)
+            prompt_ms, self._prompt_left_ms = self._prompt_left_ms, 0.0
+            began_ms = self._clock.now_ms
+            begin = partial(self._draft_token, draft, start, (), began_ms)
+            if prompt_ms:
+                self._edge_core.work(prompt_ms, 1.0, begin)
+            else:
+                begin()
 
     def _draft_token(
         self, draft: edge_events.Draft, start: int, tokens: tuple[int, ...], began_ms: float
@@ -202,8 +208,9 @@ class SimulatedSession:
             match effect:
                 case cloud_events.Prefill(job, tokens):
                     self._cache_length += len(tokens)
-                    ready = cloud_events.Prefilled(job, self._clock.now_ms)
-                    self._clock.after(0.0, partial(self._cloud_event, ready))
+                    self._cloud_core.work(
+                        self._device.pass_prompt_ms, 1.0, partial(self._prefilled, job)
+                    )
                 case cloud_events.Forward():
                     self._clock.after(0.0, partial(self._pass, effect))
                 case cloud_events.Crop(length):
@@ -212,6 +219,9 @@ class SimulatedSession:
                     self._clock.after(self._one_way_ms, partial(self._at_edge, message))
                 case _:
                     pass  # reports are for the controller
+
+    def _prefilled(self, job: int) -> None:
+        self._cloud_event(cloud_events.Prefilled(job, self._clock.now_ms))
 
     def _pass(self, forward: cloud_events.Forward) -> None:
         """Judge by the kept row first; if that passes, run all that has come."""

@@ -90,6 +90,19 @@ def test_a_rollback_cuts_a_draft_off_after_the_token_it_is_at() -> None:
     assert any(d.end_ms - d.at_ms == pytest.approx(10.0) for d in cut)
 
 
+def test_all_that_is_drafted_while_the_prompt_runs_goes_through_the_first_pass() -> None:
+    """What an earlier session has learnt lets it draft ahead from the beginning: 5 steps in 50 ms,
+    behind 30 for the draft's own prompt."""
+    learnt = session("plc", RIGHT).measures
+    slow = Device(step_ms=10.0, pass_ms=100.0, step_prompt_ms=30.0, pass_prompt_ms=80.0)
+    method = methods.find("plc")
+    assert method is not None
+    pieces = SimulatedSession(method, RIGHT, 0.0, slow, learnt).run().pieces
+    first_ms = pieces[0][0]
+    assert first_ms == pytest.approx(80.0 + 100.0, abs=1.0)
+    assert 4 <= sum(count for at_ms, count in pieces if at_ms == first_ms) <= 5
+
+
 def test_the_next_session_begins_with_what_the_last_has_learnt() -> None:
     first, second = (session("plc", RIGHT) for _ in range(2))
     method = methods.find("plc")
@@ -144,8 +157,9 @@ def entry(method: str, outcome: Outcome) -> TimelineEntry:
 
 def test_a_device_is_read_off_its_sessions() -> None:
     device = Device(
-        12.0, 90.0, 6.0, 1.2, 1.3, start_ms=0.5, message_ms=1.0, window_ms=1.5, verdict_ms=2.0
-    )
+        12.0, 90.0, 6.0, 1.2, 1.3, start_ms=0.5, message_ms=1.0, window_ms=1.5, verdict_ms=2.0,
+        step_prompt_ms=40.0, pass_prompt_ms=200.0,
+    )  # fmt: skip
     answers = random_answers(0.15, 12, 80, seed=3)
     recorded = [
         (entry(method, session(method, answer, 40.0, device)), 40.0)
@@ -155,6 +169,8 @@ def test_a_device_is_read_off_its_sessions() -> None:
     fitted = fit_device(recorded)
     for name in ("step_ms", "pass_ms", "pass_token_ms", "start_ms", "message_ms"):
         assert getattr(fitted, name) == pytest.approx(getattr(device, name), rel=0.02), name
+    assert fitted.step_prompt_ms == pytest.approx(40.0, abs=4.0)
+    assert fitted.pass_prompt_ms == pytest.approx(200.0, abs=4.0)
     assert fitted.step_slowdown == pytest.approx(1.2, abs=0.05)
     assert fitted.pass_slowdown == pytest.approx(1.3, abs=0.1)
     assert fitted.window_ms == pytest.approx(1.5, abs=0.5)
