@@ -52,6 +52,13 @@ def tokens_per_s(rows: Sequence[Row]) -> float:
     return sum(row.tokens for row in rows) / max(sum(row.seconds for row in rows), 1e-9)
 
 
+def whole_tokens_per_s(rows: Sequence[Row]) -> float:
+    """The same over whole answers, the prompt's time included; only for those with `usage`."""
+    usages = [row.usage for row in rows if row.usage is not None]
+    seconds = sum(usage.seconds for usage in usages)
+    return sum(usage.completion_tokens for usage in usages) / max(seconds, 1e-9)
+
+
 class StackRow(msgspec.Struct, frozen=True):
     """What one draft over one link was like; times in ms.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from bench.pace.rows import ALONE, Row, StackRow, tokens_per_s
+from bench.pace.rows import ALONE, Row, StackRow, tokens_per_s, whole_tokens_per_s
 from bench.paced import AS_IT_IS
 from bench.ranges import with_range
 
@@ -40,6 +40,8 @@ class Cell:
         speed: tokens a second of a repetition: all its tokens ÷ all its seconds.
         over_sd, over_alone: the same repetition's speed ÷ that of `sd`'s best window, and ÷ the
             target's alone.
+        whole_over_sd: as `over_sd`, of speeds over whole answers, the prompt's time included;
+            median.
         ceiling: N tokens per N·c + RTT + t(1), N = 1/error rate; None without a set error rate.
         edge_idle: share of the time in which the draft did not draft. wasted: share of the
             drafted tokens that were thrown away. acceptance: accepted ÷ drafted and judged.
@@ -51,6 +53,7 @@ class Cell:
     method: str
     speed: Spread
     over_sd: Spread
+    whole_over_sd: float
     over_alone: float
     ceiling: float | None
     edge_idle: float
@@ -82,7 +85,8 @@ def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
         draft, error_rate, rtt_ms = setting
         here = [row for row in measured if (row.draft, row.error_rate, row.rtt_ms) == setting]
         methods = {row.method: row for row in here if row.method != ALONE}
-        sd = _by_repeat([row for row in here if row.method.startswith("sd:")])
+        reference = [row for row in here if row.method.startswith("sd:")]
+        sd, sd_whole = _by_repeat(reference), _by_repeat(reference, whole_tokens_per_s)
         beside = [row for row in here if row.method == ALONE]
         ceiling = _ceiling(error_rate, steps[setting], rtt_ms, alone)
         for method in sorted(methods, reverse=True):
@@ -90,22 +94,26 @@ def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
             speeds = _by_repeat(own)
             speed = Spread.of(speeds.values())
             over_sd = Spread.of(speeds[repeat] / sd[repeat] for repeat in speeds)
+            whole = _by_repeat(own, whole_tokens_per_s)
+            whole_over_sd = statistics.median(whole[repeat] / sd_whole[repeat] for repeat in whole)
             over_alone = speed.median / (tokens_per_s(beside) if beside else alone)
             cells.append(
                 Cell(
-                    draft, error_rate, rtt_ms, method, speed, over_sd, over_alone, ceiling,
-                    *_shares(own),
+                    draft, error_rate, rtt_ms, method, speed, over_sd, whole_over_sd, over_alone,
+                    ceiling, *_shares(own),
                 )
             )  # fmt: skip
     return cells
 
 
-def _by_repeat(rows: Sequence[Row]) -> dict[int, float]:
+def _by_repeat(
+    rows: Sequence[Row], speed: Callable[[Sequence[Row]], float] = tokens_per_s
+) -> dict[int, float]:
     """Repetition → tokens a second."""
     groups: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.repeat].append(row)
-    return {repeat: tokens_per_s(group) for repeat, group in groups.items()}
+    return {repeat: speed(group) for repeat, group in groups.items()}
 
 
 def _ceiling(error_rate: float | None, step_ms: float, rtt_ms: float, alone: float) -> float | None:
@@ -131,8 +139,9 @@ def as_table(cells: Sequence[Cell], device: str = AS_IT_IS) -> Table:
     table = Table(
         title="Tokens a second from the first pass's verdict to the last "
         f"({source}): median, range",
-        caption="RTT: round trip in ms. ceiling: of the best that one chain can do. idle: share of "
-        "the time in which the edge does not draft. in vain: drafted tokens thrown away",
+        caption="RTT: round trip in ms. whole: ÷ best sd with the prompt's time. ceiling: of the "
+        "best that one chain can do. idle: share of the time in which the edge does not draft. in "
+        "vain: drafted tokens thrown away",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -143,6 +152,7 @@ def as_table(cells: Sequence[Cell], device: str = AS_IT_IS) -> Table:
         "tokens/s": lambda c: str(c.speed),
         "÷ alone": lambda c: f"{c.over_alone:.2f}",
         "÷ best sd": lambda c: str(c.over_sd),
+        "whole": lambda c: f"{c.whole_over_sd:.2f}",
         "ceiling": lambda c: "–" if c.of_ceiling is None else f"{c.of_ceiling:.0%}",
         "idle": lambda c: f"{c.edge_idle:.0%}",
         "in vain": lambda c: f"{c.wasted:.0%}",
