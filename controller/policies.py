@@ -11,7 +11,7 @@ from pathlib import Path
 from bus.errors import ConfigurationError
 from bus.store import Role, WorkerRecord
 from controller.calibration.files import Calibration, load_calibration
-from controller.settings import DEFAULT, UNCALIBRATED, ControllerSettings
+from controller.settings import DEFAULT, UNCALIBRATED, ControllerSettings, CreditSignal
 from decoding import methods
 from decoding.control import FixedPolicy, Policy
 from decoding.credit import CreditLaw, CreditPolicy, ExplorePolicy
@@ -78,7 +78,7 @@ class Policies:
         law = self._law if method.threshold is None else replace(self._law, base=method.threshold)
         if method.control is Control.LATEST:
             law = replace(law, memory=1, smoothing=1.0)
-        return CreditPolicy(law)
+        return CreditPolicy(law, settings.credit_signal is CreditSignal.REALISED)
 
 
 def law_of(settings: ControllerSettings) -> CreditLaw:

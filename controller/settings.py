@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -9,6 +10,13 @@ from pydantic import Field, model_validator
 from bus.worker import WorkerSettings
 
 DEFAULT, UNCALIBRATED = "default", "none"
+
+
+class CreditSignal(StrEnum):
+    """What of a window credit follows."""
+
+    EXPECTED = "expected"
+    REALISED = "realised"
 
 
 class ControllerSettings(WorkerSettings):
@@ -50,6 +58,11 @@ class ControllerSettings(WorkerSettings):
     )
     credit_memory: Annotated[int, Field(ge=1, le=1000)] = Field(
         5, description="k: windows that credit remembers."
+    )
+    credit_signal: CreditSignal = Field(
+        CreditSignal.EXPECTED,
+        description="What credit follows: 'expected', the accepted tokens expected without a "
+        "threshold; 'realised', those that stood, which a relaxed threshold raises itself.",
     )
     threshold_band: Annotated[float, Field(ge=0, le=0.69)] = Field(
         0.01, description="A threshold's change smaller than this, in nats, is not made."

@@ -173,15 +173,22 @@ class CreditLaw:
 
 @dataclass(frozen=True, slots=True)
 class CreditPolicy:
-    """The law as a policy of the controller."""
+    """The law as a policy of the controller.
+
+    Attributes:
+        realised: credit follows the tokens that stood under the current rule, which a relaxed
+            threshold raises itself, instead of those expected without one; to compare.
+    """
 
     law: CreditLaw
+    realised: bool = False
 
     def initial(self, history: tuple[float, ...] = ()) -> ControlState:
         return self.law.initial(history)
 
     def after(self, state: ControlState, report: WindowReport) -> ControlState:
-        return self.law.after(state, report.expected_accepted, report.num_drafted)
+        accepted = report.feedback.num_accepted if self.realised else report.expected_accepted
+        return self.law.after(state, accepted, report.num_drafted)
 
 
 @dataclass(frozen=True, slots=True)

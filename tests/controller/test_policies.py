@@ -53,6 +53,16 @@ def test_without_history_credit_is_the_last_window() -> None:
     assert (policy.law.memory, policy.law.smoothing) == (1, 1.0)
 
 
+def test_credit_follows_what_is_expected_or_what_stood() -> None:
+    """Of the report's 2 tokens 1.5 were expected, 1 stood."""
+    found = []
+    for signal in ("expected", "realised"):
+        settings = ControllerSettings.load(calibration="none", credit_signal=signal)
+        policy = Policies(settings)("e2sci")
+        found.append(policy.after(policy.initial(), REPORT).credit)
+    assert found[0] - found[1] == pytest.approx(0.3 * 0.5 / 2)
+
+
 def test_a_method_has_one_policy() -> None:
     assert POLICIES("e2sci") is POLICIES("e2sci")
 
