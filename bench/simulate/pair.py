@@ -30,7 +30,8 @@ _EMPTY = np.empty(0)
 _LIMITS = cloud.Limits(
     vocab_size=1 << 16, context_length=1 << 20, threshold_min=0.0, threshold_max=0.0
 )
-_PROMPT = (0,)
+_PROMPT = (0, 0, 0)
+"""Long enough that the edge knows a draft that begins by reading it for no measure of a step."""
 
 
 @dataclass(slots=True)
