@@ -215,6 +215,26 @@ def simulate(
 
 
 @app.command()
+def splice(
+    texts: Annotated[int, typer.Option(min=1, help="How many spliced texts.")] = 24,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=8, help="Tokens of each of a text's three answers.")
+    ] = 64,
+    target: options.Target = "default",
+    draft: options.Draft = "default",
+    json: options.Json = False,
+) -> None:
+    """What noticing an abrupt change of text saves: prose, code and another language in one text.
+
+    Draft and target read the target's own answers; the control law is replayed on what they say,
+    with its change-point test and without.
+    """
+    from bench.splice.run import run as run_splice
+
+    run_splice(texts, max_new_tokens, target, draft, json)
+
+
+@app.command()
 def timeline(
     out: Annotated[
         Path, typer.Option(help="The figure: .html to zoom in; .svg and .png need a Chromium.")
