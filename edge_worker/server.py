@@ -188,13 +188,14 @@ class EdgeWorker:
         answer = AnswerText(self._model.tokenizer, request.stop)
         answer.push(claim.streamed_tokens)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens))
-        writer = ResultWriter(self._store, claim, lambda: self._lose(spec.session))
+        writer = ResultWriter(self._store, claim, lambda: self._lose(running))
         session = EdgeSession(self._workshop, answer, meter, writer)
+        running = Running(claim, request, session)
         previous = self._running.get(spec.session)
         if previous is not None:  # our own lease ran out, and we claimed the prompt again
-            self._lose(spec.session)
+            self._lose(previous)
             await previous.ended.wait()
-        running = self._running[spec.session] = Running(claim, request, session)
+        self._running[spec.session] = running
         try:
             session.begin(
                 spec, self._control(), claim.streamed_tokens, claim.term * REOPENS_PER_TERM
@@ -294,7 +295,7 @@ class EdgeWorker:
                 lost = await self._store.queue.renew(self.name, [r.claim for r in owned])
                 for running in owned:
                     if running.claim.request_id in lost:
-                        self._lose(session_id(running.claim.request_id))
+                        self._lose(running)
 
     async def cancel_forever(self) -> None:
         """End sessions whose users have cancelled."""
@@ -307,13 +308,16 @@ class EdgeWorker:
                 for request_id in await self._store.queue.cancelled(list(ids)):
                     ids[request_id].session.handle(Ended(FinishReason.CANCELLED))
 
-    def _lose(self, session: str) -> None:
-        """Another edge owns the prompt: stop drafting; the writer has stopped or will."""
-        running = self._running.get(session)
-        if running is not None and not running.lost:
+    def _lose(self, running: Running) -> None:
+        """Another term owns the prompt: stop drafting; the writer has stopped or will.
+
+        Told by the run itself, not by its session: this edge may have claimed the prompt again,
+        and its new run is not lost.
+        """
+        if not running.lost:
             running.lost = True
             self._counters["lost_leases"] += 1
-            log.warning("request %s belongs to another edge now", running.claim.request_id)
+            log.warning("request %s belongs to another term now", running.claim.request_id)
             running.session.handle(Ended(FinishReason.CANCELLED))
 
     # --- leaving ----------------------------------------------------------------------------
