@@ -40,6 +40,7 @@ class Chunk:
         token_ids: the piece's tokens.
         accepted: for each token, whether it was drafted and accepted.
         text: what the piece adds to the text.
+        lengths: characters of it that each token brought; empty where nobody said.
         end: how the answer ended: finish reason, error, usage.
     """
 
@@ -47,6 +48,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     accepted: tuple[bool, ...] = ()
     text: str = ""
+    lengths: tuple[int, ...] = ()
     end: End | None = None
 
 
@@ -148,7 +150,7 @@ class Client:
         position = 0
         async for entry in self._connected.results.read(request_id, timeout_s=timeout_s):
             if isinstance(entry, TokensEntry):
-                yield Chunk(entry.start, entry.tokens, entry.accepted, entry.text)
+                yield Chunk(entry.start, entry.tokens, entry.accepted, entry.text, entry.lengths)
                 position = entry.start + len(entry.tokens)
             else:
                 yield Chunk(position, end=entry.end)

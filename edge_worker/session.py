@@ -165,9 +165,12 @@ class EdgeSession:
 
     def _commit(self, effect: Commit) -> None:
         """Turn tokens into text, no further than a stop string."""
-        text = self._answer.push(effect.tokens)
-        kept = self._answer.num_tokens - effect.start
-        self._piece = Piece(effect.start, effect.tokens[:kept], effect.accepted[:kept], text)
+        texts = self._answer.push_each(effect.tokens)
+        kept = len(texts)
+        self._piece = Piece(
+            effect.start, effect.tokens[:kept], effect.accepted[:kept], "".join(texts),
+            tuple(map(len, texts)),
+        )  # fmt: skip
         self._meter.committed(kept)
 
     def _judged(self, effect: WindowJudged) -> None:

@@ -29,9 +29,13 @@ class AnswerText:
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text to show now. Pushes no further than the token that completes a stop string."""
-        shown = ""
+        return "".join(self.push_each(tokens))
+
+    def push_each(self, tokens: Sequence[int]) -> list[str]:
+        """The same, token by token. Text is shown with the token that completes a character."""
+        shown = []
         for token in tokens:
-            shown += self._scanner.push(self._detokenizer.push(token))
+            shown.append(self._scanner.push(self._detokenizer.push(token)))
             self.num_tokens += 1
             if self.stopped:
                 break

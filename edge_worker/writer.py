@@ -25,12 +25,14 @@ AFTER_DRAFT_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens committed at once; `start` counts generated tokens from 0."""
+    """Tokens committed at once; `start` counts generated tokens from 0. `lengths`: characters of
+    `text` that each brought; what is left over was held back before."""
 
     start: int
     tokens: tuple[int, ...]
     accepted: tuple[bool, ...]
     text: str
+    lengths: tuple[int, ...] = ()
     entry: WindowEntry | None = None
 
     def with_entry(self, entry: WindowEntry) -> Piece:
@@ -100,11 +102,14 @@ class ResultWriter:
     async def _append_one(self, piece: Piece) -> None:
         store, claim = self._store, self._claim
         if piece.entry is None:
-            await store.results.append(claim, piece.start, piece.tokens, piece.accepted, piece.text)
+            await store.results.append(
+                claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.lengths
+            )
         else:
             await store.commit_window(
-                claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.entry
-            )
+                claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.entry,
+                piece.lengths,
+            )  # fmt: skip
 
 
 async def _until_written(write: Callable[[], Awaitable[None]]) -> None:

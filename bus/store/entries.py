@@ -75,7 +75,8 @@ class TokensEntry(msgspec.Struct, frozen=True):
     """A piece of an answer.
 
     `start` is the index of its first token within the answer; `accepted[i]` tells whether
-    `tokens[i]` was drafted and accepted; `text` is what the piece adds to the text.
+    `tokens[i]` was drafted and accepted; `text` is what the piece adds to the text, and
+    `lengths[i]` how many characters of it token i brought (empty: nobody said).
     """
 
     entry_id: str
@@ -84,6 +85,7 @@ class TokensEntry(msgspec.Struct, frozen=True):
     accepted: tuple[bool, ...]
     text: str
     term: int
+    lengths: tuple[int, ...] = ()
 
 
 class EndEntry(msgspec.Struct, frozen=True):
@@ -119,6 +121,7 @@ def parse_result_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Tokens
                 accepted=_flags(text["accepted"]),
                 text=text["text"],
                 term=term,
+                lengths=msgspec.json.decode(text.get("lengths", "[]"), type=tuple[int, ...]),
             )
         usage = msgspec.json.decode(text["usage"], type=Usage)
         end = End(FinishReason(text["finish_reason"]), text["error"], usage)

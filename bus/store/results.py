@@ -57,6 +57,7 @@ class Results:
         tokens: Sequence[int],
         accepted: Sequence[bool],
         text: str,
+        lengths: Sequence[int] = (),
         telemetry: Mapping[str, str] | None = None,
     ) -> None:
         """Add a piece to the result; a repeat of the last piece changes nothing.
@@ -67,6 +68,7 @@ class Results:
             tokens: ids, possibly none where only held-back text comes out.
             accepted: for each token, whether it was drafted and accepted.
             text: what the piece adds to the text.
+            lengths: characters of it that each token brought; none where nobody knows.
             telemetry: fields of an entry to add to the telemetry in the same step.
 
         Raises:
@@ -89,6 +91,7 @@ class Results:
                 msgspec.json.encode(list(tokens)),
                 msgspec.json.encode([int(flag) for flag in accepted]),
                 text,
+                msgspec.json.encode(list(lengths)),
                 MAX_TELEMETRY,
                 *(word for pair in (telemetry or {}).items() for word in pair),
             ],

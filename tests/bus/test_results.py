@@ -50,11 +50,11 @@ async def claim(store: Store) -> Claim:
 
 async def test_what_is_appended_is_read(store: Store, claim: Claim) -> None:
     usage = Usage(prompt_tokens=4, acceptance=0.5, lossless=True)
-    await store.results.append(claim, 0, [5, 6], [True, False], "Grüße")
+    await store.results.append(claim, 0, [5, 6], [True, False], "Grüße", [2, 3])
     await store.results.append(claim, 2, [], [], "!")
     await store.queue.finish(claim, End(FinishReason.LENGTH, usage=usage))
     one, two, end = [entry async for entry in store.results.read(claim.request_id)]
-    assert one == TokensEntry(one.entry_id, 0, (5, 6), (True, False), "Grüße", 1)
+    assert one == TokensEntry(one.entry_id, 0, (5, 6), (True, False), "Grüße", 1, (2, 3))
     assert two == TokensEntry(two.entry_id, 2, (), (), "!", 1)
     assert end == EndEntry(end.entry_id, End(FinishReason.LENGTH, usage=usage), 1)
     rest = [entry async for entry in store.results.read(claim.request_id, after=one.entry_id)]
@@ -64,11 +64,11 @@ async def test_what_is_appended_is_read(store: Store, claim: Claim) -> None:
 async def test_the_entry_is_what_the_documentation_says(
     store: Store, claim: Claim, keys: Keys, entries_of: Entries
 ) -> None:
-    await store.results.append(claim, 0, [5, 6], [True, False], "Hi")
+    await store.results.append(claim, 0, [5, 6], [True, False], "Hi", [1, 1])
     (entry,) = await entries_of(keys.result(claim.request_id))
     assert entry == {
         "kind": "tokens", "start": "0", "tokens": "[5,6]", "text": "Hi", "accepted": "[1,0]",
-        "term": "1",
+        "lengths": "[1,1]", "term": "1",
     }  # fmt: skip
 
 
