@@ -15,10 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-fast lint fmt clean
+.PHONY: help setup demo test test-browser test-fast lint fmt clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with everything pinned in pyproject.toml (only when that changed)
 
@@ -35,7 +35,10 @@ demo: setup ## answer prompts with a draft and a target model in separate proces
 	@$(BIN)/python -m bench.demo
 
 test: setup ## every test, with real processes and the default pair
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not browser" $(PYTEST_ARGS)
+
+test-browser: setup ## the dashboard in a real Chromium (scripts/install-debian-packages.sh)
+	@$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 test-fast: setup ## only the tests that need neither worker processes nor the default pair
 	@$(BIN)/python -m pytest -m "not slow and not slow_model" $(PYTEST_ARGS)

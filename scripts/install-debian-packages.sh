@@ -3,6 +3,8 @@
 set -euo pipefail
 
 packages=(git make python3 python3-venv)
+# For `make test-browser`, and for figures of `e2sci bench timeline` as SVG or PNG.
+packages+=(chromium)
 
 missing=()
 for package in "${packages[@]}"; do

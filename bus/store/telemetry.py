@@ -28,6 +28,7 @@ __all__ = [
     "TimelineEvent",
     "WindowEntry",
     "WindowSpan",
+    "parse_telemetry",
 ]
 
 MAX_TELEMETRY = 20_000
@@ -203,11 +204,12 @@ class Telemetry:
         return [
             (entry_id.decode(), entry)
             for entry_id, fields in reply
-            if (entry := _parse(entry_id, text_fields(fields))) is not None
+            if (entry := parse_telemetry(entry_id, text_fields(fields))) is not None
         ]
 
 
-def _parse(entry_id: bytes, fields: dict[str, str]) -> TelemetryEntry | None:
+def parse_telemetry(entry_id: bytes, fields: dict[str, str]) -> TelemetryEntry | None:
+    """One entry of the stream; None, with a line in the log, where this version cannot read it."""
     try:
         if fields.get("kind") == "session":
             usage = {name: fields[name] for name in Usage.__struct_fields__ if name in fields}

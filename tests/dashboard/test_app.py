@@ -59,7 +59,7 @@ async def test_at_work(page: AppTest, store: Store) -> None:
     page.run()
     assert not page.exception
     assert not page.info
-    assert not page.warning
+    assert not page.warning, [w.value for w in page.warning]
     assert tile(page, "Acceptance") == "75 %"
     assert tile(page, "Rolled back") == "100 %"
     assert tile(page, "Sessions running") == "1"
@@ -124,7 +124,7 @@ def test_the_password_is_asked_for_first(page: AppTest, monkeypatch: pytest.Monk
     monkeypatch.setenv("E2SCI_DASHBOARD_PASSWORD", "öffne dich")
     page.run()
     assert not page.metric
-    assert not page.warning
+    assert not page.warning, [w.value for w in page.warning]
 
     page.text_input[0].input("open sesame")
     page.button[0].click().run()
