@@ -44,7 +44,7 @@ def as_html(pieces: Sequence[TokensEntry], windows: Sequence[WindowEntry] = ()) 
                 f'<sup style="color:{REFUSED_COLOUR}" title="{count} drafted tokens were refused '
                 f'here">✗{count}</sup>'
             )
-    return f'<div style="white-space:pre-wrap;line-height:1.7">{"".join(parts)}</div>'
+    return f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7">{"".join(parts)}</div>'
 
 
 def _piece(piece: TokensEntry) -> str:

@@ -108,6 +108,7 @@ async def settled(page: Page) -> None:
     """Nothing is being computed, and no exception is shown."""
     running = page.locator("[data-testid='stStatusWidget']")
     await expect(running).to_have_count(0)
+    await expect(page.locator("[data-testid='stSkeleton']")).to_have_count(0)
     await expect(page.locator("[data-testid='stException']")).to_have_count(0)
 
 
