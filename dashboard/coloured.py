@@ -22,6 +22,7 @@ LEGEND = (
 )
 REFUSED_LEGEND = f' <span style="color:{REFUSED_COLOUR}">✗n</span> n drafted tokens refused here'
 
+_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
 _ORIGIN = {True: DRAFT_COLOUR, False: TARGET_COLOUR}
 
 
@@ -44,7 +45,7 @@ def as_html(pieces: Sequence[TokensEntry], windows: Sequence[WindowEntry] = ()) 
                 f'<sup style="color:{REFUSED_COLOUR}" title="{count} drafted tokens were refused '
                 f'here">✗{count}</sup>'
             )
-    return f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7">{"".join(parts)}</div>'
+    return f'<div style="{_STYLE}">{"".join(parts)}</div>'
 
 
 def _piece(piece: TokensEntry) -> str:
