@@ -36,17 +36,24 @@ class Policies:
     """
 
     def __init__(self, settings: ControllerSettings) -> None:
-        self._settings = settings
         self._calibration = _load(settings.calibration)
         self._problem = ""
-        law = law_of(settings)
-        self._law = law if self._calibration is None else self._calibration.law(law)
+        self._settings, self._law = settings, self._calibrated(settings)
         self._conservative = self._calibration is None and settings.calibration != UNCALIBRATED
         self._policy = lru_cache(_MOST_NAMES)(self._find)
 
     def __call__(self, method: str) -> Policy:
         """Of a method by name; one that is not known here has the fixed policy."""
         return self._policy(method)
+
+    def retune(self, settings: ControllerSettings) -> None:
+        """Other numbers from now on; sessions keep their credit. The calibration stays."""
+        self._settings, self._law = settings, self._calibrated(settings)
+        self._policy.cache_clear()
+
+    def _calibrated(self, settings: ControllerSettings) -> CreditLaw:
+        law = law_of(settings)
+        return law if self._calibration is None else self._calibration.law(law)
 
     def check(self, workers: Sequence[WorkerRecord]) -> None:
         """Look whether the calibration holds for these workers; say so when that changes."""

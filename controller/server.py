@@ -26,6 +26,7 @@ from bus.worker import Lifecycle, connect_store, new_record
 from controller.lease import Lease
 from controller.policies import Policies
 from controller.settings import ControllerSettings
+from controller.tuning import Tuner
 from decoding.control import ControlState, Policy
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ async def serve(settings: ControllerSettings) -> None:
         log.info("term %d; reports at %s", controller.term, record.endpoints["reports"])
         await lifecycle.run(
             controller.receive(), controller.save_forever(), controller.repeat_forever(lifecycle),
-            check_forever(store, policies), lease.keep_forever(), drain=lease.release,
+            check_forever(store, policies), Tuner(settings, store, policies).follow_forever(),
+            lease.keep_forever(), drain=lease.release,
         )  # fmt: skip
         await store.close()
     finally:

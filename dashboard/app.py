@@ -14,6 +14,7 @@ from streamlit.navigation.page import StreamlitPage
 from bus.errors import ConfigurationError
 from dashboard.settings import DashboardSettings
 from dashboard.views import live, playground, session, tradeoffs
+from dashboard.views import settings as settings_view
 from dashboard.views.shared import NO_FADING
 
 
@@ -45,6 +46,9 @@ def pages(settings: DashboardSettings) -> StreamlitPage:
     def draw_tradeoffs() -> None:
         tradeoffs.draw(settings)
 
+    def draw_settings() -> None:
+        settings_view.draw(settings)
+
     return st.navigation(
         [
             st.Page(draw_live, title="Live", icon=":material/speed:", default=True),
@@ -57,6 +61,7 @@ def pages(settings: DashboardSettings) -> StreamlitPage:
                 draw_tradeoffs, title="Trade-offs", icon=":material/balance:",
                 url_path="trade-offs",
             ),
+            st.Page(draw_settings, title="Settings", icon=":material/tune:", url_path="settings"),
         ],
         position="top",
     )  # fmt: skip

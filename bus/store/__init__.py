@@ -34,6 +34,7 @@ from bus.store.telemetry import (
     WindowEntry,
     WindowSpan,
 )
+from bus.store.tuning import InUse, Tuning, Tunings, Wish, decode_wish
 
 __all__ = [
     "HEARTBEAT_S",
@@ -45,6 +46,7 @@ __all__ = [
     "End",
     "EndEntry",
     "FinishReason",
+    "InUse",
     "Keys",
     "QueueDepth",
     "ReportEntry",
@@ -58,10 +60,13 @@ __all__ = [
     "TimelineEntry",
     "TimelineEvent",
     "TokensEntry",
+    "Tuning",
     "Usage",
     "WindowEntry",
     "WindowSpan",
+    "Wish",
     "WorkerRecord",
+    "decode_wish",
     "session_from_fields",
 ]
 
@@ -78,6 +83,7 @@ class Store:
         self.registry = Registry(self._connection, keys)
         self.sessions = Sessions(self._connection, keys, settings)
         self.telemetry = Telemetry(self._connection, keys)
+        self.tunings = Tunings(self._connection, keys)
 
     @classmethod
     async def connect(cls, settings: BusSettings) -> Self:

@@ -40,6 +40,14 @@ class Keys:
     def controller_lease(self) -> str:
         return f"{self.prefix}controller-lease"
 
+    @property
+    def tuning(self) -> str:
+        return f"{self.prefix}tuning"
+
+    @property
+    def tuning_in_use(self) -> str:
+        return f"{self.prefix}tuning-in-use"
+
     def credit(self, client: str) -> str:
         return f"{self.prefix}credit:{client}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,18 @@ from streamlit.testing.v1 import AppTest
 
 from bus.requests import new_request
 from bus.settings import BusSettings
-from bus.store import DraftSpan, End, FinishReason, Store, TimelineEntry, Usage, WindowSpan
+from bus.store import (
+    DraftSpan,
+    End,
+    FinishReason,
+    InUse,
+    Store,
+    TimelineEntry,
+    Tuning,
+    Usage,
+    WindowSpan,
+    decode_wish,
+)
 from dashboard.coloured import DRAFT_COLOUR, TARGET_COLOUR
 from tests.dashboard.conftest import AT_MS, window
 
@@ -119,6 +131,63 @@ async def test_a_request_is_shown_window_by_window(page: Page, store: Store) -> 
     ]
 
 
+# --- settings ---------------------------------------------------------------------------------
+
+
+OWN = Tuning(
+    threshold=0.15, window=4, base_threshold=0.15, least_threshold=0.02, greatest_threshold=0.3,
+    credit_gain=1.0, credit_smoothing=0.3, credit_memory=5, threshold_band=0.01, threshold_hold=2,
+)  # fmt: skip
+
+
+async def test_without_a_controller_there_are_no_settings(page: Page) -> None:
+    assert "No controller" in page("settings").run().info[0].value
+
+
+def field(found: AppTest, name: str) -> Any:
+    return found.number_input(key=f"tuning {name}")
+
+
+async def test_a_setting_is_wished_for_and_what_is_in_use_shown(page: Page, store: Store) -> None:
+    await store.tunings.say(InUse(OWN, OWN, at=1.0))
+    found = page("settings").run()
+    assert not found.exception
+    assert "As it was started" in found.success[0].value
+    field(found, "base_threshold").set_value(0.2)
+    found.button[0].click().run()  # no controller is there to answer
+    assert "has not answered yet" in found.warning[0].value
+    wish = decode_wish(await store.tunings.wish())
+    assert wish.tuning == msgspec.structs.replace(OWN, base_threshold=0.2)
+    await store.tunings.say(InUse(wish.tuning, OWN, at=2.0))
+    found = page("settings").run()
+    assert "T_base, nats 0.2 (was 0.15)" in found.success[0].value
+    back = next(button for button in found.button if "started with" in button.label)
+    back.click().run()
+    assert await store.tunings.wish() == b""
+
+
+async def test_bounds_out_of_order_and_a_second_viewer_are_refused(
+    page: Page, store: Store
+) -> None:
+    await store.tunings.say(InUse(OWN, OWN, at=1.0))
+    found = page("settings").run()
+    field(found, "least_threshold").set_value(0.25)
+    found.button[0].click().run()
+    assert "T_min ≤ T_base ≤ T_max" in found.error[0].value
+    assert await store.tunings.wish() == b""
+    found = page("settings").run()
+    field(found, "window").set_value(3)
+    await store.tunings.ask(msgspec.structs.replace(OWN, window=9), b"")
+    found.button[0].click().run()
+    assert "Somebody else" in found.error[0].value
+    assert decode_wish(await store.tunings.wish()).tuning.window == 9
+
+
+async def test_a_wish_that_was_not_taken_over_is_told(page: Page, store: Store) -> None:
+    await store.tunings.say(InUse(OWN, OWN, at=1.0, problem="it makes no sense"))
+    assert "it makes no sense" in page("settings").run().error[0].value
+
+
 # --- playground -------------------------------------------------------------------------------
 
 
@@ -167,7 +236,7 @@ async def test_a_cancelled_answer_is_cancelled_in_the_queue(page: Page, store: S
     assert await store.queue.take("edge-1", block_ms=50) is None
 
 
-@pytest.mark.parametrize("name", ["playground", "session"])
+@pytest.mark.parametrize("name", ["playground", "session", "settings"])
 def test_without_redis_the_page_says_so(
     page: Page, name: str, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

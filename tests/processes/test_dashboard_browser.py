@@ -18,7 +18,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
+from bench.telemetry import read_telemetry
 from bus.client import Client
+from bus.store import WindowEntry
 from launch.stack import Stack, StackOptions
 from tests.dashboard.test_pages import line
 
@@ -160,7 +162,25 @@ async def test_trade_offs_draws_a_bench(open_page: Open, screenshots: Path) -> N
     await picture(page, screenshots / "trade-offs.png")
 
 
-@pytest.mark.parametrize("path", ["/", "/session", "/playground", "/trade-offs"])
+async def test_a_setting_is_seen_in_the_thresholds_of_the_next_windows(
+    open_page: Open, stack: Stack, screenshots: Path
+) -> None:
+    page = await open_page("/settings")
+    fixed = page.get_by_role("spinbutton", name="Fixed threshold, nats")
+    await fixed.fill("0.25")
+    await fixed.press("Tab")
+    await page.get_by_role("button", name="Use these").click()
+    await expect(page.get_by_text("0.25 (was 0.15)")).to_be_visible()
+    await picture(page, screenshots / "settings.png")
+    async with Client(redis_url=stack.redis_url) as client:
+        await client.generate("Hello", method="fsd", max_new_tokens=30, timeout_s=60)
+    told = await read_telemetry(stack.redis_url)
+    used = [e.threshold for e in told if isinstance(e, WindowEntry) and e.method == "fsd"]
+    assert len(used) > 3
+    assert used[-1] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("path", ["/", "/session", "/playground", "/trade-offs", "/settings"])
 async def test_a_phone_in_the_dark_needs_no_sideways_scrolling(
     open_page: Open, screenshots: Path, path: str
 ) -> None:
