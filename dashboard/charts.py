@@ -123,6 +123,41 @@ def rollback_share(
     return _figure([line], span, zone, "share of windows", share=True, legend=False)
 
 
+def steering(traffic: pd.DataFrame, span: Span, zone: tzinfo, since_s: float = 0.0) -> go.Figure:
+    """Mean credit of all windows, and mean threshold of those that have one."""
+    table = binned(traffic, span.clipped(since_s))
+    lines: list[Trace] = [
+        {
+            **_SHARE_LINE,
+            "x": _middles(table["at"], span, zone),
+            "y": _ratio(table[part], table[whole]),
+            "name": name,
+            "hovertemplate": f"%{{y:.2f}}{unit}",
+        }
+        for part, whole, name, unit in (
+            ("credit", "windows", "credit, 0 to 1", ""),
+            ("threshold", "lossy", "threshold of lossy methods, nats", " nats"),
+        )
+    ]
+    return _figure(lines, span, zone, "credit; nats")
+
+
+def in_flight(traffic: pd.DataFrame, span: Span, zone: tzinfo, since_s: float = 0.0) -> go.Figure:
+    """Mean tokens drafted and not judged when a verdict came, one line per method."""
+    per_method = binned(traffic, span.clipped(since_s), by="method")
+    lines: list[Trace] = [
+        {
+            **_SHARE_LINE,
+            "x": _middles(rows["at"], span, zone),
+            "y": _ratio(rows["in_flight"], rows["windows"]),
+            "name": method_label(str(name)),
+            "hovertemplate": "%{y:.1f} tokens",
+        }
+        for name, rows in per_method.groupby("method", sort=False)
+    ]
+    return _figure(lines, span, zone, "tokens in flight")
+
+
 def _grouped_edges(traffic: pd.DataFrame) -> pd.DataFrame:
     """Keep the busiest edges by name and fold the rest into one, so that the legend stays short."""
     busiest = traffic.groupby("edge")["committed"].sum().nlargest(MAX_EDGES_SHOWN + 1)
@@ -133,7 +168,7 @@ def _grouped_edges(traffic: pd.DataFrame) -> pd.DataFrame:
     return folded.groupby(["at_s", "edge", "method"], as_index=False)[list(COUNTS)].sum()
 
 
-def _ratio(part: pd.Series[int], whole: pd.Series[int]) -> pd.Series[float]:
+def _ratio(part: pd.Series[float], whole: pd.Series[int]) -> pd.Series[float]:
     """part ÷ whole, NaN (a gap in the line) where whole is 0."""
     return part / whole.where(whole > 0)
 

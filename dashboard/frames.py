@@ -12,8 +12,10 @@ from typing import Self
 
 import pandas as pd
 
-COUNTS = ("windows", "drafted", "accepted", "committed", "rollbacks")
-"""Summed columns of a traffic frame."""
+TOTALLED = ("windows", "drafted", "accepted", "committed", "rollbacks")
+COUNTS = (*TOTALLED, "in_flight", "credit", "lossy", "threshold")
+"""Summed columns of a traffic frame: `lossy` counts windows whose threshold says something, and
+`threshold` sums theirs, in nats."""
 
 TRAFFIC_COLUMNS = ("at_s", "edge", "method", *COUNTS)
 
@@ -49,7 +51,7 @@ class Traffic:
     """Counts per (second, edge, method). Mutable; whoever shares it holds a lock."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, dict[tuple[str, str], list[int]]] = {}
+        self._seconds: dict[int, dict[tuple[str, str], list[float]]] = {}
 
     def add(
         self,
@@ -61,11 +63,19 @@ class Traffic:
         accepted: int,
         committed: int,
         rollback: bool,
+        in_flight: int = 0,
+        credit: float = 0.0,
+        threshold: float | None = None,
     ) -> None:
-        """Count one window."""
+        """Count one window; `threshold` is None for a method without one."""
         groups = self._seconds.setdefault(at_s, {})
         counts = groups.setdefault((edge, method), [0] * len(COUNTS))
-        for index, number in enumerate((1, drafted, accepted, committed, int(rollback))):
+        lossy = threshold is not None
+        numbers = (
+            1, drafted, accepted, committed, int(rollback), in_flight, credit, int(lossy),
+            threshold or 0.0,
+        )  # fmt: skip
+        for index, number in enumerate(numbers):
             counts[index] += number
 
     def forget_before(self, at_s: int) -> None:
@@ -124,7 +134,7 @@ class Totals:
     def of(cls, traffic: pd.DataFrame, start_s: int, end_s: int) -> Self:
         """Sum the rows in [start_s, end_s)."""
         inside = traffic[(traffic["at_s"] >= start_s) & (traffic["at_s"] < end_s)]
-        sums = {name: int(inside[name].sum()) for name in COUNTS}
+        sums = {name: int(inside[name].sum()) for name in TOTALLED}
         return cls(**sums, seconds=max(0, end_s - start_s))
 
     @property

@@ -39,6 +39,14 @@ TERMS = MappingProxyType(
             "0 to 1. Text that was easy a moment ago tends to stay easy; adaptive methods let "
             "a client with high credit draft further."
         ),
+        "in flight": (
+            "Tokens an edge has drafted and sent that the target has not judged yet. Methods that "
+            "draft ahead keep several windows in flight to hide the way to the cloud."
+        ),
+        "steering": (
+            "Credit is how well the recent windows went; the threshold is how far draft and target "
+            "may disagree. Where credit steers, the second follows the first."
+        ),
         "lossless": (
             "The text is exactly the target model's own, only sooner. A lossy method may differ "
             "from it: it trades some quality for speed."

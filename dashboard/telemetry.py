@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import msgspec
 import pandas as pd
 
 from bus.store import SessionEntry, WindowEntry
 from dashboard.frames import BIN_S, Traffic
+from decoding import methods
 
 KEEP_S = max(BIN_S) + max(BIN_S.values())
 """Seconds of counts kept: the longest range on the page and its unfinished bin."""
@@ -102,6 +104,9 @@ class Tail:
             accepted=entry.num_accepted,
             committed=entry.num_committed,
             rollback=entry.rollback,
+            in_flight=entry.in_flight,
+            credit=entry.credit,
+            threshold=None if _is_lossless(entry.method) else entry.threshold,
         )
         seen = self.progress.setdefault(entry.request, Progress())
         seen.at_s = at_s
@@ -140,6 +145,13 @@ class Tail:
             for at_s, entry in reversed(self._finished)
         ]
         return pd.DataFrame(rows, columns=list(FINISHED_COLUMNS))
+
+
+@cache
+def _is_lossless(method: str) -> bool:
+    """Of a method that is known here: a threshold says nothing of it."""
+    known = methods.find(method)
+    return known is not None and known.lossless
 
 
 def entry_time_s(entry_id: str) -> float:

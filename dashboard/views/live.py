@@ -1,5 +1,5 @@
-"""The page "Live": everything that changes is one fragment, which Streamlit runs again every few
-seconds and updates in place."""
+"""The page "Live": what changes are fragments, which Streamlit runs again by themselves and updates
+in place; charts as often as they get a new point."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from dashboard.settings import DashboardSettings
 from dashboard.views.shared import clock, shared_feed, viewer_zone
 
 RANGES_S = dict(zip(("1 min", "5 min", "15 min", "1 h"), BIN_S, strict=True))
+MOST_CHART_S = 15
 SUBMIT_HINT = '`e2sci submit "Why is the sky blue?"`'
 
 
 def draw(settings: DashboardSettings) -> None:
     """The page."""
     draw_header()
-    live = st.fragment(run_every=settings.refresh_s)(draw_live)
-    live(shared_feed(settings), settings.refresh_s)
+    feed, refresh_s = shared_feed(settings), settings.refresh_s
+    chart_s = max(refresh_s, BIN_S[RANGES_S[st.session_state["time_range"]]])
+    st.fragment(run_every=refresh_s)(draw_figures)(feed, refresh_s)
+    st.fragment(run_every=min(chart_s, MOST_CHART_S))(draw_charts)(feed)
+    st.fragment(run_every=refresh_s)(draw_tables)(feed, refresh_s)
     with st.expander("What the words mean", icon=":material/menu_book:"):
         st.markdown(as_markdown())
 
@@ -37,10 +41,15 @@ def draw_header() -> None:
     )
 
 
-def draw_live(feed: Feed, refresh_s: float) -> None:
-    """Everything that changes, as one fragment."""
+def snapshot_of(feed: Feed) -> Snapshot | None:
+    """Of the chosen range, as last read."""
+    return feed.snapshot(RANGES_S[st.session_state["time_range"]])
+
+
+def draw_figures(feed: Feed, refresh_s: float) -> None:
+    """Read what is new; what is wrong, and the tiles."""
     problem = refresh(feed)
-    snapshot = feed.snapshot(RANGES_S[st.session_state["time_range"]])
+    snapshot = snapshot_of(feed)
     if problem is not None:
         draw_problem(problem, snapshot, refresh_s)
     if snapshot is None:
@@ -49,13 +58,6 @@ def draw_live(feed: Feed, refresh_s: float) -> None:
     with st.container(horizontal=True, gap="small"):
         for tile in tiles.of(snapshot):
             st.metric(tile.label, tile.value, help=tile.help, border=True, width=165)
-    if snapshot.any_windows:
-        draw_charts(snapshot)
-    draw_tables(snapshot)
-    st.caption(
-        f"As of {clock(snapshot.now_s)}, refreshed every {refresh_s:g} s. Times are those of "
-        "Redis, shown in your time zone."
-    )
 
 
 def refresh(feed: Feed) -> str | None:
@@ -87,17 +89,22 @@ def draw_notices(snapshot: Snapshot) -> None:
         st.info(f"No windows yet: start with {SUBMIT_HINT}.", icon=":material/play_arrow:")
 
 
-def draw_charts(snapshot: Snapshot) -> None:
+def draw_charts(feed: Feed) -> None:
+    snapshot = snapshot_of(feed)
+    if snapshot is None or not snapshot.any_windows:
+        return
     panels = (
         ("Goodput", "goodput", charts.goodput),
         ("Acceptance", "acceptance", charts.acceptance),
+        ("Credit and threshold", "steering", charts.steering),
+        ("Tokens in flight", "in flight", charts.in_flight),
         ("Rollbacks", "rollback", charts.rollbacks),
         ("Windows rolled back", "rollback share", charts.rollback_share),
     )
     if snapshot.traffic.empty:
         st.caption(f"No windows in the last {st.session_state['time_range']}.")
     zone = viewer_zone()
-    for row in (panels[:2], panels[2:]):
+    for row in (panels[:2], panels[2:4], panels[4:]):
         for column, (title, term, draw) in zip(st.columns(2, gap="medium"), row, strict=True):
             column.markdown(f"##### {title}", help=TERMS[term])
             column.plotly_chart(
@@ -108,7 +115,10 @@ def draw_charts(snapshot: Snapshot) -> None:
             )
 
 
-def draw_tables(snapshot: Snapshot) -> None:
+def draw_tables(feed: Feed, refresh_s: float) -> None:
+    snapshot = snapshot_of(feed)
+    if snapshot is None:
+        return
     for table in tables.of(snapshot):
         st.markdown(f"##### {table.title}", help=table.help)
         if table.rows.empty:
@@ -122,3 +132,7 @@ def draw_tables(snapshot: Snapshot) -> None:
                 key=f"table {table.title}",
                 alt=table.help,
             )
+    st.caption(
+        f"As of {clock(snapshot.now_s)}, refreshed every {refresh_s:g} s. Times are those of "
+        "Redis, shown in your time zone."
+    )

@@ -64,7 +64,7 @@ async def test_at_work(page: AppTest, store: Store) -> None:
     assert tile(page, "Rolled back") == "100 %"
     assert tile(page, "Sessions running") == "1"
     assert tile(page, "Workers up") == "2 of 2"
-    assert len(page.get("plotly_chart")) == 4
+    assert len(page.get("plotly_chart")) == 6
     sessions, workers, finished = (table.value for table in page.dataframe)
     assert sessions["request"].tolist() == [request]
     assert sessions["method"].tolist() == ["sd (lossless)"]
@@ -78,7 +78,7 @@ async def test_every_time_range_draws(page: AppTest, store: Store, length: str) 
     page.run()
     page.segmented_control(key="time_range").set_value(length).run()
     assert not page.exception
-    assert len(page.get("plotly_chart")) == 4
+    assert len(page.get("plotly_chart")) == 6
 
 
 async def test_a_quiet_time_range_says_so(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dashboard import charts
-from dashboard.frames import Span
+from dashboard.frames import Span, Traffic
 from tests.dashboard.test_frames import traffic_of
 
 SPAN = Span(100, 110, 5)
@@ -97,3 +97,19 @@ def test_every_chart_has_a_unit_the_whole_span_and_the_viewers_clock(draw) -> No
 def test_no_traffic_draws_empty_axes(draw) -> None:  # type: ignore[no-untyped-def]
     figure = draw(TRAFFIC.iloc[:0], SPAN, UTC)
     assert all(len(trace.y) == 0 for trace in figure.data)
+
+
+def test_threshold_is_the_mean_of_the_windows_that_have_one() -> None:
+    traffic = Traffic()
+    for method, credit, threshold in (("sd", 0.5, None), ("e2sci", 0.7, 0.1), ("e2sci", 0.9, 0.3)):
+        traffic.add(
+            100, "edge-1", method, drafted=4, accepted=4, committed=5, rollback=False,
+            in_flight=8 if method == "sd" else 2, credit=credit, threshold=threshold,
+        )  # fmt: skip
+    frame = traffic.frame(0, 1_000)
+    credit_line, threshold_line = charts.steering(frame, SPAN, UTC).data
+    assert credit_line.y[0] == pytest.approx(0.7)
+    assert threshold_line.y[0] == pytest.approx(0.2)
+    assert math.isnan(threshold_line.y[1])
+    flying = {line.name: line.y[0] for line in charts.in_flight(frame, SPAN, UTC).data}
+    assert flying == {"sd (lossless)": 8.0, "e2sci (lossy)": 2.0}

@@ -152,7 +152,7 @@ async def test_live_draws_what_happened(open_page: Open, stack: Stack, screensho
         await client.generate("Hello", method="e2sci", max_new_tokens=60, timeout_s=60)
     page = await open_page("/")
     await expect(page.get_by_text("Tokens per s, now")).to_be_visible()
-    await expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    await expect(page.locator(".js-plotly-plot")).to_have_count(6)
     await picture(page, screenshots / "live.png")
 
 
