@@ -285,6 +285,8 @@ def _streamlit_command(port: int) -> tuple[str, ...]:
         "server.address": "127.0.0.1",
         "server.headless": "true",
         "server.fileWatcherType": "none",
+        # A full collection after every refresh of a fragment is most of what a viewer would cost.
+        "runner.postScriptGC": "false",
         "browser.gatherUsageStats": "false",
     }
     app = ROOT / "dashboard" / "app.py"

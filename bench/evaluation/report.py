@@ -93,9 +93,9 @@ def inertia_lines(found: Mapping[str, Inertia]) -> list[str]:
     """For a terminal and a README."""
     return [
         f"{name}: {own.num_windows} windows, mean acceptance {own.mean:.2f}; autocorrelation at "
-        f"lag 1 {own.autocorrelation[0]}, shuffled {own.shuffled:.2f}; after a mean above "
-        f"{HIGH:g}: {own.after_high} ± {own.spread_high:.2f} ({own.num_high} windows), below "
-        f"{LOW:g}: {own.after_low} ± {own.spread_low:.2f} ({own.num_low})"
+        f"lag 1 {own.autocorrelation[0]}, shuffled {own.shuffled:.2f}; windows after a mean above "
+        f"{HIGH:g}: {_group(own.after_high, own.spread_high, own.num_high)}; below {LOW:g}: "
+        f"{_group(own.after_low, own.spread_low, own.num_low)}"
         for name, own in found.items()
     ]
 
@@ -189,8 +189,8 @@ def _inertia(found: Mapping[str, Inertia]) -> list[Section]:
     body = [
         [
             name, str(own.num_windows), f"{own.mean:.2f}", str(own.autocorrelation[0]),
-            f"{own.shuffled:.2f}", _group(own.after_high, own.num_high),
-            _group(own.after_low, own.num_low),
+            f"{own.shuffled:.2f}", _group(own.after_high, own.spread_high, own.num_high),
+            _group(own.after_low, own.spread_low, own.num_low),
         ]
         for name, own in found.items()
     ]  # fmt: skip
@@ -200,11 +200,14 @@ def _inertia(found: Mapping[str, Inertia]) -> list[Section]:
         "meant nothing."
     )
     chart = _chart("Credit inertia", text, evidence_charts.autocorrelation(curves))
-    return [chart, Section("Windows behind good and bad stretches", "", _table(heads, body))]
+    text = (
+        "Mean, its 95 % interval, ± the standard deviation of single windows, how many there are."
+    )
+    return [chart, Section("Windows behind good and bad stretches", text, _table(heads, body))]
 
 
-def _group(estimate: Interval, count: int) -> str:
-    return f"{estimate} of {count}" if count else "none"
+def _group(estimate: Interval, spread: float, count: int) -> str:
+    return f"{estimate} ± {spread:.2f} of {count}" if count > 1 else "none"
 
 
 def _timeline(windows: Sequence[WindowRow]) -> list[Section]:
