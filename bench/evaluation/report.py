@@ -28,7 +28,16 @@ from bench.evaluation.inertia import (
     inertia,
 )
 from bench.evaluation.rows import Row, WindowRow
-from bench.evaluation.summary import Line, as_markdown, columns, or_dash, whole_lines
+from bench.evaluation.summary import (
+    Duel,
+    Line,
+    as_markdown,
+    columns,
+    duel_table,
+    duels,
+    or_dash,
+    whole_lines,
+)
 from bench.ranges import Interval
 from dashboard import evidence_charts
 from dashboard.evidence import ALL, family, frame_of
@@ -60,8 +69,15 @@ def write_report(
     found: Mapping[str, Inertia],
 ) -> Path:  # fmt: skip
     """Write `report.html` and `table.md`; the page's path."""
-    (out / TABLE).write_text(as_markdown(lines), "utf-8")
-    sections = [*_tables(lines), *_charts(lines), *_inertia(found), *_timeline(windows)]
+    against = duels(rows)
+    (out / TABLE).write_text(as_markdown(lines, against), "utf-8")
+    sections = [
+        *_tables(lines),
+        *_duels(against),
+        *_charts(lines),
+        *_inertia(found),
+        *_timeline(windows),
+    ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
         sections=sections,
@@ -132,6 +148,13 @@ def _tables(lines: Sequence[Line]) -> list[Section]:
             ]
             sections.append(Section(title, "By data set.", _table(["method", *datasets], body)))
     return sections
+
+
+def _duels(found: Sequence[Duel]) -> list[Section]:
+    if not found:
+        return []
+    text = "Speed on the same prompts, one method ÷ the other; 95 % intervals over prompts."
+    return [Section(f"{found[0].method} against the others", text, _table(*duel_table(found)))]
 
 
 def _name(key: tuple[str, float, str, str]) -> str:
@@ -214,7 +237,7 @@ def _timeline(windows: Sequence[WindowRow]) -> list[Section]:
     kept = [row for row in windows if row.timeline is not None]
     if not kept:
         return []
-    row = next((row for row in kept if row.key.method == "e2sci"), kept[-1])
+    row = next((row for row in kept if family(row.key.method) == "e2sci"), kept[-1])
     assert row.timeline is not None
     text = f"{row.key.method} on one prompt of {row.key.dataset}, {row.key.rtt_ms:g} ms."
     return [_chart("A session's timeline", text, timeline_figure(row.timeline))]

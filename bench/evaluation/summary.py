@@ -25,7 +25,7 @@ from dashboard.evidence import ALL, family
 
 RESAMPLES = 2000
 _SEED = 0
-_SD = "sd"
+_SD, _OURS = "sd", "e2sci"
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +83,18 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
 
 
+class Duel(msgspec.Struct, frozen=True, kw_only=True):
+    """The speed of `e2sci` ÷ that of another method on one data set, on the same prompts."""
+
+    method: str
+    other: str
+    dataset: str
+    rtt_ms: float
+    draft: str
+    variant: str
+    ratio: Interval
+
+
 Where = tuple[float, str, str, int, str]
 Rows = dict[tuple[str, int], Row]
 """(data set, prompt) → row."""
@@ -90,17 +102,47 @@ Rows = dict[tuple[str, int], Row]
 
 def summarise(rows: Sequence[Row]) -> list[Line]:
     """Lines in the order in which methods were asked for, all data sets together first."""
+    return [
+        _line(method, own, chosen, dataset)
+        for methods in _settings(rows).values()
+        for dataset, chosen in _by_dataset(methods)
+        for method, own in chosen.items()
+        if own
+    ]
+
+
+def duels(rows: Sequence[Row]) -> list[Duel]:
+    """The first `e2sci` that was asked for against all other methods; none where it was not."""
+    return [
+        Duel(
+            method=mine, other=other, dataset=dataset, rtt_ms=rtt_ms, draft=draft,
+            variant=variant, ratio=ratio,
+        )
+        for (rtt_ms, draft, variant, _, _), methods in _settings(rows).items()
+        for mine in [name for name in methods if family(name) == _OURS][:1]
+        for other in methods
+        if other != mine
+        for dataset, chosen in _by_dataset(methods)
+        if (ratio := _over(chosen[mine], chosen[other])) is not None
+    ]  # fmt: skip
+
+
+def _settings(rows: Sequence[Row]) -> dict[Where, dict[str, Rows]]:
+    """Where → method → its rows."""
     settings: dict[Where, dict[str, Rows]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         where = (row.rtt_ms, row.draft, row.variant, row.clients, row.device)
         settings[where][row.method][row.dataset, row.prompt_id] = row
-    lines = []
-    for methods in settings.values():
-        datasets = list(dict.fromkeys(name for own in methods.values() for name, _ in own))
-        for dataset in ([ALL] if len(datasets) > 1 else []) + datasets:
-            chosen = {method: _of(own, dataset) for method, own in methods.items()}
-            lines += [_line(method, own, chosen, dataset) for method, own in chosen.items() if own]
-    return lines
+    return settings
+
+
+def _by_dataset(methods: dict[str, Rows]) -> list[tuple[str, dict[str, Rows]]]:
+    """Each data set with the rows of all methods; all of them together first, if several."""
+    datasets = list(dict.fromkeys(name for own in methods.values() for name, _ in own))
+    return [
+        (dataset, {method: _of(own, dataset) for method, own in methods.items()})
+        for dataset in ([ALL] if len(datasets) > 1 else []) + datasets
+    ]
 
 
 def _of(rows: Rows, dataset: str) -> Rows:
@@ -289,15 +331,42 @@ def or_dash(interval: Interval | None) -> str:
     return "–" if interval is None else str(interval)
 
 
+def duel_table(found: Sequence[Duel]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows, an opponent each, with a column for each data set."""
+    datasets = list(dict.fromkeys(duel.dataset for duel in found))
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    for duel in found:
+        where = _where_of(duel, found)
+        cells[f"{duel.method} ÷ {duel.other}{where}"][duel.dataset] = str(duel.ratio)
+    body = [[name, *(own.get(dataset, "–") for dataset in datasets)] for name, own in cells.items()]
+    return ["speed", *datasets], body
+
+
+def _where_of(duel: Duel, found: Sequence[Duel]) -> str:
+    """What tells its setting from the others'."""
+    parts = []
+    if len({other.rtt_ms for other in found}) > 1:
+        parts.append(f"{duel.rtt_ms:g} ms")
+    if len({other.draft for other in found}) > 1:
+        parts.append(f"draft {duel.draft}")
+    if len({other.variant for other in found}) > 1:
+        parts.append(duel.variant or "as usual")
+    return "".join(f", {part}" for part in parts)
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
-def as_markdown(lines: Sequence[Line]) -> str:
-    """The same table for a README."""
+def as_markdown(lines: Sequence[Line], found: Sequence[Duel] = ()) -> str:
+    """The same tables for a README."""
     shown = columns(lines)
-    head = f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}\n"
-    rows = (
-        f"| {' | '.join(show(line) for show in shown.values())} |" for line in whole_lines(lines)
+    text = _markdown(
+        list(shown), [[show(line) for show in shown.values()] for line in whole_lines(lines)]
     )
-    return head + "\n".join(rows) + "\n"
+    return f"{text}\n{_markdown(*duel_table(found))}" if found else text
+
+
+def _markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

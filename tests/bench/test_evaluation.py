@@ -18,7 +18,7 @@ from bench.evaluation.plan import SWEEP_QUESTIONS, Plan, Setting, needs_sweep
 from bench.evaluation.report import by_dataset, write_report
 from bench.evaluation.rows import Key, Row, WindowRow
 from bench.evaluation.run import report
-from bench.evaluation.summary import Line, as_markdown, as_table, summarise
+from bench.evaluation.summary import Line, as_markdown, as_table, duels, summarise
 from bench.lines import append_rows, read_all
 from bench.ranges import Interval
 from bench.turns import in_turn
@@ -139,6 +139,24 @@ def test_speeds_are_ratios_of_sums_and_methods_are_compared_on_the_same_prompts(
     assert lines["target", "gsm8k"].speed.value == 15.0
     assert lines["plc", "gsm8k"].over_target == Interval(3.0, 3.0, 3.0)  # prompt 0 alone
     assert lines["plc", "gsm8k"].over_sd is None
+
+
+def test_e2sci_is_compared_with_every_other_method_on_every_data_set() -> None:
+    rows = [
+        row(method, prompt, dataset=dataset, decode_seconds=seconds)
+        for dataset in ("gsm8k", "mmlu")
+        for prompt in range(2)
+        for method, seconds in (("sd", 4.0), ("e2sci-no-plc:0.1", 3.0), ("e2sci:0.1", 2.0))
+    ]
+    found = {(duel.other, duel.dataset): duel.ratio.value for duel in duels(rows)}
+    assert set(found) == {
+        (other, dataset)
+        for other in ("sd", "e2sci-no-plc:0.1")
+        for dataset in ("all", "gsm8k", "mmlu")
+    }
+    assert found["sd", "all"] == pytest.approx(2.0)
+    assert found["e2sci-no-plc:0.1", "mmlu"] == pytest.approx(1.5)
+    assert duels([row("sd"), row("plc")]) == []
 
 
 def test_intervals_hold_the_value_and_shrink_with_agreement() -> None:
@@ -268,11 +286,13 @@ def test_a_report_is_one_page_with_every_part(tmp_path: Path) -> None:
     page = write_report(tmp_path, rows, windows, lines, by_dataset(windows)).read_text("utf-8")
     for title in (
         "All data sets together", "Speed over the target alone", "Quality and speed",
+        "e2sci:0.1 against the others",
         "Energy and latency", "Round trips", "Credit inertia", "Windows behind good",
     ):  # fmt: skip
         assert f"<h2>{title}" in page
     assert "cdn" not in page.split("</script>")[-1]
     assert (tmp_path / "table.md").read_text("utf-8").startswith("| method | RTT, ms |")
+    assert "| e2sci:0.1 ÷ plc, 40 ms |" in (tmp_path / "table.md").read_text("utf-8")
 
 
 def test_a_directory_without_rows_has_no_report(tmp_path: Path) -> None:
