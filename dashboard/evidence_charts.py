@@ -7,7 +7,9 @@ family of methods in every figure.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -126,6 +128,41 @@ def energy_latency(frame: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="milliseconds a token, end to end", rangemode="tozero")
     figure.update_yaxes(title="millijoules a token, edge and cloud", rangemode="tozero")
     return figure
+
+
+def by_setting(frame: pd.DataFrame) -> go.Figure:
+    """Energy against latency where a setting of the workers was varied; a line for each method."""
+    lines = whole(frame)
+    traces = [
+        {
+            "type": "scatter",
+            "x": 1e3 / own["end_to_end.value"],
+            "y": own["mj_per_token"],
+            "name": _NAMES.get(str(method), str(method)),
+            "mode": "lines+markers+text",
+            "text": [_value_of(str(variant)) for variant in own["variant"]],
+            "textposition": "top center",
+            "marker": {"size": 9, "color": colour, "symbol": _symbols(own)},
+            "line": {"width": 1, "color": colour},
+            "hovertemplate": "%{text}: %{x:.0f} ms, %{y:.0f} mJ a token<extra></extra>",
+        }
+        for (method, own), colour in zip(
+            lines.groupby("method", sort=False), itertools.cycle(_COLOURS)
+        )
+    ]
+    source = ", ".join(sorted(set(lines["energy_source"])))
+    figure = _figure(traces, f"Energy ({source}) against latency, by setting")
+    figure.update_xaxes(title="milliseconds a token, end to end")
+    figure.update_yaxes(title="millijoules a token, edge and cloud")
+    return figure
+
+
+def _value_of(variant: str) -> str:
+    """`credit_memory=3` → `credit_memory 3`; of a path the file's name, without its ending."""
+    name, _, value = variant.partition("=")
+    if "/" in value:
+        return PurePath(value).stem
+    return f"{name} {value}" if value else "as usual"
 
 
 def round_trips(frame: pd.DataFrame) -> go.Figure:

@@ -49,6 +49,8 @@ def draw(settings: DashboardSettings) -> None:
     except (OSError, ValueError) as error:
         st.error(f"`{chosen / SUMMARY}` cannot be read: {error}", icon=":material/error:")
         return
+    if "variant" in frame and frame["variant"].nunique() > 1:
+        _chart(st, "settings", evidence_charts.by_setting(frame))
     draw_frame(_narrowed(frame))
 
 

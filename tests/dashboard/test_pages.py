@@ -90,6 +90,21 @@ def test_a_run_is_drawn_and_a_broken_file_is_named(page: Page, tmp_path: Path) -
     assert "no summary" in found.run().error[0].value
 
 
+def test_a_varied_setting_has_a_chart_of_its_own(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    varied = ["calibration=/c/dear.safetensors", "calibration=/c/cheap.safetensors"]
+    lines = [line("e2sci", "all", 10.0 + i, variant=name) for i, name in enumerate(varied)]
+    (tmp_path / "runs" / "summary.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(lines))
+    found = page("tradeoffs").run()
+    assert not found.exception
+    charts = found.get("plotly_chart")
+    assert len(charts) == 5
+    drawn = charts[0].proto.spec
+    assert "dear" in drawn
+    assert "cheap" in drawn
+    assert found.selectbox[1].value == varied[0]  # the others show one setting
+
+
 # --- session ----------------------------------------------------------------------------------
 
 
