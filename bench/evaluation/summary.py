@@ -288,7 +288,7 @@ def as_table(lines: Sequence[Line]) -> Table:
     shown = columns(lines)
     for name in shown:
         left = name in ("method", "draft", "setting", "device")
-        table.add_column(name, justify="left" if left else "right")
+        table.add_column(name, justify="left" if left else "right", no_wrap=left)
     for line in whole_lines(lines):
         table.add_row(*(show(line) for show in shown.values()))
     return table
@@ -301,7 +301,8 @@ def whole_lines(lines: Sequence[Line]) -> list[Line]:
 
 
 def columns(lines: Sequence[Line]) -> dict[str, Callable[[Line], str]]:
-    """Headings and what stands below them; what is the same everywhere is left out."""
+    """Headings and what stands below them; what is the same everywhere, or was not measured, is
+    left out."""
     shown: dict[str, Callable[[Line], str]] = {"method": lambda line: line.ran}
     if len({line.rtt_ms for line in lines}) > 1:
         shown["RTT, ms"] = lambda line: f"{line.rtt_ms:g}"
@@ -313,10 +314,12 @@ def columns(lines: Sequence[Line]) -> dict[str, Callable[[Line], str]]:
         shown["device"] = lambda line: line.device
     energy = "/".join(sorted({line.energy_source for line in lines}))
     accuracy = any(line.accuracy is not None for line in lines)
+    alone = any(line.over_target for line in lines)
+    lockstep = any(line.over_sd for line in lines)
     return shown | {
         "tokens/s": lambda line: str(line.speed),
-        "÷ alone": lambda line: or_dash(line.over_target),
-        "÷ sd": lambda line: or_dash(line.over_sd),
+        **({"÷ alone": lambda line: or_dash(line.over_target)} if alone else {}),
+        **({"÷ sd": lambda line: or_dash(line.over_sd)} if lockstep else {}),
         "accepted": lambda line: _percent(line.acceptance),
         "in vain": lambda line: _percent(line.wasted),
         "nats": lambda line: f"{line.nats_per_token:.3f}",
