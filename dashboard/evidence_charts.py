@@ -25,6 +25,8 @@ _COLOURS = (
 _REFERENCE_GREY = "#8a8f98"
 _TARGET = "target"
 _HEIGHT_PX = 420
+_LABELLED = 4
+"""More labels than that lie on each other."""
 _NAMES = {_TARGET: "target alone"}
 
 Trace = dict[str, Any]
@@ -139,7 +141,7 @@ def by_setting(frame: pd.DataFrame) -> go.Figure:
             "x": 1e3 / own["end_to_end.value"],
             "y": own["mj_per_token"],
             "name": _NAMES.get(str(method), str(method)),
-            "mode": "lines+markers+text",
+            "mode": "lines+markers+text" if lines["variant"].nunique() <= _LABELLED else "markers",
             "text": [_value_of(str(variant)) for variant in own["variant"]],
             "textposition": "top center",
             "marker": {"size": 9, "color": colour, "symbol": _symbols(own)},

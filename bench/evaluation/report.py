@@ -142,6 +142,8 @@ def _tables(lines: Sequence[Line]) -> list[Section]:
             for line in lines
         }
         for title, value in _BY_DATASET.items():
+            if not any(value(line) for line in lines):  # not measured
+                continue
             body = [
                 [_name(key), *(_cell(cells.get((*key, name)), value) for name in datasets)]
                 for key in methods
