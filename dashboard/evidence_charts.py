@@ -127,8 +127,8 @@ def energy_latency(frame: pd.DataFrame) -> go.Figure:
     ]
     source = ", ".join(sorted(set(lines["energy_source"])))
     figure = _figure(traces, f"Energy ({source}) against latency, whole answers")
-    figure.update_xaxes(title="milliseconds a token, end to end", rangemode="tozero")
-    figure.update_yaxes(title="millijoules a token, edge and cloud", rangemode="tozero")
+    figure.update_xaxes(title="milliseconds a token, end to end")
+    figure.update_yaxes(title="millijoules a token, edge and cloud")
     return figure
 
 

@@ -195,7 +195,7 @@ def _charts(lines: Sequence[Line]) -> list[Section]:
     text = "Modelled energy is watts of a busy and of an idle core times measured time."
     sections.append(_chart("Energy and latency", text, evidence_charts.energy_latency(usual)))
     if frame["variant"].nunique() > 1:
-        text = "One setting of the workers, all else alike; a label is its value."
+        text = "One setting of the workers, all else alike; labels, or the pointer, tell its value."
         sections.append(_chart("Settings", text, evidence_charts.by_setting(usual)))
     if frame["rtt_ms"].nunique() > 1:
         text = "Drafting ahead hides the link; lockstep pays it for every window."
