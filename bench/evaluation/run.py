@@ -29,7 +29,7 @@ ROWS, WINDOWS, SWEEPS, ANSWERS = (
 )  # fmt: skip
 _FILES: dict[type, str] = {Row: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS}
 _MAY_GROW = ("methods", "limit", "rtts_ms", "drafts", "variations")
-_TABLE_WIDTH = 120
+_TABLE_WIDTH = 144
 
 
 def run(plan: Plan, out: Path, as_json: bool) -> list[Line]:
