@@ -19,7 +19,7 @@ from plotly.subplots import make_subplots
 from dashboard.evidence import ALL, whole
 
 _COLOURS = (
-    "#3b7dd8", "#e4863a", "#2f9e6e", "#c9495b", "#8a63c9", "#9a7350", "#d06fb4", "#7a8490",
+    "#3b7dd8", "#e4863a", "#2f9e6e", "#c9495b", "#8a63c9", "#9a7350", "#d06fb4", "#14706f",
     "#b3a52c", "#2ea7b8",
 )  # fmt: skip
 _REFERENCE_GREY = "#8a8f98"
@@ -101,7 +101,10 @@ def quality_speed(frame: pd.DataFrame) -> go.Figure:
                 col=column,
             )
     least = float(lines["agreement"].min())
-    figure.update_xaxes(tickformat=".0%", row=1, col=2, range=[1.005, least - 0.01])
+    room = max(0.1 * (1.0 - least), 0.005)
+    figure.update_xaxes(
+        tickformat=".0%" if least < 0.95 else ".1%", row=1, col=2, range=[1.0 + room, least - room]
+    )
     figure.update_xaxes(rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="tokens/s", row=1, col=1)
     return _styled(figure, "Quality against speed: up is faster, left is nearer to the target")

@@ -47,6 +47,8 @@ REPORT, TABLE = "report.html", "table.md"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _LEAST_WINDOWS = 40
 Value = Callable[[Line], Interval | None]
+Cell = tuple[str, float, str, str]
+"""Method, round trip, draft and varied setting of a line."""
 _BY_DATASET: dict[str, Value] = {
     "Speed over the target alone": lambda line: line.over_target,
     "Speed over sd with its best window": lambda line: line.over_sd,
@@ -145,7 +147,10 @@ def _tables(lines: Sequence[Line]) -> list[Section]:
             if not any(value(line) for line in lines):  # not measured
                 continue
             body = [
-                [_name(key), *(_cell(cells.get((*key, name)), value) for name in datasets)]
+                [
+                    _name(key, list(methods)),
+                    *(_cell(cells.get((*key, name)), value) for name in datasets),
+                ]
                 for key in methods
             ]
             sections.append(Section(title, "By data set.", _table(["method", *datasets], body)))
@@ -159,9 +164,12 @@ def _duels(found: Sequence[Duel]) -> list[Section]:
     return [Section(f"{found[0].method} against the others", text, _table(*duel_table(found)))]
 
 
-def _name(key: tuple[str, float, str, str]) -> str:
+def _name(key: Cell, others: Sequence[Cell]) -> str:
+    """The method, and where it ran as far as that differs."""
     method, rtt_ms, draft, variant = key
-    return ", ".join(filter(None, (method, f"{rtt_ms:g} ms", f"draft {draft}", variant)))
+    differs = [len({other[part] for other in others}) > 1 for part in range(len(key))]
+    parts = (f"{rtt_ms:g} ms", f"draft {draft}", variant)
+    return ", ".join([method, *(p for p, shown in zip(parts, differs[1:], strict=True) if shown)])
 
 
 def _cell(line: Line | None, value: Value) -> str:
