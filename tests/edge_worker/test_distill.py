@@ -93,8 +93,9 @@ def test_a_killed_distillation_goes_on_improves_its_draft_and_serves(
     result = distill(again, target, Silent())
     assert result.initial == begun.initial  # of the first run: this one did not begin anew
     assert len(load_shards(out / "work", "answers")) == len(answered) == 60
-    assert result.final.agreement > result.initial.agreement + 0.1
-    assert result.final.overlap > result.initial.overlap
+    # Overlap is smooth; of 93 argmaxes of a random target several hang on a CPU's rounding.
+    assert result.final.overlap > result.initial.overlap + 0.05
+    assert result.final.agreement > result.initial.agreement
     assert result.final.mean_jsd < result.initial.mean_jsd
     draft = DraftModel.load(str(out), "float32", "cpu")
     assert draft.tokenizer_digest == target.tokenizer_digest
