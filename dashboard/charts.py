@@ -124,7 +124,7 @@ def rollback_share(
 
 
 def steering(traffic: pd.DataFrame, span: Span, zone: tzinfo, since_s: float = 0.0) -> go.Figure:
-    """Mean credit of all windows, and mean threshold of those that have one."""
+    """Mean credit and mean threshold of the windows that have one."""
     table = binned(traffic, span.clipped(since_s))
     lines: list[Trace] = [
         {
@@ -135,7 +135,7 @@ def steering(traffic: pd.DataFrame, span: Span, zone: tzinfo, since_s: float = 0
             "hovertemplate": f"%{{y:.2f}}{unit}",
         }
         for part, whole, name, unit in (
-            ("credit", "windows", "credit, 0 to 1", ""),
+            ("credit", "credited", "credit, 0 to 1", ""),
             ("threshold", "lossy", "threshold of lossy methods, nats", " nats"),
         )
     ]

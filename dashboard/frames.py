@@ -13,9 +13,10 @@ from typing import Self
 import pandas as pd
 
 TOTALLED = ("windows", "drafted", "accepted", "committed", "rollbacks")
-COUNTS = (*TOTALLED, "in_flight", "credit", "lossy", "threshold")
-"""Summed columns of a traffic frame: `lossy` counts windows whose threshold says something, and
-`threshold` sums theirs, in nats."""
+COUNTS = (*TOTALLED, "in_flight", "credited", "credit", "lossy", "threshold")
+"""Summed columns of a traffic frame: `credited` counts windows of methods that follow credit, and
+`credit` sums theirs; `lossy` counts windows whose threshold says something, and `threshold` sums
+theirs, in nats."""
 
 TRAFFIC_COLUMNS = ("at_s", "edge", "method", *COUNTS)
 
@@ -64,16 +65,15 @@ class Traffic:
         committed: int,
         rollback: bool,
         in_flight: int = 0,
-        credit: float = 0.0,
+        credit: float | None = None,
         threshold: float | None = None,
     ) -> None:
-        """Count one window; `threshold` is None for a method without one."""
+        """Count one window; `credit` and `threshold` are None for a method without."""
         groups = self._seconds.setdefault(at_s, {})
         counts = groups.setdefault((edge, method), [0] * len(COUNTS))
-        lossy = threshold is not None
         numbers = (
-            1, drafted, accepted, committed, int(rollback), in_flight, credit, int(lossy),
-            threshold or 0.0,
+            1, drafted, accepted, committed, int(rollback), in_flight,
+            int(credit is not None), credit or 0.0, int(threshold is not None), threshold or 0.0,
         )  # fmt: skip
         for index, number in enumerate(numbers):
             counts[index] += number

@@ -17,6 +17,7 @@ import pandas as pd
 from bus.store import SessionEntry, WindowEntry
 from dashboard.frames import BIN_S, Traffic
 from decoding import methods
+from decoding.methods.base import Control
 
 KEEP_S = max(BIN_S) + max(BIN_S.values())
 """Seconds of counts kept: the longest range on the page and its unfinished bin."""
@@ -105,7 +106,7 @@ class Tail:
             committed=entry.num_committed,
             rollback=entry.rollback,
             in_flight=entry.in_flight,
-            credit=entry.credit,
+            credit=entry.credit if follows_credit(entry.method) else None,
             threshold=None if _is_lossless(entry.method) else entry.threshold,
         )
         seen = self.progress.setdefault(entry.request, Progress())
@@ -113,7 +114,8 @@ class Tail:
         seen.cloud = entry.cloud
         seen.drafted += entry.num_drafted
         seen.accepted += entry.num_accepted
-        seen.threshold, seen.window, seen.credit = entry.threshold, entry.window, entry.credit
+        seen.threshold, seen.window = entry.threshold, entry.window
+        seen.credit = entry.credit if follows_credit(entry.method) else None
 
     def forget(self, now_s: float) -> None:
         """Drop what no chart or table can show any more."""
@@ -145,6 +147,13 @@ class Tail:
             for at_s, entry in reversed(self._finished)
         ]
         return pd.DataFrame(rows, columns=list(FINISHED_COLUMNS))
+
+
+@cache
+def follows_credit(method: str) -> bool:
+    """Whether the controller keeps credit for it; of an unknown method it may."""
+    known = methods.find(method)
+    return known is None or known.control is not Control.FIXED
 
 
 @cache

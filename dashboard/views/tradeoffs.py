@@ -102,6 +102,7 @@ def _table(lines: pd.DataFrame) -> None:
     st.dataframe(
         lines[shown],
         hide_index=True,
+        placeholder="–",
         column_config={
             name: _COLUMNS[name][0]
             if name == "ran"

@@ -99,9 +99,9 @@ def test_no_traffic_draws_empty_axes(draw) -> None:  # type: ignore[no-untyped-d
     assert all(len(trace.y) == 0 for trace in figure.data)
 
 
-def test_threshold_is_the_mean_of_the_windows_that_have_one() -> None:
+def test_credit_and_threshold_are_means_of_the_windows_that_have_them() -> None:
     traffic = Traffic()
-    for method, credit, threshold in (("sd", 0.5, None), ("e2sci", 0.7, 0.1), ("e2sci", 0.9, 0.3)):
+    for method, credit, threshold in (("sd", None, None), ("e2sci", 0.6, 0.1), ("e2sci", 0.8, 0.3)):
         traffic.add(
             100, "edge-1", method, drafted=4, accepted=4, committed=5, rollback=False,
             in_flight=8 if method == "sd" else 2, credit=credit, threshold=threshold,

@@ -119,7 +119,7 @@ async def test_a_running_session(store: Store, feed: Feed) -> None:
         "acceptance": 0.75,
         "threshold": "exact",
         "window": 6,
-        "credit": 0.8,
+        "credit": None,
         "deliveries": 1,
     }
 
@@ -127,7 +127,7 @@ async def test_a_running_session(store: Store, feed: Feed) -> None:
 async def test_a_session_before_the_controller_has_seen_it(store: Store, feed: Feed) -> None:
     await run_one_window(store)
     (row,) = read(feed).sessions.to_dict("records")
-    assert (row["cloud"], row["window"], row["credit"]) == ("cloud-1", 4, 0.7)
+    assert (row["cloud"], row["window"], row["credit"]) == ("cloud-1", 4, None)
 
 
 async def test_a_raw_entry_is_a_session_too(

@@ -51,10 +51,10 @@ def test_silence_is_zero_and_every_group_has_every_bin() -> None:
     traffic = traffic_of((100, "a", "sd", 4, 4, 5, False), (109, "b", "sd", 4, 1, 2, True))
     table = binned(traffic.frame(0, 200), Span(100, 110, 5), by="edge")
     assert list(table.itertuples(index=False, name=None)) == [
-        (pd.Timestamp(100, unit="s", tz="UTC"), "a", 1, 4, 4, 5, 0, 0, 0, 0, 0),
-        (pd.Timestamp(100, unit="s", tz="UTC"), "b", 0, 0, 0, 0, 0, 0, 0, 0, 0),
-        (pd.Timestamp(105, unit="s", tz="UTC"), "a", 0, 0, 0, 0, 0, 0, 0, 0, 0),
-        (pd.Timestamp(105, unit="s", tz="UTC"), "b", 1, 4, 1, 2, 1, 0, 0, 0, 0),
+        (pd.Timestamp(100, unit="s", tz="UTC"), "a", 1, 4, 4, 5, 0, 0, 0, 0, 0, 0),
+        (pd.Timestamp(100, unit="s", tz="UTC"), "b", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+        (pd.Timestamp(105, unit="s", tz="UTC"), "a", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+        (pd.Timestamp(105, unit="s", tz="UTC"), "b", 1, 4, 1, 2, 1, 0, 0, 0, 0, 0),
     ]
 
 
