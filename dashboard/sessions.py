@@ -14,7 +14,7 @@ import pandas as pd
 
 from bus.requests import GenerationRequest
 from bus.store import SessionRecord
-from dashboard.telemetry import Progress, entry_time_s, follows_credit
+from dashboard.telemetry import Progress, credit_of, entry_time_s
 from decoding import methods
 
 SESSION_COLUMNS = (
@@ -89,7 +89,7 @@ def _row(request: HeldRequest, seen: Progress, now_s: float) -> dict[str, Any]:
         "acceptance": seen.accepted / seen.drafted if seen.drafted else None,
         "threshold": _threshold(request.method, control.threshold),
         "window": control.window,
-        "credit": control.credit if follows_credit(request.method) else None,
+        "credit": credit_of(request.method, control.credit),
         "age_s": max(0.0, now_s - entry_time_s(request.entry_id)),
         "deliveries": int(request.state.get("deliveries", 1)),
     }

@@ -106,7 +106,7 @@ class Tail:
             committed=entry.num_committed,
             rollback=entry.rollback,
             in_flight=entry.in_flight,
-            credit=entry.credit if follows_credit(entry.method) else None,
+            credit=credit_of(entry.method, entry.credit),
             threshold=None if _is_lossless(entry.method) else entry.threshold,
         )
         seen = self.progress.setdefault(entry.request, Progress())
@@ -115,7 +115,7 @@ class Tail:
         seen.drafted += entry.num_drafted
         seen.accepted += entry.num_accepted
         seen.threshold, seen.window = entry.threshold, entry.window
-        seen.credit = entry.credit if follows_credit(entry.method) else None
+        seen.credit = credit_of(entry.method, entry.credit)
 
     def forget(self, now_s: float) -> None:
         """Drop what no chart or table can show any more."""
@@ -149,8 +149,13 @@ class Tail:
         return pd.DataFrame(rows, columns=list(FINISHED_COLUMNS))
 
 
+def credit_of(method: str, credit: float | None) -> float | None:
+    """None where the controller keeps none for this method and reports 0."""
+    return credit if _follows_credit(method) else None
+
+
 @cache
-def follows_credit(method: str) -> bool:
+def _follows_credit(method: str) -> bool:
     """Whether the controller keeps credit for it; of an unknown method it may."""
     known = methods.find(method)
     return known is None or known.control is not Control.FIXED

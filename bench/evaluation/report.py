@@ -36,6 +36,7 @@ from bench.evaluation.summary import (
     duel_table,
     duels,
     or_dash,
+    where_of,
     whole_lines,
 )
 from bench.ranges import Interval
@@ -47,8 +48,6 @@ REPORT, TABLE = "report.html", "table.md"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _LEAST_WINDOWS = 40
 Value = Callable[[Line], Interval | None]
-Cell = tuple[str, float, str, str]
-"""Method, round trip, draft and varied setting of a line."""
 _BY_DATASET: dict[str, Value] = {
     "Speed over the target alone": lambda line: line.over_target,
     "Speed over sd with its best window": lambda line: line.over_sd,
@@ -136,22 +135,14 @@ def _tables(lines: Sequence[Line]) -> list[Section]:
     ]
     datasets = [name for name in dict.fromkeys(line.dataset for line in lines) if name != ALL]
     if len(datasets) > 1:
-        methods = dict.fromkeys(
-            (line.method, line.rtt_ms, line.draft, line.variant) for line in lines
-        )
-        cells = {
-            (line.method, line.rtt_ms, line.draft, line.variant, line.dataset): line
-            for line in lines
-        }
+        names = {_key(line): f"{line.method}{where_of(line, lines)}" for line in lines}
+        cells = {(*_key(line), line.dataset): line for line in lines}
         for title, value in _BY_DATASET.items():
             if not any(value(line) for line in lines):  # not measured
                 continue
             body = [
-                [
-                    _name(key, list(methods)),
-                    *(_cell(cells.get((*key, name)), value) for name in datasets),
-                ]
-                for key in methods
+                [shown, *(_cell(cells.get((*key, name)), value) for name in datasets)]
+                for key, shown in names.items()
             ]
             sections.append(Section(title, "By data set.", _table(["method", *datasets], body)))
     return sections
@@ -164,12 +155,8 @@ def _duels(found: Sequence[Duel]) -> list[Section]:
     return [Section(f"{found[0].method} against the others", text, _table(*duel_table(found)))]
 
 
-def _name(key: Cell, others: Sequence[Cell]) -> str:
-    """The method, and where it ran as far as that differs."""
-    method, rtt_ms, draft, variant = key
-    differs = [len({other[part] for other in others}) > 1 for part in range(len(key))]
-    parts = (f"{rtt_ms:g} ms", f"draft {draft}", variant)
-    return ", ".join([method, *(p for p, shown in zip(parts, differs[1:], strict=True) if shown)])
+def _key(line: Line) -> tuple[str, float, str, str]:
+    return line.method, line.rtt_ms, line.draft, line.variant
 
 
 def _cell(line: Line | None, value: Value) -> str:

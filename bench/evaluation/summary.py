@@ -339,21 +339,21 @@ def duel_table(found: Sequence[Duel]) -> tuple[list[str], list[list[str]]]:
     datasets = list(dict.fromkeys(duel.dataset for duel in found))
     cells: dict[str, dict[str, str]] = defaultdict(dict)
     for duel in found:
-        where = _where_of(duel, found)
+        where = where_of(duel, found)
         cells[f"{duel.method} ÷ {duel.other}{where}"][duel.dataset] = str(duel.ratio)
     body = [[name, *(own.get(dataset, "–") for dataset in datasets)] for name, own in cells.items()]
     return ["speed", *datasets], body
 
 
-def _where_of(duel: Duel, found: Sequence[Duel]) -> str:
-    """What tells its setting from the others'."""
+def where_of(one: Line | Duel, others: Sequence[Line | Duel]) -> str:
+    """What tells its setting from the others', to stand behind a name."""
     parts = []
-    if len({other.rtt_ms for other in found}) > 1:
-        parts.append(f"{duel.rtt_ms:g} ms")
-    if len({other.draft for other in found}) > 1:
-        parts.append(f"draft {duel.draft}")
-    if len({other.variant for other in found}) > 1:
-        parts.append(duel.variant or "as usual")
+    if len({other.rtt_ms for other in others}) > 1:
+        parts.append(f"{one.rtt_ms:g} ms")
+    if len({other.draft for other in others}) > 1:
+        parts.append(f"draft {one.draft}")
+    if len({other.variant for other in others}) > 1:
+        parts.append(one.variant or "as usual")
     return "".join(f", {part}" for part in parts)
 
 

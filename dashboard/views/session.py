@@ -12,7 +12,7 @@ from dashboard.charts import method_label
 from dashboard.coloured import LEGEND, REFUSED_LEGEND, as_html, why
 from dashboard.glossary import TERMS
 from dashboard.settings import DashboardSettings
-from dashboard.telemetry import follows_credit
+from dashboard.telemetry import credit_of
 from dashboard.timeline_chart import timeline_figure
 from dashboard.views.shared import shared_answers, shared_feed
 from decoding import methods
@@ -112,7 +112,7 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
                 "accepted": [w.num_accepted for w in windows],
                 "why": [why(w, lossless) for w in windows],
                 "threshold": [None if lossless else w.threshold for w in windows],
-                "credit": [w.credit if follows_credit(w.method) else None for w in windows],
+                "credit": [credit_of(w.method, w.credit) for w in windows],
                 "in_flight": [w.in_flight for w in windows],
                 "draft_ms": [w.draft_ms for w in windows],
                 "rtt_ms": [w.rtt_ms for w in windows],
