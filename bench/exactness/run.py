@@ -90,8 +90,7 @@ def measure(cells: Sequence[Cell], asked: Asked) -> Verdict:
         if with_alone:
             alone = answers_alone(asked, tick)
         for installation, group in installations(cells):
-            where = f"{installation.link}, {installation.drafter}, {installation.threads} threads"
-            progress.update(task, description=where)
+            progress.update(task, description=f"{installation.link}, {installation.drafter}")
             measured += asyncio.run(answers_together(asked, installation, group, tick))
     formats = {one.dtype for one in measured}
     if len(formats) > 1:
