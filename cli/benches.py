@@ -6,12 +6,15 @@ As in `cli.main`, what loads torch is imported where it is used.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import drafts, evaluation, options
 from cli.group import run
+
+if TYPE_CHECKING:
+    from bench.exactness.design import Factors
 
 app = typer.Typer(invoke_without_command=True)
 app.callback()(evaluation.evaluate)
@@ -56,32 +59,86 @@ def bench_data(
 
 @app.command()
 def exactness(
-    prompts: _OwnPrompts = 20,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    prompts: _OwnPrompts = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 48,
     dtype: options.Dtype = "float32",
-    method: Annotated[str, typer.Option(help="A lossless method.")] = "sd",
+    cells: Annotated[
+        int,
+        typer.Option(
+            min=6,
+            help="At most so many ways of answering; with few of them some levels are left out, "
+            "but none that you name.",
+        ),
+    ] = 24,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A lossless method; may be given several times.", show_default="all of them"
+        ),
+    ] = None,
+    window: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=256,
+            help="Tokens drafted before each check, of methods that take them; may be given "
+            "several times.",
+            show_default="1, 2, 4, 7, 16",
+        ),
+    ] = None,
     link: Annotated[
         list[str] | None,
         typer.Option(
-            help="Over this emulated link, may be given several times; all: every profile. Sampled "
-            "answers are then compared between links.",
-            show_default="loopback, and two window sizes",
+            help="Over this emulated link; may be given several times; all: every profile.",
+            show_default="loopback, 5g, wan, lossy",
         ),
     ] = None,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=10, help="May be given several times.", show_default="0, 0.8"),
+    ] = None,
+    target: options.Target = "default",
+    draft: options.Draft = "default",
     json: options.Json = False,
-) -> None:
-    """Compare what draft and target give together with what the target gives alone.
+) -> None:  # fmt: skip
+    """Is the text of every lossless method the target's own, token for token?
 
-    Exit status 1 where they differ by more than rounding explains.
+    Every two of methods, windows, links, temperatures, drafters and numbers of threads meet in
+    some cell. At temperature 0 a cell's answers are compared with the target alone, above with
+    other cells. Exit status 1 where they differ by more than rounding of the number format
+    explains.
     """
-    from bench.exactness import run as run_exactness
+    from bench.exactness.answers import Asked
+    from bench.exactness.run import own_prompts
+    from bench.exactness.run import run as run_exactness
+
+    factors = _exactness_factors(method or [], window or [], link or [], temperature or [])
+    asked = Asked(own_prompts(prompts), max_new_tokens, target, draft, options.checked_dtype(dtype))
+    if not run_exactness(factors, cells, asked, json):
+        raise typer.Exit(1)
+
+
+def _exactness_factors(
+    methods: list[str], windows: list[int], links: list[str], temperatures: list[float]
+) -> Factors:
+    """Levels that were asked for, each once, in place of the usual ones.
+
+    Raises:
+        ConfigurationError: a method is lossy, or there is no such link.
+        RequestError: there is no such method.
+    """
+    from bench.exactness.design import Factors, checked_lossless
     from bench.link.profiles import PROFILES
 
-    asked = link or []
-    links = list(PROFILES) if asked == ["all"] else [n for n in asked if options.checked_link(n)]
-    dtype, method = options.checked_dtype(dtype), options.checked_method(method)
-    if not run_exactness(prompts, max_new_tokens, dtype, json, method, links):
-        raise typer.Exit(1)
+    if links == ["all"]:
+        links = list(PROFILES)
+    asked: dict[str, tuple[Any, ...]] = {
+        "methods": tuple(checked_lossless(options.checked_method(name)) for name in methods),
+        "windows": tuple(windows),
+        "links": tuple(name for name in links if options.checked_link(name)),
+        "temperatures": tuple(temperatures),
+    }
+    given = {name: tuple(dict.fromkeys(levels)) for name, levels in asked.items() if levels}
+    return Factors(**given, named=frozenset(given))
 
 
 @app.command("link")

@@ -1,0 +1,156 @@
+"""Token ids of all prompts: by the target alone, and in each cell by real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import groupby
+
+import msgspec
+
+from bench.answers import read_answer
+from bench.exactness.design import Cell, Installation
+from bus.client import Client
+from bus.errors import LocalError
+from bus.settings import BusSettings
+from bus.store import Store
+from cloud_worker.reference import generate_alone
+from cloud_worker.target_model import TargetModel
+from decoding.sampling import SamplingParams
+from launch.stack import Stack, StackOptions
+from models.tokenizer import encode_prompt
+
+SEED = 1234
+_PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+"""Threads sleep while they wait: where there are more of them than cores, spinning takes many times
+as long."""
+_TUNING_S = 10.0
+_POLL_S = 0.05
+
+Tokens = tuple[int, ...]
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What every cell answers, by which models.
+
+    Attributes:
+        target, draft, dtype: as the workers take them.
+    """
+
+    prompts: tuple[str, ...]
+    max_new_tokens: int
+    target: str = "default"
+    draft: str = "default"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class CellAnswers:
+    """Of one cell.
+
+    Attributes:
+        answers: token ids of each prompt's answer.
+        seconds: for all of them.
+        dtype: number format the cloud worker says it runs in.
+    """
+
+    cell: Cell
+    answers: tuple[Tokens, ...]
+    seconds: float
+    dtype: str
+
+
+def answers_alone(asked: Asked, tick: Tick) -> tuple[Tokens, ...]:
+    """The target's own at temperature 0, in this process, one pass a token.
+
+    The model is let go afterwards: the cells' processes need the memory.
+
+    Raises:
+        ModelError: the target cannot be loaded.
+    """
+    target = TargetModel.load(asked.target, asked.dtype)
+    found = []
+    for text in asked.prompts:
+        prompt = encode_prompt(target.tokenizer, text, raw=False)
+        stream = generate_alone(
+            target, prompt, SamplingParams(), asked.max_new_tokens, target.eos_tokens
+        )
+        found.append(tuple(stream))
+        tick()
+    return tuple(found)
+
+
+def installations(cells: Sequence[Cell]) -> Iterator[tuple[Installation, list[Cell]]]:
+    """Neighbouring cells that the same processes answer."""
+    for installation, group in groupby(cells, key=lambda cell: cell.installation):
+        yield installation, list(group)
+
+
+async def answers_together(
+    asked: Asked, installation: Installation, cells: Sequence[Cell], tick: Tick
+) -> list[CellAnswers]:
+    """Start one installation and answer all prompts in each of its cells.
+
+    Raises:
+        ConfigurationError: the processes cannot be started.
+        RequestFailedError: an answer ended with an error.
+    """
+    options = StackOptions(
+        target=asked.target, draft=asked.draft, dtype=asked.dtype, link=installation.link,
+        drafter=installation.drafter, threads=installation.threads,
+    )  # fmt: skip
+    async with AsyncExitStack() as exits:
+        stack = Stack(options, log=lambda _: None, quiet=True, env=_PASSIVE)
+        await exits.enter_async_context(stack)
+        client = await exits.enter_async_context(Client(redis_url=stack.redis_url))
+        store = await Store.connect(BusSettings.load(redis_url=stack.redis_url))
+        exits.push_async_callback(store.close)
+        dtype = (await stack.records())["cloud-1"].dtype
+        found = []
+        for cell in cells:
+            await _tune(store, cell)
+            began = time.perf_counter()
+            answers = [await _answer(client, cell, asked, text, tick) for text in asked.prompts]
+            seconds = time.perf_counter() - began
+            found.append(CellAnswers(cell, tuple(answers), seconds, dtype))
+        return found
+
+
+async def _answer(client: Client, cell: Cell, asked: Asked, text: str, tick: Tick) -> Tokens:
+    answer = await read_answer(
+        client, text, method=cell.request_method, max_new_tokens=asked.max_new_tokens,
+        temperature=cell.temperature, seed=SEED,
+    )  # fmt: skip
+    tick()
+    return answer.token_ids
+
+
+async def _tune(store: Store, cell: Cell) -> None:
+    """Have the controller set the cell's window, where it is the controller's to set, and its own
+    one otherwise.
+
+    Raises:
+        LocalError: the controller does not take it over.
+    """
+    deadline = asyncio.get_running_loop().time() + _TUNING_S
+    asked = False
+    while asyncio.get_running_loop().time() < deadline:
+        in_use = await store.tunings.in_use()
+        if in_use is not None:
+            wanted = in_use.own
+            if cell.tuned and cell.window is not None:
+                wanted = msgspec.structs.replace(wanted, window=cell.window)
+            if in_use.tuning == wanted:
+                return
+            if not asked:
+                asked = await store.tunings.ask(wanted, await store.tunings.wish())
+        await asyncio.sleep(_POLL_S)
+    raise LocalError(
+        f"the controller did not set the window of {cell} within {_TUNING_S:g} s; expected it to "
+        "take over every wish: see its log with E2SCI_LOG_LEVEL=info"
+    )

@@ -1,0 +1,339 @@
+"""Which cells are answered: every two levels of different factors meet in one of them.
+
+The covering array comes from the package covertable, deterministic by its salt. Combinations that
+do not exist, such as a window for a method whose window nobody sets, are left out. Where too few
+cells are asked for, levels are left out until every two of the rest meet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from covertable import make
+
+from bus.errors import ConfigurationError
+from decoding import methods
+from decoding.lookup import Drafter
+from decoding.methods.base import Control
+from decoding.methods.paces import Lockstep
+
+WINDOWS = (1, 4, 7, 16, 2)
+LINKS = ("loopback", "5g", "wan", "lossy")
+TEMPERATURES = (0.0, 0.8)
+DRAFTERS = (Drafter.MODEL.value, Drafter.LOOKUP_MODEL.value)
+THREADS = (1, 2)
+OWN_WINDOW = 0
+"""The level of methods whose window nobody sets."""
+_NUM_SALTS = 12
+_FACTORS = ("link", "window", "method", "threads", "drafter", "temperature")
+"""In the order in which levels are left out, where several factors have equally many."""
+
+Row = dict[str, Any]
+Levels = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Processes that are started once and answer several cells.
+
+    Attributes:
+        link: in front of the cloud worker, see `bench.link.profiles`.
+        threads: CPU threads of each model worker.
+    """
+
+    link: str
+    drafter: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One way of answering all prompts.
+
+    Attributes:
+        window: tokens; None where nobody sets it.
+    """
+
+    method: str
+    window: int | None
+    temperature: float
+    installation: Installation
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def group(self) -> tuple[float, str]:
+        """Cells that must give the same answers. At temperature 0 they are the target's own;
+        above, they depend on what the draft's distribution is, hence on who drafts."""
+        return (0.0, "") if self.greedy else (self.temperature, self.installation.drafter)
+
+    @property
+    def request_method(self) -> str:
+        """The method as a request names it, with its window where a name can carry one."""
+        return self.method if self.window is None or self.tuned else f"{self.method}:{self.window}"
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the window is the controller's to set."""
+        return self.window is not None and not _in_lockstep(self.method)
+
+    def __str__(self) -> str:
+        window = "" if self.window is None else f" W={self.window}"
+        inst = self.installation
+        return (
+            f"{self.method}{window} T={self.temperature:g} {inst.link} {inst.drafter} "
+            f"{inst.threads} thread{'s' * (inst.threads > 1)}"
+        )
+
+
+def lossless_methods() -> tuple[str, ...]:
+    """All the project knows."""
+    found = ((name, methods.find(name)) for name in methods.names())
+    return tuple(name for name, method in found if method is not None and method.lossless)
+
+
+def checked_lossless(method: str) -> str:
+    """A method's name.
+
+    Raises:
+        ConfigurationError: its text is not the target's own, so there is nothing to check.
+    """
+    found = methods.find(method)
+    if found is None or not found.lossless:
+        raise ConfigurationError(
+            f"--method {method}: expected a lossless method, as only their text is the target's "
+            f"own; use {', '.join(lossless_methods())}"
+        )
+    return method
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Levels to combine, the first ones the last to be left out.
+
+    Attributes:
+        windows: of methods that take one.
+        named: attributes whose levels somebody asked for: none of them is left out.
+    """
+
+    methods: tuple[str, ...] = field(default_factory=lossless_methods)
+    windows: tuple[int, ...] = WINDOWS
+    links: tuple[str, ...] = LINKS
+    temperatures: tuple[float, ...] = TEMPERATURES
+    drafters: tuple[str, ...] = DRAFTERS
+    threads: tuple[int, ...] = THREADS
+    named: frozenset[str] = frozenset()
+
+
+def takes_window(method: str) -> bool:
+    """Whether somebody else than the method itself sets its window: its name does not, and it
+    does not follow credit."""
+    found = methods.find(method)
+    if found is None or found.control is not Control.FIXED:
+        return False
+    return not isinstance(found.pace, Lockstep) or found.pace.window is None
+
+
+def is_valid(method: str, window: int) -> bool:
+    """Whether a method runs with a window, or with `OWN_WINDOW`."""
+    if window == OWN_WINDOW or not takes_window(method):
+        return window == OWN_WINDOW and not takes_window(method)
+    return not _in_lockstep(method) or methods.find(f"{method}:{window}") is not None
+
+
+def design(factors: Factors, most: int) -> tuple[Cell, ...]:
+    """At most `most` cells in which every two levels that can meet do, those of one installation
+    one after the other.
+
+    Every cell above temperature 0 has another one to be compared with.
+
+    Raises:
+        ConfigurationError: a method takes none of the windows, or `most` cells are too few for
+            levels that somebody asked for.
+    """
+    levels = _levels(factors)
+    while True:
+        rows = _covering(levels, most)
+        if rows is not None:
+            cells = [_cell(row) for row in rows]
+            return tuple(sorted(cells, key=lambda c: _place(c, levels)))
+        fewer = _without_one(levels, factors.named)
+        if fewer is None:
+            raise ConfigurationError(_too_few(levels, most))
+        levels = fewer
+
+
+def _levels(factors: Factors) -> Levels:
+    """By factor. Windows are those that some method takes."""
+    windows = [*factors.windows, OWN_WINDOW]
+    for method in factors.methods:
+        if not any(is_valid(method, window) for window in windows):
+            asked = ", ".join(map(str, factors.windows))
+            raise ConfigurationError(
+                f"{method} takes no window of {asked}; use --window 1 … 32, or another --method"
+            )
+    return {
+        "link": factors.links,
+        "window": [w for w in windows if any(is_valid(m, w) for m in factors.methods)],
+        "method": factors.methods,
+        "threads": factors.threads,
+        "drafter": factors.drafters,
+        "temperature": factors.temperatures,
+    }
+
+
+def _without_one(levels: Levels, named: frozenset[str]) -> Levels | None:
+    """The last level of the factor with most of them left out; None where all were asked for."""
+    free = [f for f in _FACTORS if _attribute(f) not in named and _num_given(f, levels) > 1]
+    if not free:
+        return None
+    factor = max(free, key=lambda f: _num_given(f, levels))  # the first of equals
+    given = [level for level in levels[factor] if factor != "window" or level != OWN_WINDOW]
+    fewer = dict(levels) | {factor: given[:-1]}
+    kept = levels["window"] if factor != "window" else [*given[:-1], OWN_WINDOW]
+    fewer["window"] = [w for w in kept if any(is_valid(m, w) for m in fewer["method"])]
+    return fewer
+
+
+def _num_given(factor: str, levels: Levels) -> int:
+    return sum(factor != "window" or level != OWN_WINDOW for level in levels[factor])
+
+
+def _attribute(factor: str) -> str:
+    """Of `Factors`."""
+    return factor if factor == "threads" else f"{factor}s"
+
+
+def _covering(levels: Levels, most: int) -> list[Row] | None:
+    """Rows that cover all pairs, or None where `most` do not suffice.
+
+    First with two installations for each link, which saves starting processes; then with any.
+    """
+    if _least(levels) > most:
+        return None
+    for rules in ([_real(levels), _few_installations(levels)], [_real(levels)]):
+        for salt in range(_NUM_SALTS):
+            rows: list[Row] = make(dict(levels), salt=str(salt), constraints=rules)
+            rows += _companions(rows)
+            if len(rows) <= most and _is_comparable(rows) and not missing_pairs(rows, levels):
+                return rows
+    return None
+
+
+def _least(levels: Levels) -> int:
+    """No fewer cells can do: the most pairs that two factors have."""
+    return max(len(_pairs(*two, levels)) for two in combinations(_FACTORS, 2))
+
+
+def _pairs(one: str, other: str, levels: Levels) -> set[tuple[Any, Any]]:
+    """Pairs of levels of two factors that can meet."""
+    pairs = {(a, b) for a in levels[one] for b in levels[other]}
+    if (one, other) == ("window", "method"):
+        return {(window, method) for window, method in pairs if is_valid(method, window)}
+    return pairs
+
+
+def missing_pairs(rows: Iterable[Row], levels: Levels) -> list[tuple[str, Any, str, Any]]:
+    """Pairs (factor, level, factor, level) that can meet and do so in no row."""
+    listed = list(rows)
+    return [
+        (one, a, other, b)
+        for one, other in combinations(_FACTORS, 2)
+        for a, b in _pairs(one, other, levels) - {(row[one], row[other]) for row in listed}
+    ]
+
+
+def _companions(rows: Sequence[Row]) -> list[Row]:
+    """For each cell above temperature 0 that is alone in its group: another one like some other
+    cell, if possible of the same installation."""
+    found = []
+    groups = Counter(_cell(row).group for row in rows)
+    for row in rows:
+        if row["temperature"] and groups[_cell(row).group] == 1:
+            group = {name: row[name] for name in ("temperature", "drafter")}
+            others = [candidate for other in rows if (candidate := other | group) not in rows]
+            others.sort(key=lambda other: _cell(other).installation != _cell(row).installation)
+            found += others[:1]
+    return found
+
+
+def _is_comparable(rows: Iterable[Row]) -> bool:
+    """Whether each cell above temperature 0 has another one of its group."""
+    groups = Counter(_cell(row).group for row in rows)
+    return all(count > 1 for (temperature, _), count in groups.items() if temperature)
+
+
+def _real(levels: Levels) -> Row:
+    """covertable's rule: methods with windows that they take."""
+    return _any_of(
+        {"method": method, "window": window}
+        for method in levels["method"]
+        for window in levels["window"]
+        if is_valid(method, window)
+    )
+
+
+def _few_installations(levels: Levels) -> Row:
+    """covertable's rule: a link has as many installations as drafters or threads, whichever are
+    more, and not their product; links differ in which."""
+    threads, drafters = levels["threads"], levels["drafter"]
+    return _any_of(
+        {
+            "link": link,
+            "threads": threads[turn % len(threads)],
+            "drafter": drafters[(turn + at) % len(drafters)],
+        }
+        for at, link in enumerate(levels["link"])
+        for turn in range(max(len(threads), len(drafters)))
+    )
+
+
+def _any_of(allowed: Iterable[Row]) -> Row:
+    conditions = [
+        {
+            "operator": "and",
+            "conditions": [
+                {"operator": "eq", "left": name, "value": value} for name, value in row.items()
+            ],
+        }
+        for row in allowed
+    ]
+    return {"operator": "or", "conditions": conditions}
+
+
+def _cell(row: Row) -> Cell:
+    return Cell(
+        row["method"], row["window"] or None, row["temperature"],
+        Installation(row["link"], row["drafter"], row["threads"]),
+    )  # fmt: skip
+
+
+def _place(cell: Cell, levels: Levels) -> tuple[int, ...]:
+    """Where a cell stands in the order."""
+    inst = cell.installation
+    values = (
+        ("link", inst.link), ("drafter", inst.drafter), ("threads", inst.threads),
+        ("temperature", cell.temperature), ("method", cell.method),
+        ("window", cell.window or OWN_WINDOW),
+    )  # fmt: skip
+    return tuple(list(levels[factor]).index(value) for factor, value in values)
+
+
+def _too_few(levels: Levels, most: int) -> str:
+    counts = ", ".join(f"{factor} {len(levels[factor])}" for factor in _FACTORS)
+    return (
+        f"{most} cells are too few for every two of these levels to meet ({counts}) and for every "
+        f"cell above temperature 0 to have another to compare with; at least {_least(levels)} are "
+        "needed, often some more: give more --cells or name fewer levels"
+    )
+
+
+def _in_lockstep(method: str) -> bool:
+    found = methods.find(method)
+    return found is not None and isinstance(found.pace, Lockstep)

@@ -1,0 +1,182 @@
+"""Are answers what they must be? Pure: what models say comes from `Evidence`.
+
+At temperature 0 the target alone is the reference; above, the first cell of a group
+(`Cell.group`): the text depends on seed, prompt and the draft's distribution only. What a
+difference may be excused by depends on the number format:
+
+- int8: nothing.
+- float32: a first difference where the target's top-2 logit lead is under 1e-3, or, above
+  temperature 0, where a uniform lies within 1e-4 of a decision boundary: sums in another order.
+- bfloat16, at temperature 0: ε = max |Δlogit| between windows and single tokens is measured on the
+  answers, and every token must lie within 2ε of the maximum. Above: as in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from bench.exactness.answers import CellAnswers, Tokens
+from bench.exactness.design import Cell
+
+EXCUSED_LEAD = 1e-3
+EXCUSED_MARGIN = 1e-4
+
+
+class Allowance(Enum):
+    """What differences are excused."""
+
+    NONE = "none"
+    NEAR_TIES = "near-ties"
+    EPSILON = "2ε"
+
+
+def allowance_of(dtype: str) -> Allowance:
+    """Of a number format by name; one that is not known here has no excuse."""
+    known = {"float32": Allowance.NEAR_TIES, "bfloat16": Allowance.EPSILON}
+    return known.get(dtype, Allowance.NONE)
+
+
+class Evidence(Protocol):
+    """What models say about an answer; `prompt` counts from 0."""
+
+    def lead(self, prompt: int, tokens: Tokens) -> float:
+        """The target's top-2 logit lead at the last of `tokens`, at temperature 0."""
+        ...
+
+    def margin(self, prompt: int, tokens: Tokens, cell: Cell) -> float:
+        """How near a uniform is to a decision boundary at the last of `tokens`."""
+        ...
+
+    def epsilon(self, prompt: int, answer: Tokens) -> float:
+        """max |Δlogit| between single tokens and windows, in logits."""
+        ...
+
+    def shortfall(self, prompt: int, answer: Tokens) -> float:
+        """Farthest that a token's logit lies below the maximum."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where an answer first parts from its reference.
+
+    Attributes:
+        prompt, position: from 0, the latter within the answer.
+        expected, got: token ids; None where that answer has ended.
+        lead: in logits, at temperature 0; margin: of a uniform, above. None where nobody asked.
+    """
+
+    prompt: int
+    position: int
+    expected: int | None
+    got: int | None
+    lead: float | None
+    margin: float | None
+    excused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CellVerdict:
+    """Of one cell.
+
+    Attributes:
+        num_identical: answers with the reference's token ids.
+        num_excused: of the others, those whose first difference is excused.
+        difference: the first one that is not excused, else the first one.
+        epsilon, worst_shortfall: in logits; None where no answer is replayed for them.
+    """
+
+    cell: Cell
+    seconds: float
+    num_prompts: int
+    num_identical: int
+    num_excused: int
+    difference: Difference | None
+    epsilon: float | None = None
+    worst_shortfall: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether all answers are what they must be."""
+        if self.epsilon is not None and self.worst_shortfall is not None:
+            return self.worst_shortfall <= 2 * self.epsilon
+        return self.num_identical + self.num_excused == self.num_prompts
+
+    @property
+    def identical(self) -> bool:
+        return self.num_identical == self.num_prompts
+
+
+def judge(
+    measured: Sequence[CellAnswers], alone: Sequence[Tokens], allowance: Allowance,
+    evidence: Evidence,
+) -> list[CellVerdict]:  # fmt: skip
+    """A verdict for each cell, in order.
+
+    Args:
+        alone: the target's own answers at temperature 0; not looked at where no cell is.
+    """
+    references: dict[tuple[float, str], Sequence[Tokens]] = {(0.0, ""): alone}
+    return [
+        _judge_cell(
+            one, references.setdefault(one.cell.group, one.answers), allowance, evidence
+        )
+        for one in measured
+    ]  # fmt: skip
+
+
+def _judge_cell(
+    one: CellAnswers, reference: Sequence[Tokens], allowance: Allowance, evidence: Evidence
+) -> CellVerdict:
+    pairs = list(enumerate(zip(reference, one.answers, strict=True)))
+    differences = [
+        _difference(prompt, expected, got, one.cell, allowance, evidence)
+        for prompt, (expected, got) in pairs
+        if expected != got
+    ]
+    by_excuse = sorted(differences, key=lambda difference: difference.excused)
+    epsilon = shortfall = None
+    if allowance is Allowance.EPSILON and one.cell.greedy:
+        epsilon = max(evidence.epsilon(prompt, got) for prompt, (_, got) in pairs)
+        shortfall = max(evidence.shortfall(prompt, got) for prompt, (_, got) in pairs)
+    return CellVerdict(
+        one.cell, one.seconds, len(pairs), len(pairs) - len(differences),
+        sum(difference.excused for difference in differences),
+        by_excuse[0] if by_excuse else None, epsilon, shortfall,
+    )  # fmt: skip
+
+
+def _difference(
+    prompt: int, expected: Tokens, got: Tokens, cell: Cell, allowance: Allowance,
+    evidence: Evidence,
+) -> Difference:  # fmt: skip
+    """Where two answers that differ part. A missing token is never excused."""
+    at = num_shared(expected, got)
+    lead = margin = None
+    if at < len(expected):
+        tokens = expected[: at + 1]
+        if cell.greedy:
+            lead = evidence.lead(prompt, tokens)
+        elif allowance is not Allowance.NONE:
+            margin = evidence.margin(prompt, tokens, cell)
+    both = at < min(len(expected), len(got))
+    near = (lead is not None and lead < EXCUSED_LEAD) or (
+        margin is not None and margin < EXCUSED_MARGIN
+    )
+    return Difference(
+        prompt, at, _token(expected, at), _token(got, at), lead, margin,
+        excused=both and near and allowance is not Allowance.NONE,
+    )  # fmt: skip
+
+
+def num_shared(a: Tokens, b: Tokens) -> int:
+    """Tokens before the first difference."""
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
+def _token(tokens: Tokens, at: int) -> int | None:
+    return tokens[at] if at < len(tokens) else None
