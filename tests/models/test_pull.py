@@ -242,6 +242,7 @@ def hub(index: Index, monkeypatch: pytest.MonkeyPatch) -> Index:
             value = index.url if name == "ENDPOINT" else (
                 index.url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
             monkeypatch.setattr(f"{path}.{name}", value, raising=False)
+    monkeypatch.setattr("models.hub.CONNECT_TIMEOUT_S", 60.0)
     index.hub = WHOLE
     return index
 
