@@ -191,13 +191,14 @@ def pace(
         list[str] | None,
         typer.Option(help="Compare with sd's best window; may be given several times."),
     ] = None,
-    target: options.Target = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
     draft: Annotated[
         list[str] | None,
         typer.Option(
             help="Draft model, as for generate; may be given several times. Oracles take the time "
             "of the first one's steps.",
-            show_default="default",
+            show_default="the pair's",
         ),
     ] = None,
     paced: options.Paced = None,
@@ -207,6 +208,7 @@ def pace(
 
     Real processes, edge and cloud on one core each, methods in turns. Nothing else should run.
     """
+    target_spec, drafts = options.checked_drafts(pair, target, draft)
     from bench.pace.plan import Plan
     from bench.pace.run import run as run_pace
 
@@ -218,8 +220,8 @@ def pace(
         max_new_tokens=max_new_tokens,
         repeats=repeats,
         methods=tuple(options.checked_method(name) for name in method or ["plc"]),
-        target=target,
-        drafts=tuple(draft or ["default"]),
+        target=target_spec,
+        drafts=drafts,
         paced=options.checked_paced(paced),
     )
     run_pace(plan, out, json)
@@ -277,8 +279,9 @@ def splice(
     max_new_tokens: Annotated[
         int, typer.Option(min=8, help="Tokens of each of a text's three answers.")
     ] = 64,
-    target: options.Target = "default",
-    draft: options.Draft = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
     json: options.Json = False,
 ) -> None:
     """What noticing an abrupt change of text saves: prose, code and another language in one text.
@@ -286,9 +289,10 @@ def splice(
     Draft and target read the target's own answers; the control law is replayed on what they say,
     with its change-point test and without.
     """
+    specs = options.checked_models(pair, target, draft)
     from bench.splice.run import run as run_splice
 
-    run_splice(texts, max_new_tokens, target, draft, json)
+    run_splice(texts, max_new_tokens, *specs, json)
 
 
 @app.command()
@@ -305,8 +309,9 @@ def timeline(
     ] = "40ms",
     window: options.Window = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
-    target: options.Target = "default",
-    draft: options.Draft = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
     drafter: options.DraftedBy = None,
     dtype: options.Dtype = "auto",
     keep: Annotated[
@@ -331,9 +336,10 @@ def timeline(
     if saved is not None:
         entry = read_timeline(saved)
     else:
+        options.checked_models(pair, target, draft)
         stack = StackOptions(
-            target=target, draft=draft, dtype=options.checked_dtype(dtype), window=window,
-            drafter=drafter, threads=1, link=options.checked_link(link),
+            pair=pair, target=target, draft=draft, dtype=options.checked_dtype(dtype),
+            window=window, drafter=drafter, threads=1, link=options.checked_link(link),
         )  # fmt: skip
         checked = options.checked_method(method)
         entry = run(lambda: record(stack, prompt, checked, max_new_tokens))

@@ -28,8 +28,9 @@ def calibrate(
     ],
     samples: Annotated[int, typer.Option(min=1, help="How many prompts to answer.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 96,
-    target: options.Target = "default",
-    draft: options.Draft = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
     dtype: options.Dtype = "auto",
     link: options.Link = None,
     simulate_link: Annotated[
@@ -65,10 +66,11 @@ def calibrate(
     from bench.calibrate import Aims, CalibrationPlan
     from bench.calibrate import run as run_calibration
     from controller.policies import SHIPPED
+    from models.registry import chosen_models
 
     plan = CalibrationPlan(
-        tuple(data), samples, max_new_tokens, target, draft, options.checked_dtype(dtype),
-        options.checked_link(link),
+        tuple(data), samples, max_new_tokens, *chosen_models(pair, target, draft),
+        options.checked_dtype(dtype), options.checked_link(link),
     )  # fmt: skip
     other = SHIPPED if against == Path("shipped") else against
     aims = Aims(loss, token_price, energy_price, simulate_link, other)

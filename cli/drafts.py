@@ -20,7 +20,7 @@ def distill(
     out: Annotated[
         Path, typer.Option(help="Directory of the draft; one that is there is gone on with.")
     ],
-    target: options.Target = "default",
+    target: options.Target = None,
     layers: Annotated[
         str, typer.Option(help="Layers of the target to keep: how many, or which (0,1,28,29).")
     ] = "6",
@@ -66,6 +66,7 @@ def distill(
     its own layers learn to say the same. Cut off at any time (Ctrl-C, kill),
     --out holds the last good weights, and the same command goes on from there.
     """
+    target_spec = options.checked_models(None, target, "default").target
     from cli.distill import distill as run_distill
     from cli.distill import parse_layers
     from edge_worker.distill.run import DistillSettings
@@ -86,7 +87,7 @@ def distill(
         training=TrainingSettings(learning_rate, epochs=epochs, seed=seed),
     )
     try:
-        run_distill(settings, target, dtype, device, json)
+        run_distill(settings, target_spec, dtype, device, json)
     except KeyboardInterrupt:
         say(f"interrupted; {out} holds the last weights, the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
@@ -102,9 +103,10 @@ def bench_draft(
     ],
     draft: Annotated[
         list[str] | None,
-        typer.Option(help="A draft; may be given several times.", show_default="default"),
+        typer.Option(help="A draft; may be given several times.", show_default="the pair's"),
     ] = None,
-    target: options.Target = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
     limit: Annotated[int, typer.Option(min=1, help="Most prompts of each file.")] = 50,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 112,
     verify_ms: Annotated[float, typer.Option(min=0, help="Verification of a window.")] = 200.0,
@@ -117,10 +119,11 @@ def bench_draft(
     json: options.Json = False,
 ) -> None:
     """Judge drafts by the target's own answers, and predict what each would earn."""
+    target_spec, drafts = options.checked_drafts(pair, target, draft)
     from bench.draft import Link
     from bench.draft import run as run_draft
 
     run_draft(
-        draft or ["default"], data, target, limit, max_new_tokens, Link(verify_ms, rtt_ms),
+        list(drafts), data, target_spec, limit, max_new_tokens, Link(verify_ms, rtt_ms),
         repeats, dtype, keep, json,
     )  # fmt: skip

@@ -66,8 +66,9 @@ def evaluate(
             "may be given several times, one after the other."
         ),
     ] = None,
-    target: options.Target = "default",
-    draft: options.Draft = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
     calibration: Annotated[
         str, typer.Option(help="Of the controller: a file, default (shipped) or none.")
     ] = "default",
@@ -99,6 +100,7 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
+    specs = options.checked_models(pair, target, draft)
     from bench.evaluation.plan import METHODS, TARGET, Plan
     from bench.evaluation.run import run as run_evaluation
 
@@ -113,7 +115,7 @@ def evaluate(
         rtts_ms=tuple(options.number(part, 60_000) for part in rtt_ms.split(",")),
         drafts=tuple(_draft(part.strip()) for part in drafts.split(",")),
         variations=_variations(vary or []),
-        clients=clients, target=target, draft=draft, calibration=calibration,
+        clients=clients, target=specs.target, draft=specs.draft, calibration=calibration,
         paced=options.checked_paced(paced), run_code=run_code,
     )  # fmt: skip
     run_evaluation(plan, out or (_QUICK_OUT if quick else _DEFAULT_OUT), json)

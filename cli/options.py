@@ -6,9 +6,10 @@ Ranges are checked where every request is checked, in `bus.requests`; here only 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -16,6 +17,9 @@ from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest, new_request
 from decoding import methods
 from decoding.lookup import Drafter
+
+if TYPE_CHECKING:
+    from models.registry import Specs
 
 __all__ = ["Sampling", "read_prompt"]
 
@@ -87,18 +91,28 @@ RedisUrl = Annotated[
         show_default="E2SCI_REDIS_URL, else the running `e2sci up`",
     ),
 ]
-Target = Annotated[
-    str,
+Pair = Annotated[
+    str | None,
     typer.Option(
-        help="Target model: default (SmolLM2-135M-Instruct), a Hugging Face id, a "
-        "directory or a .gguf file."
+        help="Named pair: its target and its draft, where --target and --draft name no other; "
+        "`e2sci pull --list`, docs/models.md.",
+        show_default="default",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="Target model: default (SmolLM2-135M-Instruct), a registered name, a Hugging Face "
+        "id, a directory or a .gguf file.",
+        show_default="the pair's",
     ),
 ]
 Draft = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Draft model: default (shipped with this project), a Hugging Face id, a "
-        "directory or a .gguf file."
+        help="Draft model: default (shipped with this project), a registered name, a Hugging Face "
+        "id, a directory or a .gguf file.",
+        show_default="the pair's",
     ),
 ]
 Dtype = Annotated[
@@ -224,6 +238,36 @@ def _decoded(data: bytes, source: str) -> str:
         raise RequestError(
             f"{source} is not UTF-8 (byte {error.start}); encode the text as UTF-8"
         ) from None
+
+
+def checked_models(pair: str | None, target: str | None, draft: str | None) -> Specs:
+    """Target and draft to use (`models.registry.chosen_models`), before anything is started.
+
+    Raises:
+        ConfigurationError: there is no such pair.
+        ModelError: a registered model is not here; the text says how to fetch it.
+    """
+    from models.registry import chosen_models, require_local
+
+    specs = chosen_models(pair, target, draft)
+    require_local(specs)
+    return specs
+
+
+def checked_drafts(
+    pair: str | None, target: str | None, drafts: Sequence[str] | None
+) -> tuple[str, tuple[str, ...]]:
+    """The same for several drafts; without any, it is the pair's.
+
+    Raises:
+        ConfigurationError, ModelError: as `checked_models`.
+    """
+    from models.registry import require_local
+
+    first = checked_models(pair, target, drafts[0] if drafts else None)
+    others = (drafts or [])[1:]
+    require_local(others)
+    return first.target, (first.draft, *others)
 
 
 def checked_link(link: str | None) -> str | None:

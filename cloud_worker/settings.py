@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from bus.worker import WorkerSettings
+from models.registry import chosen_models
 
 
 class CloudSettings(WorkerSettings):
@@ -14,8 +15,14 @@ class CloudSettings(WorkerSettings):
 
     toml_table: ClassVar[str] = "cloud"
 
+    pair: str = Field(
+        "", description="Named pair (docs/models.md) whose target runs; where empty, 'default'."
+    )
     target: str = Field(
-        "default", description="Target model: 'default', a Hugging Face id, a directory, a .gguf."
+        "",
+        validate_default=True,
+        description="Target model: 'default', a registered name, a Hugging Face id, a directory, a "
+        ".gguf; where empty, the pair's.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware has it, else float32."
@@ -59,3 +66,8 @@ class CloudSettings(WorkerSettings):
     drain_s: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Seconds that running passes get when the worker leaves."
     )
+
+    @field_validator("target")
+    @classmethod
+    def _of_pair(cls, value: str, info: ValidationInfo) -> str:
+        return chosen_models(info.data.get("pair"), value, None).target

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from bus.messages import MAX_SPARSE
 from bus.worker import WorkerSettings
 from decoding.edge_state import CONTROL_TTL_MS
 from decoding.lookup import Drafter
+from models.registry import chosen_models
 
 
 class EdgeSettings(WorkerSettings):
@@ -18,9 +19,14 @@ class EdgeSettings(WorkerSettings):
 
     toml_table: ClassVar[str] = "edge"
 
+    pair: str = Field(
+        "", description="Named pair (docs/models.md) whose draft runs; where empty, 'default'."
+    )
     draft: str = Field(
-        "default",
-        description="Draft model: 'default' (shipped), a Hugging Face id, a directory, a .gguf.",
+        "",
+        validate_default=True,
+        description="Draft model: 'default' (shipped), a registered name, a Hugging Face id, a "
+        "directory, a .gguf; where empty, the pair's.",
     )
     drafter: Drafter = Field(
         Drafter.LOOKUP_MODEL,
@@ -73,3 +79,8 @@ class EdgeSettings(WorkerSettings):
     drain_s: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Seconds that running prompts get when the worker leaves."
     )
+
+    @field_validator("draft")
+    @classmethod
+    def _of_pair(cls, value: str, info: ValidationInfo) -> str:
+        return chosen_models(info.data.get("pair"), None, value).draft

@@ -36,7 +36,8 @@ class StackOptions:
 
     Attributes:
         cloud, edge: how many workers of each role.
-        target, draft: models, as `models.sources` takes them.
+        pair: a named pair, as `models.registry` knows it; None is the default pair.
+        target, draft: models, as `models.sources` takes them; None takes the pair's.
         dtype: number format of both models.
         window: tokens drafted at a time; None leaves it to the controller's settings.
         drafter: who drafts (`decoding.lookup.Drafter`); None leaves it to the edges' settings.
@@ -52,8 +53,9 @@ class StackOptions:
 
     cloud: int = 1
     edge: int = 1
-    target: str = "default"
-    draft: str = "default"
+    pair: str | None = None
+    target: str | None = None
+    draft: str | None = None
     dtype: str = "auto"
     window: int | None = None
     drafter: str | None = None
@@ -229,8 +231,10 @@ class Stack:
         options = self.options
         env = {
             "E2SCI_WORKER_ID": self.worker_id(name),
-            "E2SCI_TARGET": options.target,
-            "E2SCI_DRAFT": options.draft,
+            # Empty is unset, whatever the environment around us says.
+            "E2SCI_PAIR": options.pair or "",
+            "E2SCI_TARGET": options.target or "",
+            "E2SCI_DRAFT": options.draft or "",
             "E2SCI_DTYPE": options.dtype,
             "E2SCI_THREADS": str(options.threads_each),
         }

