@@ -143,7 +143,8 @@ def pace(
             show_default="default",
         ),
     ] = None,
-    paced: options.Paced = None,
+    dtype: options.Dtype = "auto",
+    paced: options.Paced = "none",
     json: options.Json = False,
 ) -> None:
     """What drafting ahead brings over the best static window and over the target alone.
@@ -152,6 +153,7 @@ def pace(
     """
     from bench.pace.plan import Plan
     from bench.pace.run import run as run_pace
+    from bench.paced import one_device
 
     rates = tuple(None if part == "model" else options.number(part, 1) for part in error.split(","))
     plan = Plan(
@@ -163,7 +165,8 @@ def pace(
         methods=tuple(options.checked_method(name) for name in method or ["plc"]),
         target=target,
         drafts=tuple(draft or ["default"]),
-        paced=options.checked_paced(paced),
+        dtype=options.checked_dtype(dtype),
+        device=one_device(paced),
     )
     run_pace(plan, out, json)
 
