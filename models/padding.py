@@ -13,11 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import numpy as np
 
 from bus.errors import ConfigurationError
 
 _MOST_MS = 60_000.0
+_NUMBERS = 4  # of a tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,49 +88,73 @@ def _fits(point: tuple[int, float]) -> bool:
     return 0.0 <= point[1] <= _MOST_MS
 
 
-class Counts:
-    """How many passes were padded and how many overran, in a file that another process reads.
+class Tally(msgspec.Struct, frozen=True):
+    """Padded passes.
+
+    Attributes:
+        count: how many. long: those of them that took longer than their least time.
+        least_s: sum of their least times. excess_s: of what the long ones took beyond it.
+    """
+
+    count: int = 0
+    long: int = 0
+    least_s: float = 0.0
+    excess_s: float = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.count + other.count, self.long + other.long, self.least_s + other.least_s,
+            self.excess_s + other.excess_s,
+        )  # fmt: skip
+
+    def __sub__(self, other: Tally) -> Tally:
+        return self + Tally(-other.count, -other.long, -other.least_s, -other.excess_s)
+
+
+class TallyFile:
+    """A tally in a file that another process reads.
 
     Args:
-        path: of 16 bytes; made if it is not there. One process writes it.
+        path: made if it is not there. One process at a time writes it.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            path.write_bytes(bytes(16))
-        self._counts = np.memmap(path, dtype=np.int64, mode="r+", shape=(2,))
+            path.write_bytes(bytes(_NUMBERS * 8))
+        self._numbers = np.memmap(path, dtype=np.float64, mode="r+", shape=(_NUMBERS,))
 
-    def add(self, overran: bool) -> None:
-        """One pass more."""
-        self._counts += (1, overran)
+    def add(self, least_s: float, excess_s: float) -> None:
+        """One pass more; a negative excess is the time that it slept."""
+        self._numbers += (1.0, excess_s > 0, least_s, max(0.0, excess_s))
 
 
-def read_counts(path: Path) -> tuple[int, int]:
-    """Passes so far, and how many of them overran; none where there is no file."""
+def read_tally(path: Path) -> Tally:
+    """What has been counted so far; nothing where there is no file."""
     if not path.exists():
-        return 0, 0
-    total, overran = np.fromfile(path, dtype=np.int64, count=2)
-    return int(total), int(overran)
+        return Tally()
+    count, long, least_s, excess_s = np.fromfile(path, dtype=np.float64, count=_NUMBERS).tolist()
+    return Tally(int(count), int(long), least_s, excess_s)
 
 
 class Padding:
     """Makes passes last at least a set time.
 
     Args:
-        least: for how long. counts: where overruns are counted.
+        least: for how long. counts: file of the tally, or None.
     """
 
     def __init__(self, least: LeastTimes = NO_PADDING, counts: Path | None = None) -> None:
         self._least = least
-        self._counts = Counts(counts) if counts is not None and least else None
+        self._counts = TallyFile(counts) if counts is not None and least else None
 
     def wait(self, began: float, num_tokens: int = 1) -> None:
         """Sleep until the least time of a pass over `num_tokens` that began at `began`, a
         `time.perf_counter()`, is over; not at all if it is."""
         if not self._least:
             return
-        left = began + self._least.of(num_tokens) / 1e3 - time.perf_counter()
+        least_s = self._least.of(num_tokens) / 1e3
+        left_s = began + least_s - time.perf_counter()
         if self._counts is not None:
-            self._counts.add(overran=left < 0)
-        if left > 0:
-            time.sleep(left)
+            self._counts.add(least_s, -left_s)
+        if left_s > 0:
+            time.sleep(left_s)

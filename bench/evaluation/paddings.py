@@ -7,7 +7,7 @@ after the other, so what is added while one answers is its own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from bench.contention import CONTENTION, Contention, read_contention
 from bench.evaluation import baseline_server
 from bench.evaluation.plan import Setting
 from bench.evaluation.rows import PaddingRow
-from models.padding import read_counts
+from models.padding import Tally, read_tally
 
 _STEPS = (paced.STEP_COUNTS, baseline_server.STEP_COUNTS)
 _PASSES = (paced.PASS_COUNTS, baseline_server.PASS_COUNTS)
-Counted = tuple[int, int, int, int]
 
 
 class PaddingMeter:
@@ -49,26 +48,23 @@ class PaddingMeter:
         """It has answered: its row, or none where nothing is padded."""
         if self.folder is None:
             return []
-        steps, long_steps, passes, long_passes = (
-            now - before for now, before in zip(self._read(), self._before, strict=True)
-        )
+        now, before = self._read(), self._before
         rtt_ms, draft, variant, device = self._setting.where
         return [
             PaddingRow(
                 method=method, rtt_ms=rtt_ms, draft=draft, variant=variant, device=device,
-                steps=steps, long_steps=long_steps, passes=passes, long_passes=long_passes,
+                steps=now[0] - before[0], passes=now[1] - before[1],
             )
         ]  # fmt: skip
 
-    def _read(self) -> Counted:
+    def _read(self) -> tuple[Tally, Tally]:
+        """Of steps and of passes, so far."""
         if self.folder is None:
-            return 0, 0, 0, 0
-        steps = [read_counts(self.folder / name) for name in _STEPS]
-        passes = [read_counts(self.folder / name) for name in _PASSES]
-        return (
-            sum(total for total, _ in steps), sum(long for _, long in steps),
-            sum(total for total, _ in passes), sum(long for _, long in passes),
-        )  # fmt: skip
+            return Tally(), Tally()
+        folder = self.folder
+        return _total(read_tally(folder / name) for name in _STEPS), _total(
+            read_tally(folder / name) for name in _PASSES
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,43 +77,23 @@ class PlainTable:
     body: list[list[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Overruns:
-    """Shares of steps and passes that took longer than they were padded to; None without any."""
-
-    method: str
-    rtt_ms: float
-    draft: str
-    variant: str
-    device: str
-    steps: float | None
-    passes: float | None
-
-    @property
-    def where(self) -> str:
-        """The setting, for a table."""
-        parts = [
-            f"{self.rtt_ms:g} ms",
-            f"draft {self.draft}",
-            self.variant,
-            paced.short_name(self.device),
-        ]
-        return ", ".join(part for part in parts if part)
+Where = tuple[str, float, str, str, str]
+"""Method, round trip, draft, variant, device."""
 
 
-def overruns(rows: Sequence[PaddingRow]) -> list[Overruns]:
-    """One for each method in each setting."""
-    groups: dict[tuple[str, float, str, str, str], list[PaddingRow]] = defaultdict(list)
+def overruns(rows: Sequence[PaddingRow]) -> dict[Where, tuple[Tally, Tally]]:
+    """Steps and passes of each method in each setting."""
+    groups: dict[Where, list[PaddingRow]] = defaultdict(list)
     for row in rows:
         groups[row.method, row.rtt_ms, row.draft, row.variant, row.device].append(row)
-    return [
-        Overruns(
-            *key,
-            _share([(row.steps, row.long_steps) for row in own]),
-            _share([(row.passes, row.long_passes) for row in own]),
-        )
-        for key, own in groups.items()
-    ]
+    return {
+        where: (_total(row.steps for row in own), _total(row.passes for row in own))
+        for where, own in groups.items()
+    }
+
+
+def _total(tallies: Iterable[Tally]) -> Tally:
+    return sum(tallies, start=Tally())
 
 
 def padding_tables(out: Path, rows: Sequence[PaddingRow]) -> list[PlainTable]:
@@ -148,22 +124,28 @@ def contention_table(found: Contention) -> PlainTable:
     return PlainTable("Contended times", text, ["", "alone", "contended", "×"], body)
 
 
-def overrun_table(found: Sequence[Overruns]) -> PlainTable:
+def overrun_table(found: Mapping[Where, tuple[Tally, Tally]]) -> PlainTable:
     """Shares of steps and passes that took longer than they were padded to."""
-    several = len({(one.rtt_ms, one.draft, one.variant, one.device) for one in found}) > 1
-    heads = ["method", *(["setting"] if several else []), "steps", "passes"]
+    several = len({where[1:] for where in found}) > 1
+    heads = ["method", *(["setting"] if several else []), "steps", "excess", "passes", "excess"]
     body = [
-        [one.method, *([one.where] if several else []), _percent(one.steps), _percent(one.passes)]
-        for one in found
+        [where[0], *([_setting_name(where)] if several else []), *_shares(steps), *_shares(passes)]
+        for where, (steps, passes) in found.items()
     ]
-    text = "Share of draft steps and target passes that took longer than they were padded to."
+    text = (
+        "Share of draft steps and of target passes that took longer than they were padded to, and "
+        "what they took beyond it, as a share of all padded time."
+    )
     return PlainTable("Did the padding hold?", text, heads, body)
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
+def _setting_name(where: Where) -> str:
+    _, rtt_ms, draft, variant, device = where
+    parts = [f"{rtt_ms:g} ms", f"draft {draft}", variant, paced.short_name(device)]
+    return ", ".join(part for part in parts if part)
 
 
-def _share(counts: Sequence[tuple[int, int]]) -> float | None:
-    total = sum(total for total, _ in counts)
-    return sum(long for _, long in counts) / total if total else None
+def _shares(tally: Tally) -> tuple[str, str]:
+    if not tally.count:
+        return "–", "–"
+    return f"{tally.long / tally.count:.1%}", f"{tally.excess_s / tally.least_s:.1%}"

@@ -6,6 +6,7 @@ import msgspec
 
 from bench.paced import AS_IT_IS
 from bus.store import TimelineEntry, Usage, WindowEntry
+from models.padding import Tally
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,14 +105,12 @@ class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaddingRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Steps and passes of one method in answers of a padded setting, and how many overran."""
+    """Padded steps and passes of one method in answers of one batch."""
 
     method: str
     rtt_ms: float
     draft: str
     variant: str
     device: str
-    steps: int
-    long_steps: int
-    passes: int
-    long_passes: int
+    steps: Tally
+    passes: Tally

@@ -29,7 +29,7 @@ from cloud_worker.target_model import TargetModel
 from decoding.lookup import Drafter
 from decoding.sampling import SamplingParams
 from edge_worker.draft_model import DraftModel
-from models.padding import Counts, LeastTimes, Padding, read_counts
+from models.padding import LeastTimes, Padding, Tally, TallyFile, read_tally
 from tests.models.tiny import save_tiny
 
 PROMPT = [5, 9, 40, 77, 9, 40, 3]
@@ -145,7 +145,7 @@ async def test_the_server_answers_over_a_link_and_on_the_edge(
     async with BaselineServer(models, "30ms") as server:
         alone = await answer_alone(server, PROMPT, 8)
         edge = await answer_alone(server, PROMPT, 8, on_edge=True)
-        assert read_counts(tmp_path / PASS_COUNTS)[0] == 14  # not those that ran the prompt
+        assert read_tally(tmp_path / PASS_COUNTS).count == 14  # not those that ran the prompt
         together = await answer_colocated(server, PROMPT, 8, window=3)
     expected = tuple(own_answer(target, target.eos_tokens, 8))
     assert (alone.token_ids, edge.token_ids, together.token_ids) == (expected,) * 3
@@ -157,8 +157,8 @@ async def test_the_server_answers_over_a_link_and_on_the_edge(
     assert (usage.edge_idle, usage.cloud_idle) == (1.0, 0.0)
     assert usage.bytes_down > 0
     assert together.decode_tokens < len(expected)
-    assert read_counts(tmp_path / STEP_COUNTS)[0] == usage.drafted_tokens
-    assert read_counts(tmp_path / PASS_COUNTS)[0] == 14 + usage.passes
+    assert read_tally(tmp_path / STEP_COUNTS).count == usage.drafted_tokens
+    assert read_tally(tmp_path / PASS_COUNTS).count == 14 + usage.passes
 
 
 class ScriptedServer(BaselineServer):
@@ -212,22 +212,24 @@ def test_the_pass_that_runs_the_prompt_is_not_padded(tmp_path: Path) -> None:
     began = time.perf_counter()
     assert list(paced(iter([1, 2, 3]), padding)) == [1, 2, 3]
     assert time.perf_counter() - began >= 0.04
-    assert read_counts(tmp_path / "counts") == (2, 0)
+    tally = read_tally(tmp_path / "counts")
+    assert (tally.count, tally.long) == (2, 0)
 
 
 def test_a_method_is_charged_with_what_was_counted_while_it_answered(tmp_path: Path) -> None:
     setting = Setting(40.0, "model", device=Device("padded", 5.0))
     meter = PaddingMeter(setting, tmp_path)
     assert meter.folder is not None
-    counts = Counts(meter.folder / "steps"), Counts(meter.folder / PASS_COUNTS)
-    counts[0].add(overran=True)  # of a method before
+    steps, passes = TallyFile(meter.folder / "steps"), TallyFile(meter.folder / PASS_COUNTS)
+    steps.add(least_s=1.0, excess_s=7.0)  # of a method before
     meter.begin()
-    counts[0].add(overran=False)
-    counts[0].add(overran=True)
-    counts[1].add(overran=False)
+    steps.add(least_s=1.0, excess_s=-0.5)
+    steps.add(least_s=1.0, excess_s=0.25)
+    passes.add(least_s=2.0, excess_s=-1.0)
     (row,) = meter.end("plc")
     assert (row.method, row.device) == ("plc", "padded")
-    assert (row.steps, row.long_steps, row.passes, row.long_passes) == (2, 1, 1, 0)
+    assert row.steps == Tally(2, 1, 2.0, 0.25)
+    assert row.passes == Tally(1, 0, 2.0, 0.0)
     assert PaddingMeter(Setting(40.0, "model"), tmp_path).end("plc") == []
 
 

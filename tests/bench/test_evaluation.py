@@ -37,6 +37,7 @@ from bench.ranges import Interval
 from bench.turns import in_turn
 from bus.errors import ConfigurationError
 from bus.store import Usage, WindowEntry
+from models.padding import Tally
 
 USAGE = Usage(
     drafted_tokens=40, accepted_tokens=30, wasted_tokens=10, rollbacks=4, prehit_rejections=1,
@@ -355,20 +356,20 @@ def test_a_report_tells_devices_apart_and_shows_whether_padding_held(tmp_path: P
     for text in (
         "<h2>Speed-up, padded to contended times", "<h2>Energy and latency, as it is",
         "<h2>Contended times", "<td>pass over 8 tokens</td><td>20.0</td><td>30.0</td>",
-        "<h2>Did the padding hold?", "<td>sd</td><td>3.0%</td><td>–</td>",
+        "<h2>Did the padding hold?", "<td>sd</td><td>3.0%</td><td>0.5%</td><td>–</td>",
         "<dt>Number format</dt><dd>int8</dd>", "co-located SD",
     ):  # fmt: skip
         assert text in page
     markdown = (tmp_path / "table.md").read_text("utf-8")
     assert "| colocated | padded to contended times |" in markdown
     assert "| e2sci:0.1 ÷ sd, as it is |" in markdown
-    assert "| sd | 3.0% | – |" in markdown
+    assert "| sd | 3.0% | 0.5% | – |" in markdown
 
 
 def padding_row(method: str, long_steps: int) -> PaddingRow:
     return PaddingRow(
-        method=method, rtt_ms=40.0, draft="model", variant="", device="padded", steps=100,
-        long_steps=long_steps, passes=0, long_passes=0,
+        method=method, rtt_ms=40.0, draft="model", variant="", device="padded",
+        steps=Tally(100, long_steps, 2.0, 0.01), passes=Tally(),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from decoding.uniforms import Purpose, uniform
 from edge_worker.draft_model import DraftCache, DraftModel
 from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
-from models.padding import LeastTimes, Padding, read_counts
+from models.padding import LeastTimes, Padding, Tally, read_tally
 from tests.models.tiny import save_tiny
 
 GREEDY = SamplingParams()
@@ -282,7 +282,7 @@ def test_a_step_takes_its_least_time_and_the_prompt_does_not(
     model.padding = Padding(LeastTimes.parse("20"), tmp_path / "counts")
     cache = model.open(GREEDY)
     model.prefill(cache, PROMPT)
-    assert read_counts(tmp_path / "counts") == (0, 0)
+    assert read_tally(tmp_path / "counts") == Tally()
     window = model.draft(cache, [3], 3, NEVER, go_on)
     assert window.draft_ms >= 60.0
-    assert read_counts(tmp_path / "counts")[0] == 3
+    assert read_tally(tmp_path / "counts").count == 3

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.errors import ConfigurationError
-from models.padding import NO_PADDING, LeastTimes, Padding, read_counts
+from models.padding import NO_PADDING, LeastTimes, Padding, Tally, read_tally
 
 POINTS = "1:130,2:135,4:150,8:190,16:300"
 
@@ -63,15 +63,20 @@ def test_nonsense_is_refused(text: str) -> None:
 def test_passes_last_their_least_time_and_overruns_are_counted(tmp_path: Path) -> None:
     """Not how long exactly; a pass that began long ago has overrun."""
     path = tmp_path / "counts"
-    assert read_counts(path) == (0, 0)
+    assert read_tally(path) == Tally()
     padding = Padding(LeastTimes.parse("1:1,2:30"), path)
     began = time.perf_counter()
     padding.wait(began, 2)
     assert time.perf_counter() - began >= 0.03
     padding.wait(began - 100.0, 2)
-    assert read_counts(path) == (2, 1)
+    tally = read_tally(path)
+    assert (tally.count, tally.long) == (2, 1)
+    assert tally.least_s == pytest.approx(0.06)
+    assert tally.excess_s >= 99.9
     Padding(LeastTimes.parse("1"), path).wait(began - 100.0)  # a worker that was restarted
-    assert read_counts(path) == (3, 2)
+    again = read_tally(path) - tally
+    assert (again.count, again.long) == (1, 1)
+    assert tally + again == read_tally(path)
 
 
 def test_without_padding_nothing_is_counted(tmp_path: Path) -> None:
