@@ -30,6 +30,7 @@ from decoding.lookup import Drafter
 from decoding.sampling import SamplingParams
 from edge_worker.draft_model import DraftModel
 from models.padding import LeastTimes, Padding, Tally, TallyFile, read_tally
+from models.tokenizer import encode_prompt
 from tests.models.tiny import save_tiny
 
 PROMPT = [5, 9, 40, 77, 9, 40, 3]
@@ -123,7 +124,7 @@ def test_a_prompt_of_one_token_is_enough(
 @pytest.mark.timeout(300)
 def test_colocated_sd_of_the_default_pair_gives_the_targets_own_tokens() -> None:
     target, draft = TargetModel.load("default", "float32"), DraftModel.load("default", "float32")
-    prompt = target.tokenizer.encode("Why is the sky blue?").ids
+    prompt = encode_prompt(target.tokenizer, "Why is the sky blue?", raw=False)
     expected = list(generate_alone(target, prompt, SamplingParams(), 24, target.eos_tokens))
     for window in (1, 4, 8):
         pieces = list(generate_colocated(target, draft, prompt, window, 24, target.eos_tokens))
