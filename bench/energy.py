@@ -3,8 +3,8 @@
     E = Σ over edge and cloud of  idle_w·T + (busy_w − idle_w)·T_busy
 
 T is the whole answer, T_busy the time in which that side ran its model; the prompt counts as busy
-on both. Counters (`models.energy`) measure the machine's processors and graphics cards together,
-so they hold where nothing else runs.
+on both. Baselines that run on one side keep it busy throughout. Counters (`models.energy`) measure
+the machine's processors and graphics cards together, so they hold where nothing else runs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ class PowerModel:
     edge: Power = Power()
     cloud: Power = Power()
 
+    def alone_j(self, seconds: float, on_edge: bool) -> float:
+        """Joules of an answer that one side gave by itself: busy throughout, the other idle."""
+        edge_s, cloud_s = (seconds, 0.0) if on_edge else (0.0, seconds)
+        return self.edge.joules(seconds, edge_s) + self.cloud.joules(seconds, cloud_s)
+
     def answer_j(
-        self, seconds: float, first_token_s: float, decode_s: float, usage: Usage | None
+        self, seconds: float, first_token_s: float, decode_s: float, usage: Usage
     ) -> float:
-        """Joules of an answer that took `seconds`; without `usage` the target gave it alone."""
-        if usage is None:
-            return self.edge.joules(seconds, 0.0) + self.cloud.joules(seconds, seconds)
+        """Joules of an answer that edge and cloud gave together in `seconds`."""
         edge_s = first_token_s + (1.0 - usage.edge_idle) * decode_s
         cloud_s = first_token_s + (1.0 - usage.cloud_idle) * decode_s
         return self.edge.joules(seconds, edge_s) + self.cloud.joules(seconds, cloud_s)

@@ -72,12 +72,12 @@ def measure_passes(
     bandwidth = memory_bandwidth()
     rng = np.random.default_rng(0)
     context = rng.integers(0, target.vocab_size, CONTEXT).tolist()
-    runs = [_DraftStep(draft, context).run, _Plain(plain, context, context[-1:]).run]
+    runs = [DraftStep(draft, context).run, _Plain(plain, context, context[-1:]).run]
     ours_ms, plain_ms = _alternate(runs, repeats, tick)
     timings = [PassTiming("draft step", 1, ours_ms, plain_ms, draft.weight_bytes, bandwidth)]
     for size in PASS_SIZES:
         tokens = rng.integers(0, target.vocab_size, size).tolist()
-        runs = [_Ours(target, context, tokens).run, _Plain(plain, context, tokens).run]
+        runs = [TargetPass(target, context, tokens).run, _Plain(plain, context, tokens).run]
         ours_ms, plain_ms = _alternate(runs, repeats, tick)
         weight_bytes = target.network.weight_bytes
         timings.append(PassTiming("target pass", size, ours_ms, plain_ms, weight_bytes, bandwidth))
@@ -95,7 +95,7 @@ def memory_bandwidth() -> float:
     return block.numel() * block.element_size() / best
 
 
-class _Ours:
+class TargetPass:
     """A pass as the cloud worker makes it, rows reduced at 48 ids each; then rolled back."""
 
     def __init__(self, target: TargetModel, context: list[int], tokens: list[int]) -> None:
@@ -126,7 +126,7 @@ class _Plain:
         return elapsed_ms
 
 
-class _DraftStep:
+class DraftStep:
     """A step as the edge worker makes it, drawing included: the mean of a window of eight."""
 
     def __init__(self, draft: DraftModel, context: list[int]) -> None:

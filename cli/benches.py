@@ -201,7 +201,8 @@ def pace(
             show_default="the pair's",
         ),
     ] = None,
-    paced: options.Paced = None,
+    dtype: options.Dtype = "auto",
+    paced: options.Paced = "none",
     json: options.Json = False,
 ) -> None:
     """What drafting ahead brings over the best static window and over the target alone.
@@ -211,6 +212,7 @@ def pace(
     target_spec, drafts = options.checked_drafts(pair, target, draft)
     from bench.pace.plan import Plan
     from bench.pace.run import run as run_pace
+    from bench.paced import one_device
 
     rates = tuple(None if part == "model" else options.number(part, 1) for part in error.split(","))
     plan = Plan(
@@ -222,7 +224,8 @@ def pace(
         methods=tuple(options.checked_method(name) for name in method or ["plc"]),
         target=target_spec,
         drafts=drafts,
-        paced=options.checked_paced(paced),
+        dtype=options.checked_dtype(dtype),
+        device=one_device(paced),
     )
     run_pace(plan, out, json)
 

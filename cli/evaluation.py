@@ -25,7 +25,8 @@ def evaluate(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma between them: target (alone), sd, fsd:0.1, plc, e2sci:0.15, …",
+            help="Comma between them: target (alone), edge-target (alone, on the edge), colocated "
+            "(sd with both models in the cloud), sd, fsd:0.1, plc, e2sci:0.15, …",
             show_default="target, sd, fsd, plc, e2sci and its ablations",
         ),
     ] = None,
@@ -72,7 +73,15 @@ def evaluate(
     calibration: Annotated[
         str, typer.Option(help="Of the controller: a file, default (shipped) or none.")
     ] = "default",
-    paced: options.Paced = None,
+    dtype: options.Dtype = "auto",
+    paced: Annotated[
+        str,
+        typer.Option(
+            help="Devices to measure as, comma between: none (as it is); STEP,PASS, the least ms "
+            "of a draft step and of a target pass; contended, what each takes here while the "
+            "other model runs, measured first."
+        ),
+    ] = "none",
     run_code: Annotated[
         bool,
         typer.Option(
@@ -101,14 +110,15 @@ def evaluate(
     if context.invoked_subcommand is not None:
         return
     specs = options.checked_models(pair, target, draft)
-    from bench.evaluation.plan import METHODS, TARGET, Plan
+    from bench.evaluation.plan import METHODS, Plan, is_baseline
     from bench.evaluation.run import run as run_evaluation
+    from bench.paced import split_paced
 
     asked = methods or (_QUICK_METHODS if quick else ",".join(METHODS))
     names = tuple(dict.fromkeys(name.strip() for name in asked.split(",")))
     plan = Plan(
         files=_files(data, datasets),
-        methods=tuple(n if n == TARGET else options.checked_method(n) for n in names),
+        methods=tuple(n if is_baseline(n) else options.checked_method(n) for n in names),
         limit=limit or (_QUICK_LIMIT if quick else 20),
         skip=skip,
         max_new_tokens=max_new_tokens or (_QUICK_TOKENS if quick else 96),
@@ -116,7 +126,7 @@ def evaluate(
         drafts=tuple(_draft(part.strip()) for part in drafts.split(",")),
         variations=_variations(vary or []),
         clients=clients, target=specs.target, draft=specs.draft, calibration=calibration,
-        paced=options.checked_paced(paced), run_code=run_code,
+        dtype=options.checked_dtype(dtype), paced=split_paced(paced), run_code=run_code,
     )  # fmt: skip
     run_evaluation(plan, out or (_QUICK_OUT if quick else _DEFAULT_OUT), json)
 

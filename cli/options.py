@@ -147,11 +147,11 @@ Link = Annotated[
     ),
 ]
 Paced = Annotated[
-    str | None,
+    str,
     typer.Option(
         help="Measure as on another device: STEP,PASS, the least ms of a draft step and of a "
-        "target pass. A machine that is slower does with a multiple of both and of the round trip.",
-        show_default="as this machine is",
+        "target pass (a machine that is slower does with a multiple of both and of the round "
+        "trip); or contended, what each takes here while the other model runs, measured first.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -281,20 +281,6 @@ def checked_link(link: str | None) -> str | None:
 
         find_link(link)
     return link
-
-
-def checked_paced(paced: str | None) -> tuple[float, float]:
-    """Least ms of a step and of a pass.
-
-    Raises:
-        ConfigurationError: it is no such pair.
-    """
-    if paced is None:
-        return 0.0, 0.0
-    parts = paced.split(",")
-    if len(parts) != 2:
-        raise ConfigurationError(f"--paced {paced!r}: expected STEP,PASS in ms, such as 24,180")
-    return number(parts[0], 60_000), number(parts[1], 60_000)
 
 
 def checked_dtype(dtype: str) -> str:

@@ -31,6 +31,7 @@ from cloud_worker.target_model import TargetModel
 from decoding import cloud, methods
 from decoding.cloud_events import OpenArrived, WindowArrived
 from models.energy import find_gauge
+from models.padding import LeastTimes, Padding
 from models.thread import ModelThread, now_ms
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ async def serve(settings: CloudSettings) -> None:
         model = await thread.call(
             TargetModel.load, settings.target, settings.dtype, settings.device
         )
-        model.least_pass_ms = settings.least_pass_ms
+        model.padding = Padding(LeastTimes.parse(settings.least_pass_ms), settings.pass_counts)
         store = await connect_store(settings)
         controller = ControllerLink(store, sockets)
         worker = CloudWorker(settings, model, thread, sockets, controller)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from bus.errors import ConfigurationError
 from bus.worker import WorkerSettings
+from models.padding import LeastTimes
 from models.registry import chosen_models
+
+
+def _least_times(value: Any) -> str:
+    """As `LeastTimes.parse` takes it; a number in a TOML file counts too."""
+    try:
+        return str(LeastTimes.parse(str(value)))
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
 
 
 class CloudSettings(WorkerSettings):
@@ -59,9 +70,13 @@ class CloudSettings(WorkerSettings):
         description="Watts while a pass runs, where no counter measures them (extra `energy`): one "
         "core of a server processor.",
     )
-    least_pass_ms: Annotated[float, Field(ge=0)] = Field(
-        0.0,
-        description="To measure as on another device: least ms of a pass over windows.",
+    least_pass_ms: Annotated[str, BeforeValidator(_least_times)] = Field(
+        "0",
+        description="To measure as on another device: least ms of a pass over windows, whatever "
+        "its length (130), or by its tokens (1:130,2:135,8:190; linear between them).",
+    )
+    pass_counts: Path | None = Field(
+        None, description="To measure: a file that counts padded passes and those that took longer."
     )
     drain_s: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Seconds that running passes get when the worker leaves."

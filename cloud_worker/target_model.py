@@ -23,7 +23,7 @@ from models.cache import KVCache
 from models.linears import packed
 from models.loading import LoadedModel, load_causal_lm
 from models.network import CausalNetwork
-from models.padding import pad
+from models.padding import Padding
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class TargetModel:
 
     Attributes:
         network: its forward pass, also for references that run it without this class's caches.
-        least_pass_ms: a pass takes at least so long (`models.padding`).
+        padding: makes passes last at least a set time, to measure as on another device.
         Others as in `models.loading.LoadedModel`.
     """
 
@@ -60,7 +60,7 @@ class TargetModel:
         self.context_length = loaded.context_length
         self.vocab_size = loaded.vocab_size
         self.eos_tokens = loaded.eos_tokens
-        self.least_pass_ms = 0.0
+        self.padding = Padding()
 
     @classmethod
     def load(cls, spec: str, dtype: str = "auto", device: str = "auto") -> Self:
@@ -111,7 +111,7 @@ class TargetModel:
         with torch.inference_mode():
             cache.rows = Rows.of(logits, cache.sampling)
             reduced = cache.rows.reduce(row_ids)
-        pad(began, self.least_pass_ms)
+        self.padding.wait(began, len(feed))
         return reduced, 1e3 * (time.perf_counter() - began)
 
     def full_row(self, cache: TargetCache, index: int) -> Float64Array:

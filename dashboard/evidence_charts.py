@@ -24,19 +24,29 @@ _COLOURS = (
 )  # fmt: skip
 _REFERENCE_GREY = "#8a8f98"
 _TARGET = "target"
+_REFERENCES = {_TARGET: _REFERENCE_GREY, "edge-target": "#c2c6cc", "colocated": "#4f5560"}
+"""Baselines of one process: shades of grey."""
 _HEIGHT_PX = 420
 _LABELLED = 4
 """More labels than that lie on each other."""
-_NAMES = {_TARGET: "target alone"}
+_NAMES = {
+    _TARGET: "target alone", "edge-target": "target on the edge", "colocated": "co-located SD",
+}  # fmt: skip
 
 Trace = dict[str, Any]
 
 
 def colours(families: Sequence[str]) -> dict[str, str]:
-    """Family of methods → colour; the target alone is grey."""
-    others = [name for name in dict.fromkeys(families) if name != _TARGET]
+    """Family of methods → colour; baselines of one process are grey."""
+    others = [name for name in dict.fromkeys(families) if name not in _REFERENCES]
     known = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(others)}
-    return {_TARGET: _REFERENCE_GREY, **known}
+    return {**_REFERENCES, **known}
+
+
+def name_of(method: str) -> str:
+    """A method's name for a legend: `colocated:4` → `co-located SD:4`."""
+    base, colon, parameters = method.partition(":")
+    return f"{_NAMES.get(base, base)}{colon}{parameters}"
 
 
 def speedups(frame: pd.DataFrame, over: str = "over_target") -> go.Figure:
@@ -51,7 +61,7 @@ def speedups(frame: pd.DataFrame, over: str = "over_target") -> go.Figure:
         traces.append(
             {
                 "type": "bar",
-                "name": _NAMES.get(str(method), str(method)),
+                "name": name_of(str(method)),
                 "x": ["all together" if name == ALL else name for name in order],
                 "y": own[f"{over}.value"],
                 "error_y": _errors(own, over),
@@ -87,7 +97,7 @@ def quality_speed(frame: pd.DataFrame) -> go.Figure:
                     "type": "scatter",
                     "x": values,
                     "y": own["speed.value"],
-                    "name": _NAMES.get(str(name), str(name)),
+                    "name": name_of(str(name)),
                     "legendgroup": str(name),
                     "showlegend": column == 1,
                     "mode": "lines+markers" if len(own) > 1 else "markers",
@@ -119,7 +129,7 @@ def energy_latency(frame: pd.DataFrame) -> go.Figure:
             "type": "scatter",
             "x": 1e3 / own["end_to_end.value"],
             "y": own["mj_per_token"],
-            "name": _NAMES.get(str(name), str(name)),
+            "name": name_of(str(name)),
             "mode": "lines+markers" if len(own) > 1 else "markers",
             "marker": {"size": 10, "color": palette[str(name)], "symbol": _symbols(own)},
             "line": {"width": 1},
@@ -143,7 +153,7 @@ def by_setting(frame: pd.DataFrame) -> go.Figure:
             "type": "scatter",
             "x": 1e3 / own["end_to_end.value"],
             "y": own["mj_per_token"],
-            "name": _NAMES.get(str(method), str(method)),
+            "name": name_of(str(method)),
             "mode": "lines+markers+text" if lines["variant"].nunique() <= _LABELLED else "markers",
             "text": [_value_of(str(variant)) for variant in own["variant"]],
             "textposition": "top center",
@@ -180,7 +190,7 @@ def round_trips(frame: pd.DataFrame) -> go.Figure:
             "x": own["rtt_ms"],
             "y": own["speed.value"],
             "error_y": _errors(own, "speed"),
-            "name": _NAMES.get(str(method), str(method)),
+            "name": name_of(str(method)),
             "mode": "lines+markers",
             "line": {"color": palette[str(method).partition(":")[0]]},
         }

@@ -23,7 +23,7 @@ from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
-from models.padding import pad
+from models.padding import Padding
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class DraftModel:
     Attributes:
         num_sparse: K, probabilities sent for each token, at most the head's size.
         weight_bytes: bytes of weights that one step reads.
-        least_step_ms: a step takes at least so long (`models.padding`).
+        padding: makes steps last at least a set time, to measure as on another device.
         Others as in `models.loading.LoadedModel`.
     """
 
@@ -103,7 +103,7 @@ class DraftModel:
         self.vocab_size = loaded.vocab_size
         self.weight_bytes = loaded.network.weight_bytes
         self.num_sparse = min(num_sparse, loaded.network.head_size)
-        self.least_step_ms = 0.0
+        self.padding = Padding()
 
     @classmethod
     def load(
@@ -179,10 +179,12 @@ class DraftModel:
                 break
             found = cache.look_up()
             if found is None:
+                step_began = time.perf_counter()
                 logits = self._run(cache, pending)
                 q_ids[index], q_probs[index] = self._proposal(logits, cache, start + index)
                 token = _draw(q_ids[index], q_probs[index], cache.sampling, start + index)
                 pending, width = [], self.num_sparse
+                self.padding.wait(step_began)
             else:
                 token = found
                 q_ids[index], q_probs[index] = certain(token, self.num_sparse)
@@ -202,11 +204,8 @@ class DraftModel:
     @torch.inference_mode()
     def _run(self, cache: DraftCache, tokens: Sequence[int]) -> Tensor:
         """Logits of the last of `tokens`, float[H]."""
-        began = time.perf_counter()
         input_ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
-        logits = self._network.forward(input_ids, cache.keys_values)
-        pad(began, self.least_step_ms)
-        return logits
+        return self._network.forward(input_ids, cache.keys_values)
 
     def _proposal(
         self, logits: Tensor, cache: DraftCache, position: int

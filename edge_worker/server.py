@@ -38,6 +38,7 @@ from edge_worker.settings import EdgeSettings
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
+from models.padding import LeastTimes, Padding
 from models.thread import ModelThread, now_ms
 from models.tokenizer import encode_prompt
 
@@ -86,7 +87,7 @@ def _load(settings: EdgeSettings) -> DraftModel:
         model = OracleDraft.load_oracle(
             spec, dtype, device, settings.num_sparse, settings.oracle, settings.oracle_error_rate
         )
-    model.least_step_ms = settings.least_step_ms
+    model.padding = Padding(LeastTimes.parse(f"{settings.least_step_ms:g}"), settings.step_counts)
     return model
 
 

@@ -68,6 +68,9 @@ class EdgeSettings(WorkerSettings):
         0.0,
         description="To measure as on another device: least ms of a draft step.",
     )
+    step_counts: Path | None = Field(
+        None, description="To measure: a file that counts padded steps and those that took longer."
+    )
     timeline: bool = Field(
         False, description="Add each session's timeline to telemetry, for plots of it."
     )

@@ -7,7 +7,9 @@ off goes on behind its last row.
 | module | what |
 |---|---|
 | `plan` | what is measured: methods, prompts, links, drafts |
-| `target_server` | the target alone, as a process that streams its tokens over the same link |
+| `baseline_server` | the target alone and co-located SD, in a process of their own |
+| `colocated` | speculative decoding with both models in one process |
+| `paddings` | contended times, and whether padding held |
 | `answers` | one answer with the times at which its pieces came |
 | `rows` | what is kept, on disk |
 | `setting` | one link and draft: best static windows first, then all methods in turns |

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.datasets import Question, in_turns, read_questions
 from bench.evaluation.rows import Key
-from bench.paced import device_name
+from bench.paced import NONE, THIS_DEVICE, Device, short_name
 from bench.prompts import SETS
 from bus.errors import ConfigurationError
 from decoding import methods
 from decoding.methods.base import Control
 from decoding.methods.paces import Lockstep
+from decoding.pacing import MAX_LOCKSTEP_WINDOW
 
 TARGET = "target"
 """The target alone, streaming its tokens over the same link."""
+EDGE_TARGET = "edge-target"
+"""The target alone on the edge's core, without a link."""
+COLOCATED = "colocated"
+"""Draft and target in one process on the cloud's core, streaming over the same link;
+`colocated:W` sets the window."""
+BASELINES = (TARGET, EDGE_TARGET, COLOCATED)
 METHODS = (
     TARGET, "sd", "fsd", "plc", "e2sci", "e2sci-no-plc", "e2sci-no-threshold", "e2sci-no-history",
 )  # fmt: skip
@@ -35,15 +43,18 @@ class Setting:
         draft: who drafts (`decoding.lookup.Drafter`), or `oracle:0.1`, a draft that is
             right but at one position in ten.
         variation: name and value of the setting; empty where all is as usual.
+        device: whose times steps and passes take.
     """
 
     rtt_ms: float
     draft: str
     variation: Variation = ("", "")
+    device: Device = THIS_DEVICE
 
     def __str__(self) -> str:
         varied = f", {self.variant}" if self.variant else ""
-        return f"{self.rtt_ms:g} ms, draft {self.draft}{varied}"
+        padded = f", {short_name(self.device.name)}" if self.device.padded else ""
+        return f"{self.rtt_ms:g} ms, draft {self.draft}{varied}{padded}"
 
     @property
     def variant(self) -> str:
@@ -51,9 +62,9 @@ class Setting:
         return f"{name}={value}" if name else ""
 
     @property
-    def where(self) -> tuple[float, str, str]:
+    def where(self) -> tuple[float, str, str, str]:
         """What tells its rows from those of other settings."""
-        return self.rtt_ms, self.draft, self.variant
+        return self.rtt_ms, self.draft, self.variant, self.device.name
 
     def key(self, method: str, question: Question) -> Key:
         """Of an answer in this setting."""
@@ -72,11 +83,12 @@ class Plan:
     Attributes:
         files: data sets; none stands for this project's own prompts.
         limit: prompts of each. skip: rows of each that come before them.
-        methods: names, `target` among them. A method in lockstep whose window nobody sets gets the
-            best static one of a sweep.
+        methods: names, those of `BASELINES` among them. A method in lockstep whose window nobody
+            sets gets the best static one of a sweep.
         variations: each one is another installation, beside the usual one where there are none.
         clients: prompts answered at once.
-        paced: least ms of a draft step and of a target pass, to measure as on another device.
+        dtype: number format of all models.
+        paced: devices by name (`bench.paced.split_paced`), each one another installation.
         run_code: whether code that models write is run, to mark it.
     """
 
@@ -92,20 +104,16 @@ class Plan:
     target: str = "default"
     draft: str = "default"
     calibration: str = "default"
-    paced: tuple[float, float] = (0.0, 0.0)
+    dtype: str = "auto"
+    paced: tuple[str, ...] = (NONE,)
     run_code: bool = False
 
-    @property
-    def settings(self) -> tuple[Setting, ...]:
+    def settings(self, devices: Sequence[Device]) -> tuple[Setting, ...]:
+        """All installations, on the devices that `paced` names."""
         return tuple(
             Setting(*parts)
-            for parts in itertools.product(self.rtts_ms, self.drafts, self.variations)
+            for parts in itertools.product(self.rtts_ms, self.drafts, self.variations, devices)
         )
-
-    @property
-    def device(self) -> str:
-        """What rows say of it."""
-        return device_name(*self.paced)
 
     def questions(self) -> tuple[list[Question], list[Question]]:
         """Those that are measured, data sets in turns, and those of the sweep.
@@ -140,7 +148,37 @@ def own_questions() -> list[list[Question]]:
 def needs_sweep(name: str) -> bool:
     """Whether a method runs in lockstep with a window that nobody sets: neither its name nor
     credit."""
+    if name == COLOCATED:
+        return True
     method = methods.find(name)
     if method is None or method.control is not Control.FIXED:
         return False
     return isinstance(method.pace, Lockstep) and method.pace.window is None
+
+
+def colocated_window(name: str) -> int | None:
+    """W of `colocated:W`; None where it is no such name, or W is not 1 … `MAX_LOCKSTEP_WINDOW`."""
+    base, colon, text = name.partition(":")
+    if base != COLOCATED or not colon or not text.isdecimal():
+        return None
+    window = int(text)
+    return window if 1 <= window <= MAX_LOCKSTEP_WINDOW else None
+
+
+def is_baseline(name: str) -> bool:
+    """Whether one process answers it, without edge, cloud and queue."""
+    return name in BASELINES or colocated_window(name) is not None
+
+
+def check_baselines(plan: Plan) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        ConfigurationError: co-located SD with an oracle, which needs an edge worker.
+    """
+    colocated = any(name.partition(":")[0] == COLOCATED for name in plan.methods)
+    if colocated and any(draft.startswith(ORACLE) for draft in plan.drafts):
+        raise ConfigurationError(
+            f"{COLOCATED} has no oracle drafts; leave it out of --methods, or oracles out of "
+            "--drafts"
+        )

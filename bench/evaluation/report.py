@@ -7,7 +7,7 @@ import json
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -27,6 +27,7 @@ from bench.evaluation.inertia import (
     Inertia,
     inertia,
 )
+from bench.evaluation.paddings import PlainTable
 from bench.evaluation.rows import Row, WindowRow
 from bench.evaluation.summary import (
     Duel,
@@ -39,6 +40,7 @@ from bench.evaluation.summary import (
     where_of,
     whole_lines,
 )
+from bench.paced import short_name
 from bench.ranges import Interval
 from dashboard import evidence_charts
 from dashboard.evidence import ALL, family, frame_of
@@ -67,14 +69,19 @@ class Section:
 
 def write_report(
     out: Path, rows: Sequence[Row], windows: Sequence[WindowRow], lines: Sequence[Line],
-    found: Mapping[str, Inertia],
+    found: Mapping[str, Inertia], others: Sequence[PlainTable] = (),
 ) -> Path:  # fmt: skip
-    """Write `report.html` and `table.md`; the page's path."""
+    """Write `report.html` and `table.md`; the page's path.
+
+    Args:
+        others: tables that come after those of speed.
+    """
     against = duels(rows)
-    (out / TABLE).write_text(as_markdown(lines, against), "utf-8")
+    (out / TABLE).write_text(as_markdown(lines, against, others), "utf-8")
     sections = [
         *_tables(lines),
         *_duels(against),
+        *(Section(one.title, one.text, _table(one.heads, one.body)) for one in others),
         *_charts(lines),
         *_inertia(found),
         *_timeline(windows),
@@ -155,8 +162,8 @@ def _duels(found: Sequence[Duel]) -> list[Section]:
     return [Section(f"{found[0].method} against the others", text, _table(*duel_table(found)))]
 
 
-def _key(line: Line) -> tuple[str, float, str, str]:
-    return line.method, line.rtt_ms, line.draft, line.variant
+def _key(line: Line) -> tuple[str, float, str, str, str]:
+    return line.method, line.rtt_ms, line.draft, line.variant, line.device
 
 
 def _cell(line: Line | None, value: Value) -> str:
@@ -172,6 +179,17 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _charts(lines: Sequence[Line]) -> list[Section]:
+    """Of each device the same charts."""
+    devices = list(dict.fromkeys(line.device for line in lines))
+    sections = []
+    for device in devices:
+        own = [line for line in lines if line.device == device]
+        where = f", {short_name(device)}" if len(devices) > 1 else ""
+        sections += [replace(one, title=one.title + where) for one in _device_charts(own)]
+    return sections
+
+
+def _device_charts(lines: Sequence[Line]) -> list[Section]:
     frame = frame_of([msgspec.to_builtins(line) for line in lines])
     usual = frame[frame["rtt_ms"] == frame["rtt_ms"].iloc[0]]
     sections = []
@@ -257,6 +275,8 @@ def _about(out: Path, rows: Sequence[Row]) -> dict[str, str]:
         "Machine": f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}",
         "Answers": f"{len(rows)}, of at most {plan.get('max_new_tokens', '?')} tokens",
         "Target and draft": f"{plan.get('target', '?')}, {plan.get('draft', '?')}",
+        "Number format": ", ".join(sorted({row.dtype for row in rows})),
+        "Device": "; ".join(dict.fromkeys(row.device for row in rows)),
         "Round trips": ", ".join(sorted({f"{row.rtt_ms:g} ms" for row in rows})),
         "Prompts at once": ", ".join(sorted({str(row.clients) for row in rows})),
     }

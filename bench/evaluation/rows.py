@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from bench.paced import AS_IT_IS
 from bus.store import TimelineEntry, Usage, WindowEntry
+from models.padding import Tally
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -12,7 +14,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         method: as it was asked for. ran: as it ran, with the window that a sweep found.
-        dataset, prompt_id: which question. rtt_ms, draft, variant: which setting.
+        dataset, prompt_id: which question. rtt_ms, draft, variant, device: which setting.
+        dtype: number format of the models.
         clients: prompts answered at once. batch_seconds: from the first of them submitted to the
             last one's end.
         tokens, seconds: of the whole answer, from its submission to its last piece, as its reader
@@ -20,7 +23,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         decode_tokens, decode_seconds: those after the first target pass, in which the prompt and
             all that was drafted meanwhile is run. tokens_per_s: the ratio of the two.
         first_token_ms: from submission to the first piece. gap_p50_ms, gap_p95_ms: between pieces.
-        usage: as the edge counted; None for the target alone.
+        usage: as the edge counted, or the server of co-located SD; None for the target alone.
         right: whether the answer is; None where that is not known.
         nats_per_token: mean ln p₁ of the answer's tokens under the target, each given those before
             it. agreement: share of them that are the target's first choice. regret: mean
@@ -56,11 +59,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     token_ids: tuple[int, ...]
     device: str
+    dtype: str = "float32"
     source: str = "measured"
 
     @property
     def key(self) -> Key:
-        return Key(self.method, self.dataset, self.prompt_id, self.rtt_ms, self.draft, self.variant)
+        return Key(
+            self.method, self.dataset, self.prompt_id, self.rtt_ms, self.draft, self.variant,
+            self.device,
+        )  # fmt: skip
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -72,6 +79,7 @@ class Key(msgspec.Struct, frozen=True):
     rtt_ms: float
     draft: str
     variant: str
+    device: str = AS_IT_IS
 
 
 class WindowRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,3 +101,16 @@ class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     best: int
     tried: dict[int, float]
+    device: str = AS_IT_IS
+
+
+class PaddingRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Padded steps and passes of one method in answers of one batch."""
+
+    method: str
+    rtt_ms: float
+    draft: str
+    variant: str
+    device: str
+    steps: Tally
+    passes: Tally

@@ -10,12 +10,14 @@ import msgspec
 from rich.console import Console
 
 from bench.claims import claim
+from bench.contention import find_devices
 from bench.datasets import Question
-from bench.evaluation.plan import Plan, Setting
+from bench.evaluation.paddings import padding_tables
+from bench.evaluation.plan import Plan, Setting, check_baselines
 from bench.evaluation.report import by_dataset, inertia_lines, write_report
-from bench.evaluation.rows import Key, Row, SweepRow, WindowRow
-from bench.evaluation.setting import Judge, MeasuredSetting
-from bench.evaluation.summary import Line, as_table, summarise
+from bench.evaluation.rows import Key, PaddingRow, Row, SweepRow, WindowRow
+from bench.evaluation.setting import Judge, Kept, MeasuredSetting
+from bench.evaluation.summary import Line, as_table, plain_table, summarise
 from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bench.sandbox import Sandbox
@@ -24,11 +26,13 @@ from bus.errors import ConfigurationError
 from dashboard.evidence import SUMMARY
 from edge_worker.oracle import RecordedAnswer
 
-ROWS, WINDOWS, SWEEPS, ANSWERS = (
-    "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "answers.jsonl",
+ROWS, WINDOWS, SWEEPS, PADDINGS, ANSWERS = (
+    "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "paddings.jsonl", "answers.jsonl",
 )  # fmt: skip
-_FILES: dict[type, str] = {Row: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS}
-_MAY_GROW = ("methods", "limit", "rtts_ms", "drafts", "variations")
+_FILES: dict[type, str] = {
+    Row: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS, PaddingRow: PADDINGS,
+}  # fmt: skip
+MAY_GROW = ("methods", "limit", "rtts_ms", "drafts", "variations", "paced")
 _TABLE_WIDTH = 144
 
 
@@ -38,14 +42,16 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Line]:
     Raises:
         ConfigurationError: `out` holds another plan's run, or a data set cannot be used.
     """
+    check_baselines(plan)
     sandbox = Sandbox() if plan.run_code else None
     measured, others = plan.questions()
-    claim(out, plan, _MAY_GROW)
+    claim(out, plan, MAY_GROW)
     done = frozenset(row.key for row in read_all(out / ROWS, Row))
-    counts = {s: _num_missing(plan, s, measured, done) for s in plan.settings}
+    devices = find_devices(plan.paced, out, plan.target, plan.draft, plan.dtype)
+    counts = {s: _num_missing(plan, s, measured, done) for s in plan.settings(devices)}
     missing = {setting: count for setting, count in counts.items() if count}
     if missing:
-        judge = Judge(plan.target, sandbox)
+        judge = Judge(plan.target, plan.dtype, sandbox)
         if any(setting.error_rate is not None for setting in missing):
             _record_answers(plan, judge, [*measured, *others], out / ANSWERS)
         _measure(plan, missing, judge, measured, others, done, out)
@@ -64,7 +70,8 @@ def report(out: Path, as_json: bool) -> list[Line]:
     lines = summarise(rows)
     (out / SUMMARY).write_bytes(msgspec.json.Encoder().encode_lines(lines))
     found = by_dataset(windows)
-    path = write_report(out, rows, windows, lines, found)
+    tables = padding_tables(out, read_all(out / PADDINGS, PaddingRow))
+    path = write_report(out, rows, windows, lines, found, tables)
     if as_json:
         for line in lines:
             print(msgspec.json.encode(line).decode())
@@ -72,6 +79,8 @@ def report(out: Path, as_json: bool) -> list[Line]:
         console = Console()
         console.width = max(console.width, _TABLE_WIDTH)
         console.print(as_table(lines))
+        for table in tables:
+            console.print(plain_table(table))
         for text in inertia_lines(found):
             console.print(text)
         console.print(f"report: {path}")
@@ -103,9 +112,9 @@ def _measure(
             asyncio.run(part.run(measured, others))
 
 
-def _append(out: Path, rows: Sequence[Row | WindowRow | SweepRow]) -> None:
+def _append(out: Path, rows: Sequence[Kept]) -> None:
     """Windows first: an answer counts as done with its row."""
-    for kind in (WindowRow, SweepRow, Row):
+    for kind in (WindowRow, SweepRow, PaddingRow, Row):
         own = [row for row in rows if isinstance(row, kind)]
         if own:
             append_rows(out / _FILES[kind], own)

@@ -10,14 +10,28 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from bench.cores import one_core, pin, pin_process, put_models_last
+from bench.cores import one_core, pin, put_models_last
 from bench.datasets import Question
 from bench.energy import PowerModel
-from bench.evaluation.answers import TimedAnswer, answer_alone, answer_together
-from bench.evaluation.plan import TARGET, Plan, Setting, needs_sweep
-from bench.evaluation.rows import Key, Row, SweepRow, WindowRow
-from bench.evaluation.target_server import TargetAlone
-from bench.paced import paced_env
+from bench.evaluation.answers import (
+    TimedAnswer,
+    answer_alone,
+    answer_colocated,
+    answer_together,
+)
+from bench.evaluation.baseline_server import BaselineServer, ServedModels
+from bench.evaluation.paddings import PaddingMeter
+from bench.evaluation.plan import (
+    COLOCATED,
+    EDGE_TARGET,
+    TARGET,
+    Plan,
+    Setting,
+    colocated_window,
+    is_baseline,
+    needs_sweep,
+)
+from bench.evaluation.rows import Key, PaddingRow, Row, SweepRow, WindowRow
 from bench.tasks import RunProgram, mark, prompt_of
 from bench.telemetry import newest_entry, told_of
 from bench.turns import in_turn
@@ -32,14 +46,14 @@ from launch.stack import Stack, StackOptions
 from models.energy import MODELLED
 from models.tokenizer import decode, encode_prompt
 
-DTYPE = "float32"
 LAST_THRESHOLD = 0.69
 """Bound of the cloud worker in nats: as good as none, so that baselines can be swept."""
 SEED = 1
-WARM_UP_TOKENS = 16
+WARM_UP_TOKENS, WARM_UP_WINDOW = 16, 4
 _REPORTS_S = 2.0
 
-Keep = Callable[[Sequence[Row | WindowRow | SweepRow]], None]
+Kept = Row | WindowRow | SweepRow | PaddingRow
+Keep = Callable[[Sequence[Kept]], None]
 
 
 class Judge:
@@ -50,10 +64,15 @@ class Judge:
         run_program: runs what models write; None leaves code without a mark.
     """
 
-    def __init__(self, target: str, run_program: RunProgram | None) -> None:
-        self._target = TargetModel.load(target, DTYPE)
+    def __init__(self, target: str, dtype: str, run_program: RunProgram | None) -> None:
+        self._target = TargetModel.load(target, dtype)
         self._run_program = run_program
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], Quality] = {}
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the target, as it was loaded."""
+        return str(self._target.dtype).removeprefix("torch.")
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         return encode_prompt(self._target.tokenizer, prompt, raw=False)
@@ -97,8 +116,9 @@ class MeasuredSetting:
         self._windows = {
             row.method: row.best
             for row in sweeps
-            if (row.rtt_ms, row.draft, row.variant) == setting.where
+            if (row.rtt_ms, row.draft, row.variant, row.device) == setting.where
         }
+        self._padding = PaddingMeter(setting, answers.parent)
         self._power = PowerModel()
         self._telemetry_read = "0"
 
@@ -120,16 +140,13 @@ class MeasuredSetting:
         link = f"{setting.rtt_ms:g}ms"
         oracle = setting.error_rate is not None
         options = StackOptions(
-            target=plan.target, draft=plan.draft, dtype=DTYPE, threads=1, link=link,
+            target=plan.target, draft=plan.draft, dtype=plan.dtype, threads=1, link=link,
             drafter="model" if oracle else setting.draft,
         )  # fmt: skip
         stack = Stack(options, log=lambda _: None, quiet=True, env=self._env())
-        self._alone = None
-        if TARGET in plan.methods:
-            self._alone = await exits.enter_async_context(
-                TargetAlone(plan.target, DTYPE, link, plan.paced[1])
-            )
-            pin_process(self._alone.pid, last=True)
+        self._baselines = None
+        if any(map(is_baseline, plan.methods)):
+            self._baselines = await exits.enter_async_context(BaselineServer(self._served(), link))
         await exits.enter_async_context(stack)
         pin(stack)
         put_models_last(stack)
@@ -137,8 +154,18 @@ class MeasuredSetting:
         self._store = await Store.connect(BusSettings.load(redis_url=stack.redis_url))
         exits.push_async_callback(self._store.close)
 
+    def _served(self) -> ServedModels:
+        """What the baselines need."""
+        plan, setting = self._plan, self._setting
+        colocated = any(name.startswith(COLOCATED) for name in plan.methods)
+        return ServedModels(
+            plan.target, plan.draft if colocated else None, plan.dtype,
+            drafter="model" if setting.error_rate is not None else setting.draft,
+            device=setting.device, counts=self._padding.folder,
+        )  # fmt: skip
+
     def _env(self) -> dict[str, str]:
-        env = paced_env(*self._plan.paced) | {
+        env = self._setting.device.env(self._padding.folder) | {
             "E2SCI_TIMELINE": "1", "E2SCI_REPORTS": "1",
             "E2SCI_THRESHOLD_MAX": str(LAST_THRESHOLD),
             "E2SCI_CALIBRATION": self._plan.calibration,
@@ -160,24 +187,26 @@ class MeasuredSetting:
 
         speeds = await climb(speed, first_guess(self._setting.error_rate))
         self._windows[name] = max(speeds, key=speeds.__getitem__)
-        rtt_ms, draft, variant = self._setting.where
+        rtt_ms, draft, variant, device = self._setting.where
         row = SweepRow(
             method=name, rtt_ms=rtt_ms, draft=draft, variant=variant, best=self._windows[name],
-            tried=speeds,
+            tried=speeds, device=device,
         )  # fmt: skip
         self._keep([row])
 
     async def _batch(self, questions: Sequence[Question], number: int) -> None:
         """Prompts that are answered at once, by one method after the other."""
-        rows: list[Row | WindowRow] = []
+        rows: list[Kept] = []
         self._telemetry_read = await newest_entry(self._store, self._telemetry_read)
         for name in in_turn(self._plan.methods, number):
             missing = [q for q in questions if self._setting.key(name, q) not in self._done]
             if not missing:
                 continue
+            self._padding.begin()
             began = asyncio.get_running_loop().time()
             answers = await asyncio.gather(*(self._answer(self._ran(name), q) for q in missing))
             batch_s = asyncio.get_running_loop().time() - began
+            rows += self._padding.end(name)
             for question, answer in zip(missing, answers, strict=True):
                 rows.append(self._row(name, question, answer, batch_s))
                 if answer.session:
@@ -193,9 +222,12 @@ class MeasuredSetting:
         self, name: str, question: Question, max_new_tokens: int | None = None
     ) -> TimedAnswer:
         prompt, most = prompt_of(question), max_new_tokens or self._plan.max_new_tokens
-        if name == TARGET:
-            assert self._alone is not None
-            return await answer_alone(self._alone, self._judge.encode(prompt), most)
+        if is_baseline(name):
+            assert self._baselines is not None
+            encoded, window = self._judge.encode(prompt), colocated_window(name) or WARM_UP_WINDOW
+            if name in (TARGET, EDGE_TARGET):
+                return await answer_alone(self._baselines, encoded, most, name == EDGE_TARGET)
+            return await answer_colocated(self._baselines, encoded, most, window)
         seed = SEED + question.index
         return await answer_together(
             self._client, prompt, method=name, max_new_tokens=most, seed=seed
@@ -205,9 +237,7 @@ class MeasuredSetting:
         key = self._setting.key(name, question)
         text = self._judge.decode(answer.token_ids) if answer.text is None else answer.text
         quality = self._judge.quality(self._judge.encode(prompt_of(question)), answer.token_ids)
-        energy_j = self._power.answer_j(
-            answer.seconds, answer.first_token_ms / 1e3, answer.decode_seconds, answer.usage
-        )
+        energy_j = self._energy_j(name, answer)
         return Row(
             method=name, ran=self._ran(name), dataset=key.dataset, prompt_id=key.prompt_id,
             rtt_ms=key.rtt_ms, draft=key.draft, variant=key.variant, clients=self._plan.clients,
@@ -221,8 +251,16 @@ class MeasuredSetting:
             agreement=quality.num_greedy / quality.num_tokens,
             regret=quality.regret / quality.num_tokens, energy_j=energy_j,
             energy_source=MODELLED, text=text, token_ids=answer.token_ids,
-            device=self._plan.device,
+            device=key.device, dtype=self._judge.dtype,
         )  # fmt: skip
+
+    def _energy_j(self, name: str, answer: TimedAnswer) -> float:
+        if is_baseline(name):
+            return self._power.alone_j(answer.seconds, on_edge=name == EDGE_TARGET)
+        assert answer.usage is not None
+        return self._power.answer_j(
+            answer.seconds, answer.first_token_ms / 1e3, answer.decode_seconds, answer.usage
+        )
 
     async def _window_row(
         self, name: str, question: Question, answer: TimedAnswer, with_timeline: bool

@@ -17,9 +17,10 @@ from rich import box
 from rich.table import Table
 from scipy.stats import bootstrap
 
+from bench.evaluation.paddings import PlainTable
 from bench.evaluation.plan import TARGET
 from bench.evaluation.rows import Row
-from bench.paced import AS_IT_IS
+from bench.paced import AS_IT_IS, short_name
 from bench.ranges import Interval
 from dashboard.evidence import ALL, family
 
@@ -39,6 +40,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         over_target, over_sd: speed ÷ that of the target alone, and of `sd` with its best window;
             None where that was not measured.
         first_token_ms, gap_p50_ms, gap_p95_ms: medians over prompts.
+        dtype: number format of the models.
         acceptance: accepted ÷ judged. wasted: thrown away ÷ drafted. rollbacks, prehits: for each
             100 tokens. bytes_up, bytes_down: for each token of the answer.
         edge_busy, cloud_busy: shares of the time.
@@ -55,6 +57,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     clients: int
     device: str
+    dtype: str
     source: str
     prompts: int
     tokens: int
@@ -92,6 +95,7 @@ class Duel(msgspec.Struct, frozen=True, kw_only=True):
     rtt_ms: float
     draft: str
     variant: str
+    device: str
     ratio: Interval
 
 
@@ -116,9 +120,9 @@ def duels(rows: Sequence[Row]) -> list[Duel]:
     return [
         Duel(
             method=mine, other=other, dataset=dataset, rtt_ms=rtt_ms, draft=draft,
-            variant=variant, ratio=ratio,
+            variant=variant, device=device, ratio=ratio,
         )
-        for (rtt_ms, draft, variant, _, _), methods in _settings(rows).items()
+        for (rtt_ms, draft, variant, _, device), methods in _settings(rows).items()
         for mine in [name for name in methods if family(name) == _OURS][:1]
         for other in methods
         if other != mine
@@ -164,7 +168,8 @@ def _line(method: str, own: Rows, chosen: dict[str, Rows], dataset: str) -> Line
         )
     return Line(
         method=method, ran=first.ran, dataset=dataset, rtt_ms=first.rtt_ms, draft=first.draft,
-        variant=first.variant, clients=first.clients, device=first.device, source=first.source,
+        variant=first.variant, clients=first.clients, device=first.device, dtype=first.dtype,
+        source=first.source,
         prompts=len(rows), tokens=tokens,
         speed=_interval(_speed_of(rows)), end_to_end=_interval(_whole_of(rows)),
         goodput=_goodput(rows), over_target=_over(own, target), over_sd=_over(own, _sd(chosen)),
@@ -311,7 +316,7 @@ def columns(lines: Sequence[Line]) -> dict[str, Callable[[Line], str]]:
     if len({line.variant for line in lines}) > 1:
         shown["setting"] = lambda line: line.variant or "–"
     if any(line.device != AS_IT_IS for line in lines):
-        shown["device"] = lambda line: line.device
+        shown["device"] = lambda line: short_name(line.device)
     energy = "/".join(sorted({line.energy_source for line in lines}))
     accuracy = any(line.accuracy is not None for line in lines)
     alone = any(line.over_target for line in lines)
@@ -354,6 +359,8 @@ def where_of(one: Line | Duel, others: Sequence[Line | Duel]) -> str:
         parts.append(f"draft {one.draft}")
     if len({other.variant for other in others}) > 1:
         parts.append(one.variant or "as usual")
+    if len({other.device for other in others}) > 1:
+        parts.append(short_name(one.device))
     return "".join(f", {part}" for part in parts)
 
 
@@ -361,13 +368,26 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
-def as_markdown(lines: Sequence[Line], found: Sequence[Duel] = ()) -> str:
+def plain_table(plain: PlainTable) -> Table:
+    """For a terminal."""
+    table = Table(title=plain.title, caption=plain.text, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, name in enumerate(plain.heads):
+        table.add_column(name, justify="right" if index else "left")
+    for row in plain.body:
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(
+    lines: Sequence[Line], found: Sequence[Duel] = (), others: Sequence[PlainTable] = ()
+) -> str:
     """The same tables for a README."""
     shown = columns(lines)
     text = _markdown(
         list(shown), [[show(line) for show in shown.values()] for line in whole_lines(lines)]
     )
-    return f"{text}\n{_markdown(*duel_table(found))}" if found else text
+    parts = [text, *([_markdown(*duel_table(found))] if found else [])]
+    return "\n".join([*parts, *(_markdown(other.heads, other.body) for other in others)])
 
 
 def _markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from bench.cores import one_core
 from bench.pace.rows import ALONE, NO_DRAFT, Row
-from bench.paced import paced
+from bench.paced import Device, paced
 from cloud_worker.reference import generate_alone
 from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
 from edge_worker.oracle import RecordedAnswer
+from models.padding import Padding
 from models.tokenizer import encode_prompt
 
 
@@ -23,12 +24,12 @@ class TargetAlone:
     """
 
     def __init__(
-        self, spec: str, prompts: Sequence[str], max_new_tokens: int, least_pass_ms: float = 0.0
+        self, spec: str, dtype: str, prompts: Sequence[str], max_new_tokens: int, device: Device
     ) -> None:
-        self._target = TargetModel.load(spec, "float32")
+        self._target = TargetModel.load(spec, dtype)
         self._prompts = [encode_prompt(self._target.tokenizer, text, raw=False) for text in prompts]
         self._max_new_tokens = max_new_tokens
-        self._least_pass_ms = least_pass_ms
+        self._padding = Padding(device.least_passes)
 
     def answer(self, prompt_id: int) -> tuple[RecordedAnswer, float]:
         """Its greedy answer, and the seconds from its first token to its last."""
@@ -36,7 +37,7 @@ class TargetAlone:
         target, eos = self._target, self._target.eos_tokens
         with one_core(last=True):
             stream = generate_alone(target, prompt, SamplingParams(), self._max_new_tokens, eos)
-            stream = paced(stream, self._least_pass_ms)
+            stream = paced(stream, self._padding)
             tokens = [next(stream)]
             began = time.perf_counter()
             tokens += stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.paced import NONE
 from bench.prompts import PROMPTS
 from bench.turns import in_turn
 
@@ -39,8 +40,8 @@ class Plan:
         error_rates: of the oracles; None among them stands for the drafts themselves.
         prompts: how many of `bench.prompts`.
         repeats: how often each method answers all prompts.
-        paced: a draft step and a target pass take at least so many ms, to measure as on another
-            device (`models.padding`); 0 leaves them as they are.
+        dtype: number format of all models.
+        device: whose times steps and passes take: one name of `bench.paced.split_paced`.
         methods: measured against `sd` with its best window, which is always there.
     """
 
@@ -52,7 +53,8 @@ class Plan:
     methods: tuple[str, ...] = ("plc",)
     target: str = "default"
     drafts: tuple[str, ...] = ("default",)
-    paced: tuple[float, float] = (0.0, 0.0)
+    dtype: str = "auto"
+    device: str = NONE
 
     @property
     def settings(self) -> tuple[Setting, ...]:

@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench.claims import PLAN, claim
+from bench.contention import CONTENTION, find_devices, read_contention
+from bench.evaluation.paddings import contention_table
+from bench.evaluation.summary import plain_table
 from bench.lines import append_rows
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import Plan, Setting
@@ -27,7 +30,7 @@ from bench.pace.rows import (
 )
 from bench.pace.stacks import MeasuredStack
 from bench.pace.summary import Cell, as_table, summarise
-from bench.paced import device_name
+from bench.paced import Device
 from bench.progress import counting_bar
 from bench.prompts import PROMPTS
 from bus.errors import ConfigurationError
@@ -50,18 +53,20 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
     stacks = read_stack_rows(out / STACKS)
     done = {Setting(stack.draft, stack.error_rate, stack.rtt_ms) for stack in stacks}
     _forget_unfinished(out, done)
+    (device,) = find_devices((plan.device,), out, plan.target, plan.drafts[0], plan.dtype)
     missing = [setting for setting in plan.settings if setting not in done]
     with counting_bar() as progress:
-        _measure(plan, missing, out, progress)
+        _measure(plan, missing, device, out, progress)
     cells = summarise(read_rows(out / ROWS), read_stack_rows(out / STACKS))
-    device = device_name(*plan.paced)
     if as_json:
         for cell in cells:
-            print(json.dumps(asdict(cell) | {"of_ceiling": cell.of_ceiling, "device": device}))
+            print(json.dumps(asdict(cell) | {"of_ceiling": cell.of_ceiling, "device": device.name}))
     else:
         console = Console()
         console.width = max(console.width, _TABLE_WIDTH)
-        console.print(as_table(cells, device))
+        console.print(as_table(cells, device.name))
+        if (out / CONTENTION).exists():
+            console.print(plain_table(contention_table(read_contention(out))))
     return cells
 
 
@@ -95,12 +100,14 @@ def _setting(row: Row | TimelineRow) -> Setting:
     return Setting(row.draft, row.error_rate, row.rtt_ms)
 
 
-def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progress) -> None:
+def _measure(
+    plan: Plan, missing: Sequence[Setting], device: Device, out: Path, progress: Progress
+) -> None:
     if not missing:
         return
     task = progress.add_task("the target alone", total=len(missing) * plan.repeats * plan.prompts)
     prompts = PROMPTS[: plan.prompts]
-    alone = TargetAlone(plan.target, prompts, plan.max_new_tokens, plan.paced[1])
+    alone = TargetAlone(plan.target, plan.dtype, prompts, plan.max_new_tokens, device)
     answers = out / ANSWERS
     if not answers.exists():
         recorded = [alone.answer(index) for index in range(plan.prompts)]
@@ -109,7 +116,7 @@ def _measure(plan: Plan, missing: Sequence[Setting], out: Path, progress: Progre
     for setting in missing:
         progress.update(task, description=str(setting))
         stack = MeasuredStack(
-            plan, setting, answers.resolve(), alone if setting.error_rate is None else None,
+            plan, setting, device, answers.resolve(), alone if setting.error_rate is None else None,
             tick=lambda: progress.advance(task),
         )  # fmt: skip
         rows, timelines, about = asyncio.run(stack.run())

@@ -14,7 +14,7 @@ from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import SWEEP_PROMPTS, Plan, Setting
 from bench.pace.rows import Row, StackRow, tokens_per_s
-from bench.paced import paced_env
+from bench.paced import Device
 from bench.prompts import PROMPTS
 from bench.telemetry import read_telemetry
 from bench.windows import climb, first_guess
@@ -30,23 +30,25 @@ class MeasuredStack:
     """Edge, cloud and link of one setting.
 
     Args:
+        device: whose times steps and passes take.
         answers: file of recorded answers for an oracle draft.
         alone: takes its turns with the methods, or None.
         tick: called after each prompt of a repetition, answered by all methods.
     """
 
     def __init__(
-        self, plan: Plan, setting: Setting, answers: Path, alone: TargetAlone | None, tick: Tick
-    ) -> None:
+        self, plan: Plan, setting: Setting, device: Device, answers: Path,
+        alone: TargetAlone | None, tick: Tick,
+    ) -> None:  # fmt: skip
         self._plan, self._setting, self._alone, self._tick = plan, setting, alone, tick
-        env = {"E2SCI_TIMELINE": "1", **paced_env(*plan.paced)}
+        env = {"E2SCI_TIMELINE": "1", **device.env()}
         if setting.error_rate is not None:
             env |= {
                 "E2SCI_ORACLE": str(answers),
                 "E2SCI_ORACLE_ERROR_RATE": str(setting.error_rate),
             }
         options = StackOptions(
-            target=plan.target, draft=setting.draft, dtype="float32", drafter="model", threads=1,
+            target=plan.target, draft=setting.draft, dtype=plan.dtype, drafter="model", threads=1,
             link=f"{setting.rtt_ms:g}ms",
         )  # fmt: skip
         self._stack = Stack(options, log=lambda _: None, quiet=True, env=env)

@@ -82,8 +82,9 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _narrowed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The lines of one draft and one setting of the workers; asks which where there are several."""
-    for column, label in (("draft", "Draft"), ("variant", "Setting")):
+    """The lines of one draft, one setting of the workers and one device; asks which where there
+    are several."""
+    for column, label in (("draft", "Draft"), ("variant", "Setting"), ("device", "Device")):
         if column in frame and frame[column].nunique() > 1:
             found = st.selectbox(
                 label, list(frame[column].unique()), format_func=lambda text: text or "as usual"

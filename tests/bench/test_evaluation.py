@@ -11,19 +11,33 @@ import msgspec
 import numpy as np
 import pytest
 
+from bench.claims import claim
+from bench.contention import CONTENTION, Contention, Timing, find_devices, read_contention
 from bench.energy import Power, PowerModel
 from bench.evaluation.answers import TimedAnswer
 from bench.evaluation.inertia import inertia
-from bench.evaluation.plan import SWEEP_QUESTIONS, Plan, Setting, needs_sweep
+from bench.evaluation.paddings import padding_tables
+from bench.evaluation.plan import (
+    BASELINES,
+    SWEEP_QUESTIONS,
+    Plan,
+    Setting,
+    check_baselines,
+    colocated_window,
+    is_baseline,
+    needs_sweep,
+)
 from bench.evaluation.report import by_dataset, write_report
-from bench.evaluation.rows import Key, Row, WindowRow
-from bench.evaluation.run import report
+from bench.evaluation.rows import Key, PaddingRow, Row, WindowRow
+from bench.evaluation.run import MAY_GROW, report
 from bench.evaluation.summary import Line, as_markdown, as_table, duels, summarise
 from bench.lines import append_rows, read_all
+from bench.paced import THIS_DEVICE, Device
 from bench.ranges import Interval
 from bench.turns import in_turn
 from bus.errors import ConfigurationError
 from bus.store import Usage, WindowEntry
+from models.padding import Tally
 
 USAGE = Usage(
     drafted_tokens=40, accepted_tokens=30, wasted_tokens=10, rollbacks=4, prehit_rejections=1,
@@ -74,8 +88,26 @@ def test_without_files_our_own_prompts_are_asked() -> None:
 
 
 def test_windows_that_nobody_sets_are_swept() -> None:
-    names = ("sd", "sd:4", "fsd", "fsd:0.1", "fsd:0.1:6", "plc", "e2sci", "e2sci-no-plc", "target")
-    assert [name for name in names if needs_sweep(name)] == ["sd", "fsd", "fsd:0.1"]
+    names = (
+        "sd", "sd:4", "fsd", "fsd:0.1", "fsd:0.1:6", "plc", "e2sci", "e2sci-no-plc", *BASELINES,
+        "colocated:4",
+    )  # fmt: skip
+    assert [name for name in names if needs_sweep(name)] == ["sd", "fsd", "fsd:0.1", "colocated"]
+
+
+def test_baselines_are_known_by_name_and_window() -> None:
+    names = ("target", "edge-target", "colocated", "colocated:1", "colocated:32", "sd", "target:2")
+    assert [name for name in names if is_baseline(name)] == list(names[:5])
+    assert [colocated_window(f"colocated:{w}") for w in ("4", "0", "999", "x", "")] == (
+        [4, None, None, None, None]
+    )
+
+
+def test_oracle_drafts_are_refused_for_colocated_sd() -> None:
+    check_baselines(Plan(files=(), methods=("colocated",)))
+    check_baselines(Plan(files=(), methods=("target",), drafts=("oracle:0.1",)))
+    with pytest.raises(ConfigurationError, match="colocated has no oracle drafts"):
+        check_baselines(Plan(files=(), methods=("colocated:4",), drafts=("model", "oracle:0.1")))
 
 
 def test_settings_are_all_combinations() -> None:
@@ -83,10 +115,20 @@ def test_settings_are_all_combinations() -> None:
         files=(), rtts_ms=(0.0, 40.0), drafts=("model", "oracle:0.1"),
         variations=(("credit_memory", "1"), ("credit_memory", "5")),
     )  # fmt: skip
-    assert len(plan.settings) == 8
-    assert plan.settings[0].variant == "credit_memory=1"
-    assert [s.error_rate for s in plan.settings[:4]] == [None, None, 0.1, 0.1]
+    settings = plan.settings([THIS_DEVICE])
+    assert len(settings) == 8
+    assert settings[0].variant == "credit_memory=1"
+    assert [s.error_rate for s in settings[:4]] == [None, None, 0.1, 0.1]
     assert "oracle:0.1" in str(Setting(40.0, "oracle:0.1"))
+
+
+def test_each_device_is_a_setting_of_its_own() -> None:
+    padded = Device("padded to contended times: 9 ms a step", 9.0)
+    one, other = Plan(files=()).settings([THIS_DEVICE, padded])
+    question = Plan(files=(), limit=1).questions()[0][0]
+    assert one.key("plc", question) != other.key("plc", question)
+    assert one.where != other.where
+    assert str(other).endswith("padded to contended times")
 
 
 def test_each_method_begins_in_its_turn() -> None:
@@ -116,8 +158,8 @@ def test_gaps_are_between_pieces() -> None:
 def test_energy_is_idle_watts_always_and_busy_watts_while_a_model_runs() -> None:
     assert Power(5.0, 1.0).joules(seconds=10.0, busy_s=4.0) == 10.0 + 16.0
     model = PowerModel(edge=Power(5.0, 1.0), cloud=Power(10.0, 2.0))
-    alone = model.answer_j(10.0, 1.0, 9.0, None)
-    assert alone == 10.0 + 100.0  # the edge idles, the cloud is busy throughout
+    assert model.alone_j(10.0, on_edge=False) == 10.0 + 100.0  # edge idle, cloud always busy
+    assert model.alone_j(10.0, on_edge=True) == 50.0 + 20.0
     together = model.answer_j(10.0, 1.0, 8.0, USAGE)
     assert together == pytest.approx((10 + 4 * (1 + 6)) + (20 + 8 * (1 + 4)))
 
@@ -293,6 +335,70 @@ def test_a_report_is_one_page_with_every_part(tmp_path: Path) -> None:
     assert "cdn" not in page.split("</script>")[-1]
     assert (tmp_path / "table.md").read_text("utf-8").startswith("| method | RTT, ms |")
     assert "| e2sci:0.1 ÷ plc, 40 ms |" in (tmp_path / "table.md").read_text("utf-8")
+
+
+def test_a_report_tells_devices_apart_and_shows_whether_padding_held(tmp_path: Path) -> None:
+    padded = Device("padded to contended times: 9 ms a step", 9.0)
+    rows = [
+        row(method, prompt, device=device, dtype="int8", decode_seconds=seconds)
+        for method in ("target", "edge-target", "colocated", "sd", "e2sci:0.1")
+        for prompt in range(2)
+        for device, seconds in (("as it is", 2.0), (padded.name, 3.0))
+    ]
+    lines = summarise(rows)
+    assert {(line.device, line.speed.value) for line in lines} == (
+        {("as it is", 15.0), (padded.name, 10.0)}
+    )
+    assert all(line.over_target == Interval(1.0, 1.0, 1.0) for line in lines)
+    (tmp_path / CONTENTION).write_bytes(msgspec.json.encode(CONTENTION_FOUND))
+    tables = padding_tables(tmp_path, [padding_row("sd", 2), padding_row("sd", 4)])
+    page = write_report(tmp_path, rows, [], lines, {}, tables).read_text("utf-8")
+    for text in (
+        "<h2>Speed-up, padded to contended times", "<h2>Energy and latency, as it is",
+        "<h2>Contended times", "<td>pass over 8 tokens</td><td>20.0</td><td>30.0</td>",
+        "<h2>Did the padding hold?", "<td>sd</td><td>3.0%</td><td>0.5%</td><td>–</td>",
+        "<dt>Number format</dt><dd>int8</dd>", "co-located SD",
+    ):  # fmt: skip
+        assert text in page
+    markdown = (tmp_path / "table.md").read_text("utf-8")
+    assert "| colocated | padded to contended times |" in markdown
+    assert "| e2sci:0.1 ÷ sd, as it is |" in markdown
+    assert "| sd | 3.0% | 0.5% | – |" in markdown
+
+
+def padding_row(method: str, long_steps: int) -> PaddingRow:
+    return PaddingRow(
+        method=method, rtt_ms=40.0, draft="model", variant="", device="padded",
+        steps=Tally(100, long_steps, 2.0, 0.01), passes=Tally(),
+    )  # fmt: skip
+
+
+CONTENTION_FOUND = Contention(
+    target="a", draft="b", dtype="int8", step=Timing(2.0, 3.0),
+    passes={1: Timing(10.0, 15.04), 8: Timing(20.0, 30.0)}, repeats=5,
+)  # fmt: skip
+
+
+def test_a_run_in_another_number_format_does_not_fill_the_same_directory(tmp_path: Path) -> None:
+    claim(tmp_path, Plan(files=(), dtype="int8"), MAY_GROW)
+    claim(tmp_path, Plan(files=(), dtype="int8", paced=("none", "contended")), MAY_GROW)
+    with pytest.raises(ConfigurationError, match="other settings"):
+        claim(tmp_path, Plan(files=(), dtype="float32"), MAY_GROW)
+
+
+def test_contended_times_are_measured_once_for_a_run(tmp_path: Path) -> None:
+    """No model of this name could be loaded: it is not measured again."""
+    (tmp_path / CONTENTION).write_bytes(msgspec.json.encode(CONTENTION_FOUND))
+    usual, fixed, padded = find_devices(
+        ("none", "8,60", "contended"), tmp_path, "/nowhere", "/nowhere", "int8"
+    )
+    assert usual == THIS_DEVICE
+    assert (fixed.least_step_ms, str(fixed.least_passes)) == (8.0, "60")
+    assert (padded.least_step_ms, str(padded.least_passes)) == (3.0, "1:15,8:30")
+    assert padded.name.startswith("padded to contended times: 3 ms a step; passes 15 ms over 1, ")
+    (tmp_path / CONTENTION).write_text("{}")
+    with pytest.raises(ConfigurationError, match="use a new --out"):
+        read_contention(tmp_path)
 
 
 def test_a_directory_without_rows_has_no_report(tmp_path: Path) -> None:

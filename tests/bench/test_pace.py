@@ -145,6 +145,8 @@ def test_another_plan_does_not_fill_the_same_directory(tmp_path: Path) -> None:
     run(plan, tmp_path, as_json=True)
     with pytest.raises(ConfigurationError, match="other settings"):
         run(Plan(rtts_ms=(40.0,), error_rates=(0.1,), repeats=2), tmp_path, as_json=True)
+    with pytest.raises(ConfigurationError, match="other settings"):
+        run(Plan(rtts_ms=(40.0,), error_rates=(0.1,), dtype="float32"), tmp_path, as_json=True)
 
 
 def run_files(out: Path, plan: Plan) -> None:

@@ -23,6 +23,9 @@ from cli.main import app
         (["--vary", "credit_memory"], "expected NAME=VALUE"),
         (["--vary", "credit_memroy=3"], "no worker has a setting 'credit_memroy'"),
         (["--paced", "3"], "expected STEP,PASS"),
+        (["--paced", "contend"], "or contended"),
+        (["--methods", "colocated:0"], "there is no 'colocated:0'"),
+        (["--methods", "colocated", "--drafts", "oracle:0.1"], "colocated has no oracle drafts"),
     ],
 )
 def test_nonsense_is_refused(arguments: list[str], message: str) -> None:
@@ -30,6 +33,13 @@ def test_nonsense_is_refused(arguments: list[str], message: str) -> None:
     assert done.exit_code == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["bench"], ["bench", "pace", "--out", "/nowhere"]])
+def test_an_unknown_number_format_is_refused(command: list[str]) -> None:
+    done = CliRunner().invoke(app, [*command, "--dtype", "int3"])
+    assert done.exit_code == 2
+    assert "int3" in done.stderr
 
 
 def test_a_data_set_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams, draw_dense, warp_dense
 from decoding.uniforms import Purpose, uniform
 from models.loading import load_causal_lm
+from models.padding import LeastTimes, Padding
 from models.tokenizer import encode_prompt
 from tests.models.tiny import save_tiny
 
@@ -257,7 +258,7 @@ def test_the_score_of_an_answer_is_that_of_its_log_probabilities(
 def test_a_pass_takes_its_least_time(directory: str) -> None:
     """Not how long exactly: a pass that needs 1 ms takes at least 30."""
     model = TargetModel.load(directory, "float32", "cpu")
-    model.least_pass_ms = 30.0
+    model.padding = Padding(LeastTimes.parse("30"))
     cache = model.open(GREEDY)
     began = time.perf_counter()
     model.forward(cache, PROMPT, [IDS])

@@ -105,6 +105,25 @@ def test_a_varied_setting_has_a_chart_of_its_own(page: Page, tmp_path: Path) -> 
     assert found.selectbox[1].value == varied[0]  # the others show one setting
 
 
+def test_a_run_on_two_devices_shows_one_of_them(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    devices = ["as it is", "padded to contended times: 9 ms a step"]
+    lines = [
+        line(method, "all", 10.0, device=device)
+        for method in ("target", "edge-target", "colocated")
+        for device in devices
+    ]
+    (tmp_path / "runs" / "summary.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(lines))
+    found = page("tradeoffs").run()
+    assert not found.exception
+    assert found.selectbox[1].options == devices
+    (table,) = (frame.value for frame in found.dataframe)
+    assert table["ran"].tolist() == ["target", "edge-target", "colocated"]
+    drawn = "".join(chart.proto.spec for chart in found.get("plotly_chart"))
+    assert "target on the edge" in drawn
+    assert "co-located SD" in drawn
+
+
 # --- session ----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from decoding.uniforms import Purpose, uniform
 from edge_worker.draft_model import DraftCache, DraftModel
 from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
+from models.padding import LeastTimes, Padding, Tally, read_tally
 from tests.models.tiny import save_tiny
 
 GREEDY = SamplingParams()
@@ -269,3 +272,17 @@ def test_nothing_to_run_or_to_draw_is_an_error_of_the_caller(
 def test_a_draft_sends_at_least_one_probability(loaded: LoadedDraft) -> None:
     with pytest.raises(LocalError, match="at least one probability"):
         DraftModel(loaded, num_sparse=0)
+
+
+def test_a_step_takes_its_least_time_and_the_prompt_does_not(
+    loaded: LoadedDraft, tmp_path: Path
+) -> None:
+    """Not how long exactly: a step that needs 1 ms takes at least 20."""
+    model = DraftModel(loaded)
+    model.padding = Padding(LeastTimes.parse("20"), tmp_path / "counts")
+    cache = model.open(GREEDY)
+    model.prefill(cache, PROMPT)
+    assert read_tally(tmp_path / "counts") == Tally()
+    window = model.draft(cache, [3], 3, NEVER, go_on)
+    assert window.draft_ms >= 60.0
+    assert read_tally(tmp_path / "counts").count == 3
