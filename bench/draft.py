@@ -29,6 +29,7 @@ from edge_worker.distill.prompts import read_prompts
 from edge_worker.distill.records import Record, load_shard, save_shard
 from edge_worker.distill.training import rows_of_tokens
 from edge_worker.draft_model import DraftCache, DraftModel
+from models.cache import KVCache
 from models.draft import LoadedDraft, TrimmedDraft, WholeDraft, load_draft
 from models.loading import load_causal_lm
 
@@ -127,7 +128,7 @@ def measure(
 
     def logits(record: Record) -> torch.Tensor:
         text = torch.cat([record.prompt, record.answer])[:-1].long()
-        return network.rows(text[None].to(draft.device))[record.prompt.numel() - 1 :]
+        return network.logits(text.to(draft.device), KVCache(), record.answer.numel())
 
     vocab_size = max(draft.vocab_size, 1 + max(int(r.top_ids.max()) for r in records))
     rows = rows_of_tokens(vocab, vocab_size)

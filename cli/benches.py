@@ -96,8 +96,9 @@ def exactness(
         list[float] | None,
         typer.Option(min=0, max=10, help="May be given several times.", show_default="0, 0.8"),
     ] = None,
-    target: options.Target = "default",
-    draft: options.Draft = "default",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Is the text of every lossless method the target's own, token for token?
@@ -112,7 +113,8 @@ def exactness(
     from bench.exactness.run import run as run_exactness
 
     factors = _exactness_factors(method or [], window or [], link or [], temperature or [])
-    asked = Asked(own_prompts(prompts), max_new_tokens, target, draft, options.checked_dtype(dtype))
+    specs = options.checked_models(pair, target, draft)
+    asked = Asked(own_prompts(prompts), max_new_tokens, *specs, options.checked_dtype(dtype))
     if not run_exactness(factors, cells, asked, json):
         raise typer.Exit(1)
 

@@ -118,7 +118,7 @@ Draft = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="Number format: float32, bfloat16, or auto (bfloat16 where the hardware has it)."
+        help="Number format: int8, float32, bfloat16, or auto (int8 for named models on a CPU)."
     ),
 ]
 Window = Annotated[
@@ -284,7 +284,7 @@ def checked_link(link: str | None) -> str | None:
 
 
 def checked_dtype(dtype: str) -> str:
-    known = ("auto", "float32", "bfloat16")
+    known = ("auto", "float32", "bfloat16", "int8")
     if dtype not in known:
         raise typer.BadParameter(f"--dtype {dtype!r} is unknown; use one of {', '.join(known)}")
     return dtype

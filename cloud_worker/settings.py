@@ -35,8 +35,10 @@ class CloudSettings(WorkerSettings):
         description="Target model: 'default', a registered name, a Hugging Face id, a directory, a "
         ".gguf; where empty, the pair's.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware has it, else float32."
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="int8, float32, bfloat16; auto: int8 for named models on a CPU, else bfloat16 "
+        "where the hardware has it, else float32.",
     )
     device: str = Field("auto", description="auto, cpu, or cuda.")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="Torch threads; 0: all cores.")

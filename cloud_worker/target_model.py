@@ -20,10 +20,12 @@ from cloud_worker.rows import Rows
 from decoding.acceptance import TargetRow
 from decoding.sampling import SamplingParams
 from models.cache import KVCache
-from models.linears import packed
-from models.loading import LoadedModel, load_causal_lm
+from models.linears import integer, packed
+from models.loading import LoadedModel, load_model
 from models.network import CausalNetwork
 from models.padding import Padding
+from models.precision import NumberFormat
+from models.probe import probe
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class TargetModel:
     """A causal language model with its tokenizer.
 
     Attributes:
+        probe: what its passes compute here (`models.probe`).
         network: its forward pass, also for references that run it without this class's caches.
         padding: makes passes last at least a set time, to measure as on another device.
         Others as in `models.loading.LoadedModel`.
@@ -51,7 +54,9 @@ class TargetModel:
 
     def __init__(self, loaded: LoadedModel) -> None:
         """Take over `loaded`, whose `model` is used up."""
-        self.network = CausalNetwork(loaded.model, loaded.vocab_size, packed)
+        layout = integer if loaded.dtype is NumberFormat.INT8 else packed
+        self.network = CausalNetwork(loaded.model, loaded.vocab_size, layout)
+        self.probe = probe(self.network, loaded.vocab_size, loaded.device)
         self.tokenizer = loaded.tokenizer
         self.tokenizer_digest = loaded.tokenizer_digest
         self.name = loaded.name
@@ -64,8 +69,8 @@ class TargetModel:
 
     @classmethod
     def load(cls, spec: str, dtype: str = "auto", device: str = "auto") -> Self:
-        """Load by spec; see `models.loading.load_causal_lm` for specs and errors."""
-        return cls(load_causal_lm(spec, dtype, device))
+        """Load by spec; see `models.loading.load_model` for specs and errors."""
+        return cls(load_model(spec, dtype, device))
 
     def open(self, sampling: SamplingParams) -> TargetCache:
         """An empty cache for a new session."""

@@ -24,6 +24,7 @@ from decoding.uniforms import Purpose, uniform
 from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
 from models.padding import Padding
+from models.probe import probe
 
 
 @dataclass(slots=True)
@@ -83,6 +84,7 @@ class DraftModel:
     Attributes:
         num_sparse: K, probabilities sent for each token, at most the head's size.
         weight_bytes: bytes of weights that one step reads.
+        probe: what its passes compute here (`models.probe`).
         padding: makes steps last at least a set time, to measure as on another device.
         Others as in `models.loading.LoadedModel`.
     """
@@ -93,6 +95,7 @@ class DraftModel:
         if num_sparse < 1:
             raise LocalError(f"num_sparse is {num_sparse}; a draft sends at least one probability")
         self._network = loaded.network
+        self.probe = probe(loaded.network, loaded.network.head_size, loaded.device)
         self._drafter = drafter
         self.tokenizer = loaded.tokenizer
         self.tokenizer_digest = loaded.tokenizer_digest
@@ -204,8 +207,8 @@ class DraftModel:
     @torch.inference_mode()
     def _run(self, cache: DraftCache, tokens: Sequence[int]) -> Tensor:
         """Logits of the last of `tokens`, float[H]."""
-        input_ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
-        return self._network.forward(input_ids, cache.keys_values)
+        input_ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)
+        return self._network.logits(input_ids, cache.keys_values, num_rows=1)[0]
 
     def _proposal(
         self, logits: Tensor, cache: DraftCache, position: int

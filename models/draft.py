@@ -1,8 +1,9 @@
 """Networks a draft model can be made of, behind one small interface.
 
-`TrimmedDraft` is the draft this project ships: a few Llama layers on the default target's frozen
-input embedding, with a head of only the most frequent tokens. `WholeDraft` is any causal language
-model of transformers. Neither knows sampling or sessions.
+`TrimmedDraft` has a head of only the most frequent tokens: the draft this project ships, a few
+Llama layers on the default target's frozen input embedding; or a whole model whose head was
+narrowed (`models.ranking`). `WholeDraft` is any causal language model. Neither knows sampling or
+sessions.
 
 Format of a draft's weights (safetensors): `layers.N.….weight.int8` with `….weight.scale` (weight =
 int8 × the scale of its row), norms as float16, `norm.weight`, and `vocab`, the sorted token ids of
@@ -20,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,17 +35,35 @@ from transformers.configuration_utils import PreTrainedConfig
 from bus.arrays import Int32Array
 from bus.errors import ModelError
 from models.cache import KVCache
-from models.linears import halved
+from models.conversion import content_key, read_config, save_tokenizer, weights_of
+from models.digests import file_digest
+from models.integer import IntegerProduct
+from models.integer_decoder import FORMAT, IntegerDecoder, convert
+from models.linears import Product, halved, integer
+from models.llama import IntegerBody, has_llama_config
 from models.loading import (
+    LoadedModel,
     context_length,
-    load_causal_lm,
+    load_model,
     load_tokenizer,
     quiet_transformers,
 )
-from models.network import CausalNetwork, fast_body
-from models.precision import resolve_device, resolve_dtype
-from models.sources import DEFAULT_SPEC, first_line, resolve_source
+from models.network import Body, CausalNetwork, fast_body
+from models.places import cache_root
+from models.precision import NumberFormat, resolve_device, resolve_format, torch_dtype
+from models.ranking import most_frequent
+from models.registry import split_head
+from models.sources import (
+    DEFAULT_SPEC,
+    ModelSource,
+    find_source,
+    first_line,
+    made_once,
+    resolve_source,
+    write_complete,
+)
 from models.tokenizer import num_real_tokens, tokenizer_digest
+from models.weights import MappedWeights
 
 SHIPPED_WEIGHTS = "draft-smollm2-135m.safetensors"
 DRAFT_WEIGHTS = "draft.safetensors"
@@ -52,7 +71,8 @@ EMBEDDING_WEIGHTS = "embedding.safetensors"
 HEAD_KEY = "head.weight"
 
 _TARGET_WEIGHTS = "model.safetensors"
-_TARGET_EMBEDDING = "model.embed_tokens.weight"
+_EMBEDDING = "embed_tokens.weight"
+_TARGET_EMBEDDING = f"model.{_EMBEDDING}"
 
 
 class DraftNetwork(Protocol):
@@ -68,8 +88,8 @@ class DraftNetwork(Protocol):
     head_size: int
     weight_bytes: int
 
-    def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Run int64[1, n] behind what `cache` holds; float[H] logits of the last position."""
+    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
+        """Run int64[n] after what `cache` holds; float[num_rows, H] of the last positions."""
         ...
 
 
@@ -80,7 +100,7 @@ class LoadedDraft:
     network: DraftNetwork
     tokenizer: Tokenizer
     name: str
-    dtype: torch.dtype
+    dtype: NumberFormat
     device: torch.device
     context_length: int
     vocab_size: int
@@ -88,45 +108,40 @@ class LoadedDraft:
 
 
 class WholeDraft:
-    """Any causal language model as a draft; rows behind the real tokens are cut off."""
+    """Any causal language model as a draft; rows beyond the real tokens are cut off."""
 
     vocab: Int32Array | None = None
 
-    def __init__(self, model: torch.nn.Module, head_size: int) -> None:
-        """Take over `model`; it is used up."""
-        self._network = CausalNetwork(model, head_size, halved)
+    def __init__(self, network: CausalNetwork, head_size: int) -> None:
+        self._network = network
         self.head_size = head_size
-        self.weight_bytes = self._network.weight_bytes
+        self.weight_bytes = network.weight_bytes
 
-    def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        return self._network.logits(input_ids[0], cache, num_rows=1)[0]
-
-    def rows(self, input_ids: Tensor) -> Tensor:
-        """float[n, H] logits of every position of int64[1, n], read from the beginning."""
-        return self._network.logits(input_ids[0], KVCache(), num_rows=input_ids.shape[1])
+    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
+        """Run int64[n] after what `cache` holds; float[num_rows, H] of the last positions."""
+        return self._network.logits(input_ids, cache, num_rows)
 
 
 class TrimmedDraft:
     """Layers of a model with a head of a part of the vocabulary."""
 
-    def __init__(self, body: torch.nn.Module, head: Tensor, vocab: Int32Array) -> None:
-        """Take over `body`, a model without a head; it is used up.
-
-        Args:
-            head: float[H, hidden], the head's rows of the tokens `vocab`.
-        """
-        self._body = fast_body(body, halved)
-        self._head = halved([_linear(head)])
+    def __init__(self, body: Body, head: Product, vocab: Int32Array) -> None:
+        self._body = body
+        self._head = head
         self.vocab: Int32Array | None = vocab
         self.head_size = int(vocab.size)
-        self.weight_bytes = self._body.weight_bytes + self._head.num_bytes
+        self.weight_bytes = body.weight_bytes + head.num_bytes
 
-    def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        return self._head(self._body.forward(input_ids[0], cache)[-1:])[0]
+    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
+        """Run int64[n] after what `cache` holds; float[num_rows, H] of the last positions."""
+        return self._head(self._body.forward(input_ids, cache)[-num_rows:])
 
-    def rows(self, input_ids: Tensor) -> Tensor:
-        """float[n, H] logits of every position of int64[1, n], read from the beginning."""
-        return self._head(self._body.forward(input_ids[0], KVCache()))
+
+def _narrowed(decoder: IntegerDecoder) -> TrimmedDraft:
+    """A model in int8 with a `vocab`."""
+    assert decoder.vocab is not None
+    vocab = decoder.vocab.numpy().astype(np.int32)
+    return TrimmedDraft(IntegerBody(decoder), IntegerProduct(decoder.head), vocab)
 
 
 def _linear(weight: Tensor) -> torch.nn.Linear:
@@ -150,9 +165,10 @@ def load_draft(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedDr
     """
     if is_trimmed(spec):
         return _load_trimmed_draft(spec, dtype, device)
-    whole = load_causal_lm(spec, dtype, device)
+    name, head_size = split_head(spec)
+    whole = load_model(name, dtype, device)
     return LoadedDraft(
-        network=WholeDraft(whole.model, whole.vocab_size),
+        network=_whole(whole, head_size),
         tokenizer=whole.tokenizer,
         name=whole.name,
         dtype=whole.dtype,
@@ -161,6 +177,24 @@ def load_draft(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedDr
         vocab_size=whole.vocab_size,
         tokenizer_digest=whole.tokenizer_digest,
     )
+
+
+def _whole(loaded: LoadedModel, head_size: int | None) -> DraftNetwork:
+    """A model as a draft, with a head of its `head_size` most frequent tokens where given.
+
+    Raises:
+        ModelError: nothing ranks the tokens of its tokenizer, or its format keeps the head whole.
+    """
+    if head_size is None or head_size >= loaded.vocab_size:
+        layout = integer if loaded.dtype is NumberFormat.INT8 else halved
+        network = CausalNetwork(loaded.model, loaded.vocab_size, layout)
+        return WholeDraft(network, loaded.vocab_size)
+    vocab = most_frequent(loaded.tokenizer, loaded.tokenizer_digest, head_size)
+    if isinstance(loaded.model, IntegerDecoder):
+        return _narrowed(loaded.model.narrowed(torch.from_numpy(vocab)))
+    model: Any = loaded.model
+    rows = model.get_output_embeddings().weight[torch.from_numpy(vocab).long()]
+    return TrimmedDraft(fast_body(model.base_model, halved), halved([_linear(rows)]), vocab)
 
 
 def is_trimmed(spec: str) -> bool:
@@ -181,7 +215,10 @@ def load_trimmed(
         ModelError: the file is damaged or does not fit this target.
     """
     body, head, vocab = read_trimmed(weights, target, dtype)
-    return TrimmedDraft(body.to(device), head.to(device), vocab.numpy().astype(np.int32))
+    return TrimmedDraft(
+        fast_body(body.to(device), halved), halved([_linear(head.to(device))]),
+        vocab.numpy().astype(np.int32),
+    )  # fmt: skip
 
 
 def read_trimmed(
@@ -208,29 +245,39 @@ def read_trimmed(
     return body, head, vocab
 
 
+def shipped_weights() -> Path:
+    """The shipped draft's file."""
+    # An installed package is a folder, never an archive: the models need far more files.
+    return Path(str(resources.files("models") / "weights" / SHIPPED_WEIGHTS))
+
+
 def trimmed_location(spec: str) -> tuple[Path, Path]:
     """Weights and target of the shipped draft or of a draft directory, as `read_trimmed` takes
     them."""
     if spec == DEFAULT_SPEC:
-        # An installed package is a folder, never an archive: the models need far more files.
-        weights = Path(str(resources.files("models") / "weights" / SHIPPED_WEIGHTS))
-        return weights, Path(resolve_source(DEFAULT_SPEC).location)
+        return shipped_weights(), Path(resolve_source(DEFAULT_SPEC).location)
     directory = Path(spec).expanduser()
     return directory / DRAFT_WEIGHTS, directory
 
 
 def _load_trimmed_draft(spec: str, dtype: str, device: str) -> LoadedDraft:
     where = resolve_device(device)
-    number_format = resolve_dtype(dtype, where)
+    number_format = resolve_format(dtype, where, registered=spec == DEFAULT_SPEC)
     quiet_transformers()
-    source = resolve_source(spec)
+    if number_format is NumberFormat.INT8:
+        directory, decoder = load_integer_trimmed(spec)
+        source = ModelSource(directory.name, str(directory), is_local=True)
+        network: DraftNetwork = _narrowed(decoder)
+    else:
+        source = resolve_source(spec)
+        weights, target = trimmed_location(spec)
+        network = load_trimmed(weights, target, torch_dtype(number_format), where)
     tokenizer = load_tokenizer(source)
     config = AutoConfig.from_pretrained(source.location)
-    weights, target = trimmed_location(spec)
     return LoadedDraft(
-        network=load_trimmed(weights, target, number_format, where),
+        network=network,
         tokenizer=tokenizer,
-        name=weights.stem if spec == DEFAULT_SPEC else source.name,
+        name=Path(SHIPPED_WEIGHTS).stem if spec == DEFAULT_SPEC else Path(spec).resolve().name,
         dtype=number_format,
         device=where,
         context_length=context_length(config, source.name),
@@ -239,12 +286,56 @@ def _load_trimmed_draft(spec: str, dtype: str, device: str) -> LoadedDraft:
     )
 
 
+def load_integer_trimmed(spec: str) -> tuple[Path, IntegerDecoder]:
+    """A trimmed draft in int8, and the directory it was converted into, once.
+
+    Raises:
+        ModelError: the draft is damaged, does not fit its target, or is no Llama or Qwen2.
+    """
+    weights = shipped_weights() if spec == DEFAULT_SPEC else Path(spec).expanduser() / DRAFT_WEIGHTS
+    target = find_source(DEFAULT_SPEC) if spec == DEFAULT_SPEC else find_source(spec)
+    key = f"{file_digest(weights)[:16]}-{content_key(target)}"
+    directory = cache_root() / "models" / f"{weights.stem}-{key}-{FORMAT}"
+
+    def write(scratch: Path) -> None:
+        _convert_trimmed(weights, target).save(scratch)
+        save_tokenizer(target, scratch)
+
+    made_once(
+        directory, lambda: write_complete(directory, write), f"cannot convert the draft {weights}",
+        "expected the draft of this target, and a directory with room for its weights",
+    )  # fmt: skip
+    return directory, IntegerDecoder.load(directory)
+
+
+def _convert_trimmed(weights: Path, target: ModelSource) -> IntegerDecoder:
+    stored = load_file(weights)
+    vocab = stored.pop("vocab")
+    layers = _dequantise(stored, torch.float32)
+    config = read_config(target)
+    if not has_llama_config(config):
+        raise _misfit(weights, f"a {config.model_type} does not run in int8; use float32")
+    if target.gguf is not None:
+        frozen = {_EMBEDDING: weights_of(target, config).get(_TARGET_EMBEDDING)}
+        config.num_hidden_layers = _depth(layers, weights)
+    else:
+        frozen = {name: rows.float() for name, rows in _frozen(Path(target.location)).items()}
+    embedding = frozen[_EMBEDDING]
+    if embedding is None:
+        raise _misfit(weights, "the target has no embedding")
+    _check_vocab(vocab, embedding.shape[0], weights)
+    head = frozen.get(HEAD_KEY)
+    head = embedding[vocab.long()] if head is None else head
+    state = MappedWeights({**layers, _EMBEDDING: embedding}, prefix="model.")
+    return convert(config, state, head, vocab.int())
+
+
 def _frozen(target: Path) -> dict[str, Tensor]:
     """What the draft has from its target: the embedding, and the head where it is not tied."""
     if (target / EMBEDDING_WEIGHTS).is_file():
         return load_file(target / EMBEDDING_WEIGHTS)
     with safe_open(target / _TARGET_WEIGHTS, "pt") as file:
-        return {_TARGET_EMBEDDING.removeprefix("model."): file.get_tensor(_TARGET_EMBEDDING)}
+        return {_EMBEDDING: file.get_tensor(_TARGET_EMBEDDING)}
 
 
 def _dequantise(stored: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -273,12 +364,17 @@ def _draft_config(target: Path, layers: dict[str, Tensor], weights: Path) -> Pre
     """The target's config, as deep as the draft."""
     if (target / EMBEDDING_WEIGHTS).is_file():
         return AutoConfig.from_pretrained(target)
+    config = LlamaConfig.from_pretrained(target)
+    config.num_hidden_layers = _depth(layers, weights)
+    return config
+
+
+def _depth(layers: dict[str, Tensor], weights: Path) -> int:
+    """How many layers a draft has."""
     depth = len({name.split(".")[1] for name in layers if name.startswith("layers.")})
     if depth == 0:
         raise ModelError(f"draft {weights} holds no layers; expected tensors 'layers.N.…'")
-    config = LlamaConfig.from_pretrained(target)
-    config.num_hidden_layers = depth
-    return config
+    return depth
 
 
 def _build_body(

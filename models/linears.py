@@ -1,14 +1,17 @@
 """How weight matrices lie in memory when only a few rows at a time run through them.
 
 A draft step multiplies one row with every matrix, a verification some 5 to 16. Both wait for the
-weights more than for the arithmetic, and there torch's own float32 product is slow (figures in the
-README, by `e2sci bench overhead`). So matrices are kept in the layout of a library made for it:
+weights more than for the arithmetic, and there torch's own float32 product is slow
+(docs/results.md, by `e2sci bench overhead`). So matrices are kept in the layout of a library made
+for it:
 
-* `halved`: float16 weights, float32 rows and sums, by FBGEMM: half the bytes. For drafts, whose
-  weights may be rounded once more (by at most 2⁻¹¹ of themselves, the same for every chunk of
-  tokens, so that a draft stays a function of the prefix: DESIGN rule 3).
+* `integer`: int8 weights and sums in integers, by FBGEMM: a quarter of the bytes, and bitwise the
+  same result for a row whatever rows are beside it (`models.integer`). For both models.
+* `halved`: float16 weights, float32 rows and sums, by FBGEMM: half the bytes. For drafts in
+  float32, whose weights may be rounded once more (by at most 2⁻¹¹ of themselves, the same for every
+  chunk of tokens, so that a draft stays a function of the prefix).
 * `packed`: float32 weights in oneDNN's blocks; products differ from torch's own only by the order
-  of summation (DESIGN rule 6). For targets: faster from two rows on, no faster for a single one.
+  of summation. For targets in float32: faster from two rows on, no faster for a single one.
 
 Several matrices that the same rows run through become one. Other number formats, GPUs and machines
 without these libraries keep their weights as they were loaded.
@@ -21,6 +24,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from models.integer import IntegerMatrix, IntegerProduct, available, num_groups
 
 _TYPICAL_ROWS = 8  # oneDNN picks its blocks for this many; they serve 1 to 16 alike
 
@@ -41,9 +46,17 @@ Layout = Callable[[Sequence[nn.Linear]], Product]
 """Makes the products of the same rows with several matrices, one beside the other."""
 
 
+def integer(linears: Sequence[nn.Linear]) -> Product:
+    """In int8 where FBGEMM is there."""
+    if not (_float32_on_cpu(linears) and available()):
+        return _AsLoaded(linears)
+    weight, bias = _joined(linears)
+    return IntegerProduct(IntegerMatrix.of(weight, num_groups(weight.shape[1]), bias))
+
+
 def halved(linears: Sequence[nn.Linear]) -> Product:
     """In float16 where FBGEMM is there; numbers beyond its range become its largest."""
-    possible = _float32_on_cpu(linears) and "fbgemm" in torch.backends.quantized.supported_engines
+    possible = _float32_on_cpu(linears) and available()
     return _Halved(linears) if possible else _AsLoaded(linears)
 
 

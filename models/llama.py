@@ -1,4 +1,4 @@
-"""The forward pass of a Llama as one plain function of a few operations.
+"""The forward pass of a Llama or Qwen2 as one plain function of a few operations.
 
 transformers' module tree spends about as long in Python as a small model's weights need from
 memory. This is the same arithmetic on the same weights and the same cache, for one session at a
@@ -9,9 +9,11 @@ time (no batch, no padding):
 
 with RoPE(v) = v ∘ cos mθ + swap(v) ∘ (−sin mθ, sin mθ) at position m, where swap exchanges a head's
 halves (Su et al. 2021, in the order of Llama's published weights). Grouped-query heads are not
-repeated: the g queries that share a key head stand as g rows of one attention.
+repeated: the g queries that share a key head are g rows of one attention.
 
-Only float32 on a CPU, where the tree is the bottleneck; `runs_as_llama` says for which configs.
+Two bodies, for a CPU. `FloatBody` runs float32 as fast as torch's operations allow. `IntegerBody`
+runs `models.integer` products between operations of `models.rowwise`, so that a token's result is
+bitwise the same however the tokens are cut into passes.
 """
 
 from __future__ import annotations
@@ -19,12 +21,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
+from models import rowwise
 from models.cache import KVCache
+from models.integer import IntegerProduct
+from models.integer_decoder import IntegerDecoder
 from models.linears import Layout, Product
 
 _CHANGING_ROPES = ("dynamic", "longrope")  # their angles depend on the length run so far
@@ -32,68 +39,139 @@ _ROPE_BLOCK = 512  # positions of the rotation table computed at a time
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaLayer:
-    """One layer: products, and gains g√h of the norms, float32[hidden]."""
+class Layer:
+    """The products of one layer."""
 
-    attention_gain: Tensor
     qkv: Product
     output: Product
-    mlp_gain: Tensor
     gate_up: Product
     down: Product
 
 
-def runs_as_llama(body: Any) -> bool:
-    """Whether `LlamaBody` computes what this transformers model computes."""
-    if type(body) is not LlamaModel:
-        return False
-    config, weight = body.config, body.embed_tokens.weight
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """The gains of one layer's norms, g√h: float32[hidden]."""
+
+    attention: Tensor
+    mlp: Tensor
+
+
+def has_llama_config(config: Any) -> bool:
+    """Whether the bodies here compute what a transformers model of this config computes."""
     return (
-        weight.dtype == torch.float32
-        and weight.device.type == "cpu"
+        config.model_type in ("llama", "qwen2")
         and config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] not in _CHANGING_ROPES
+        and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
     )
 
 
+def runs_as_llama(body: Any) -> bool:
+    """Whether `FloatBody` computes what this transformers model computes."""
+    if type(body) not in (LlamaModel, Qwen2Model):
+        return False
+    weight = body.embed_tokens.weight
+    return (
+        weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and has_llama_config(body.config)
+    )
+
+
+class Rotation:
+    """RoPE's table, made as far as positions are asked for."""
+
+    def __init__(self, config: Any) -> None:
+        rotary = LlamaRotaryEmbedding(config)
+        self._frequencies = rotary.inv_freq.float()
+        self._scaling = float(rotary.attention_scaling)
+        self._cos = self._sin = torch.empty(0, 1, 2 * len(self._frequencies))
+
+    def at(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """float32[n, 1, d] twice for positions begin … end−1: cos mθ, and sin mθ with its sign."""
+        if end > self._cos.shape[0]:
+            positions = torch.arange(-(-end // _ROPE_BLOCK) * _ROPE_BLOCK, dtype=torch.float32)
+            angles = (positions[:, None] * self._frequencies).double().numpy()
+            # numpy: torch's float32 cosine has other last bits where threads cut the table
+            cos = torch.from_numpy(np.cos(angles)).float() * self._scaling
+            sin = torch.from_numpy(np.sin(angles)).float() * self._scaling
+            self._cos = torch.cat((cos, cos), dim=1)[:, None]
+            self._sin = torch.cat((-sin, sin), dim=1)[:, None]
+        return self._cos[begin:end], self._sin[begin:end]
+
+
 class LlamaBody:
-    """A Llama without its head.
+    """What both bodies share: a model without its head.
 
     Attributes:
         weight_bytes: bytes of weights that a pass reads, the embedding's rows left out.
     """
 
+    def __init__(self, config: Any) -> None:
+        self._num_kv_heads = int(config.num_key_value_heads)
+        self._num_heads = int(config.num_attention_heads)
+        head_dim = getattr(config, "head_dim", None)
+        self._head_dim = int(head_dim or config.hidden_size // self._num_heads)
+        self._rotation = Rotation(config)
+        self._layers: list[Layer] = []
+        self.weight_bytes = 0
+
+    def _add(self, layer: Layer) -> None:
+        self._layers.append(layer)
+        for product in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            self.weight_bytes += product.num_bytes
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """float32[n, (heads + 2·kv_heads)·d] → queries and keys, values: float32[n, …, d]."""
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
+        return heads[:, : -self._num_kv_heads], heads[:, -self._num_kv_heads :]
+
+    def _store(
+        self, turned: Tensor, values: Tensor, cache: KVCache, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Append a layer's rotated keys and its values; float32[1, kv_heads, L, d] of all."""
+        held: tuple[Tensor, Tensor] = cache.states.update(
+            turned[:, self._num_heads :].transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            index,
+        )
+        return held
+
+    def _queries(self, turned: Tensor) -> Tensor:
+        """float32[n, kv_heads, g, d]."""
+        size = turned.shape[0]
+        return turned[:, : self._num_heads].view(size, self._num_kv_heads, -1, self._head_dim)
+
+
+class FloatBody(LlamaBody):
+    """In float32, several queries in one attention."""
+
     def __init__(self, body: Any, layout: Layout) -> None:
-        """Take over the weights of a `LlamaModel` that `runs_as_llama`, and use the model up.
+        """Take over the weights of a model that `runs_as_llama`, and use the model up.
 
         Its layers are taken from it one by one, so that no second copy of the weights is made.
         """
         config = body.config
-        self._head_dim = int(body.layers[0].self_attn.head_dim)
-        self._num_kv_heads = int(config.num_key_value_heads)
-        self._num_heads = int(config.num_attention_heads)
+        super().__init__(config)
         # ‖x‖² + hε instead of mean x² + ε, for `_norm`
         self._root_size = config.hidden_size**0.5
         self._root_epsilon = torch.tensor(self._root_size * config.rms_norm_eps**0.5)
         self._embedding: Tensor = body.embed_tokens.weight.detach()
         self._last_gain = self._gain(body.norm)
-        self._layers: list[LlamaLayer] = []
-        self.weight_bytes = 0
+        self._gains: list[Gains] = []
         while len(body.layers):
-            self._layers.append(self._take_over(body.layers.pop(0), layout))
-        self._rotary = body.rotary_emb
-        self._cos = self._sin = torch.empty(0, 1, self._head_dim)
+            self._take_over(body.layers.pop(0), layout)
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Run int64[n] behind what `cache` holds; float32[n, hidden] after the last norm."""
+        """Run int64[n] after what `cache` holds; float32[n, hidden] after the last norm."""
         past, size = cache.length, input_ids.shape[0]
-        rotation = self._rotation(past, past + size)
+        rotation = self._rotation.at(past, past + size)
         mask = None if size == 1 else self._mask(past, size)
         x = F.embedding(input_ids, self._embedding)
-        for index, layer in enumerate(self._layers):
-            rows = layer.qkv(self._norm(x, layer.attention_gain))
+        for index, (layer, gains) in enumerate(zip(self._layers, self._gains, strict=True)):
+            rows = layer.qkv(self._norm(x, gains.attention))
             x = x + layer.output(self._attention(rows, rotation, mask, cache, index))
-            gate, up = layer.gate_up(self._norm(x, layer.mlp_gain)).chunk(2, dim=1)
+            gate, up = layer.gate_up(self._norm(x, gains.mlp)).chunk(2, dim=1)
             x = x + layer.down(F.silu(gate) * up)
         return self._norm(x, self._last_gain)
 
@@ -101,19 +179,19 @@ class LlamaBody:
         gain: Tensor = norm.weight.detach() * self._root_size
         return gain
 
-    def _take_over(self, layer: Any, layout: Layout) -> LlamaLayer:
+    def _take_over(self, layer: Any, layout: Layout) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        taken = LlamaLayer(
-            attention_gain=self._gain(layer.input_layernorm),
-            qkv=layout([attention.q_proj, attention.k_proj, attention.v_proj]),
-            output=layout([attention.o_proj]),
-            mlp_gain=self._gain(layer.post_attention_layernorm),
-            gate_up=layout([mlp.gate_proj, mlp.up_proj]),
-            down=layout([mlp.down_proj]),
+        self._gains.append(
+            Gains(self._gain(layer.input_layernorm), self._gain(layer.post_attention_layernorm))
         )
-        for product in (taken.qkv, taken.output, taken.gate_up, taken.down):
-            self.weight_bytes += product.num_bytes
-        return taken
+        self._add(
+            Layer(
+                qkv=layout([attention.q_proj, attention.k_proj, attention.v_proj]),
+                output=layout([attention.o_proj]),
+                gate_up=layout([mlp.gate_proj, mlp.up_proj]),
+                down=layout([mlp.down_proj]),
+            )
+        )
 
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
         """n(x) as (g√h ∘ x) / √(‖x‖² + hε), in half the time of torch's rms_norm."""
@@ -130,17 +208,11 @@ class LlamaBody:
     ) -> Tensor:
         """float32[n, heads·d] from float32[n, (heads + 2·kv_heads)·d], appending to the cache."""
         size, dim, num_kv = qkv.shape[0], self._head_dim, self._num_kv_heads
-        heads = qkv.view(size, -1, dim)
-        turned = _rotate(heads[:, :-num_kv], *rotation)
-        keys, values = cache.states.update(
-            turned[:, self._num_heads :].transpose(0, 1)[None],
-            heads[:, -num_kv:].transpose(0, 1)[None],
-            index,
-        )
-        queries = turned[:, : self._num_heads].view(size, num_kv, -1, dim).transpose(0, 1)
-        mixed = F.scaled_dot_product_attention(
-            queries.reshape(1, num_kv, -1, dim), keys, values, attn_mask=mask
-        )
+        plain, values = self._split(qkv)
+        turned = _rotate(plain, *rotation)
+        keys, values = self._store(turned, values, cache, index)
+        queries = self._queries(turned).transpose(0, 1).reshape(1, num_kv, -1, dim)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return mixed.view(num_kv, size, -1, dim).transpose(0, 1).reshape(size, -1)
 
     def _mask(self, past: int, size: int) -> Tensor:
@@ -149,14 +221,44 @@ class LlamaBody:
         future = torch.full((size, past + size), -torch.inf).triu_(past + 1)
         return future.repeat_interleave(self._num_heads // self._num_kv_heads, dim=0)
 
-    def _rotation(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """float32[n, 1, d] twice: cos mθ, and sin mθ with the sign that `_rotate` needs."""
-        if end > self._cos.shape[0]:
-            positions = torch.arange(-(-end // _ROPE_BLOCK) * _ROPE_BLOCK)[None]
-            cos, sin = self._rotary(self._embedding, positions)
-            sin[..., : self._head_dim // 2].neg_()
-            self._cos, self._sin = cos[0, :, None], sin[0, :, None]
-        return self._cos[begin:end], self._sin[begin:end]
+
+class IntegerBody(LlamaBody):
+    """In int8 products, with every row's result independent of the rows beside it.
+
+    Hidden states are those of `models.integer_decoder`: rotated, norms without gain.
+    """
+
+    def __init__(self, decoder: IntegerDecoder) -> None:
+        super().__init__(decoder.config)
+        self._epsilon = float(decoder.config.rms_norm_eps)
+        self._embedding = decoder.embedding
+        for layer in decoder.layers:
+            self._add(
+                Layer(
+                    IntegerProduct(layer.qkv), IntegerProduct(layer.output),
+                    IntegerProduct(layer.gate_up), IntegerProduct(layer.down),
+                )
+            )  # fmt: skip
+
+    def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Run int64[n] after what `cache` holds; float32[n, hidden] after the last norm."""
+        past = cache.length
+        rotation = self._rotation.at(past, past + input_ids.shape[0])
+        x = F.embedding(input_ids, self._embedding).float()
+        for index, layer in enumerate(self._layers):
+            rows = layer.qkv(rowwise.normalised(x, self._epsilon))
+            x = x + layer.output(self._attention(rows, rotation, cache, index))
+            x = x + layer.down(rowwise.gated(layer.gate_up(rowwise.normalised(x, self._epsilon))))
+        return rowwise.normalised(x, self._epsilon)
+
+    def _attention(
+        self, qkv: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, index: int
+    ) -> Tensor:
+        """float32[n, heads·d] from float32[n, (heads + 2·kv_heads)·d], appending to the cache."""
+        plain, values = self._split(qkv)
+        turned = rowwise.rotated(plain, *rotation)
+        keys, values = self._store(turned, values, cache, index)
+        return rowwise.attention(self._queries(turned), keys, values)
 
 
 def _rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

@@ -6,17 +6,28 @@ What a spec may be stands in `models.sources`, number formats and devices in `mo
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from bus.errors import ModelError
 from models.cache import require_croppable
-from models.precision import resolve_device, resolve_dtype
+from models.conversion import load_integer
+from models.integer import available
+from models.integer_decoder import IntegerDecoder
+from models.precision import (
+    NumberFormat,
+    resolve_device,
+    resolve_dtype,
+    resolve_format,
+    torch_dtype,
+)
+from models.registry import is_registered, load_registry
 from models.sources import ModelSource, first_line, resolve_source
 from models.tokenizer import eos_token_ids, num_real_tokens, tokenizer_digest
 
@@ -28,18 +39,19 @@ class LoadedModel:
     """A model ready to run, and what the rest of the project asks about it.
 
     Attributes:
-        model: in evaluation mode, on `device`, in `dtype`.
+        model: in evaluation mode, on `device`, in `dtype`; an `IntegerDecoder` where it was
+            converted to int8. In int8 without conversion: float32, with matrices yet to be rounded.
         name: for people and the worker registry.
         context_length: most positions the model was made for.
-        vocab_size: number of real tokens; logits beyond are padding (DESIGN rule 8).
+        vocab_size: number of real tokens; logits beyond are padding.
         eos_tokens: ids that end an answer.
-        tokenizer_digest: equal on two models exactly if they mean the same by every id.
+        tokenizer_digest: equal on two models exactly if every id means the same to both.
     """
 
-    model: PreTrainedModel
+    model: Any  # both are read in ways that the other lacks
     tokenizer: Tokenizer
     name: str
-    dtype: torch.dtype
+    dtype: NumberFormat
     device: torch.device
     context_length: int
     vocab_size: int
@@ -47,36 +59,80 @@ class LoadedModel:
     tokenizer_digest: str
 
 
-def load_causal_lm(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-    """Load a target, or a draft that is a whole model of its own.
+def load_model(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """Load a model to run it, as a target or as a draft that is a whole model of its own.
 
     Args:
-        spec: `default`, a directory, a `.gguf` file or a Hugging Face id.
+        spec: `default`, a registered name, a directory, a `.gguf` file or a Hugging Face id.
         dtype: one of `models.precision.DTYPE_CHOICES`.
         device: one of `models.precision.DEVICE_CHOICES`.
+
+    Raises:
+        ModelError: no such model, or one that cannot take part.
+        ConfigurationError: unknown dtype or device, or int8 where it does not run.
+    """
+    where = resolve_device(device)
+    number_format = resolve_format(dtype, where, is_registered(spec))
+    if number_format is not NumberFormat.INT8:
+        if dtype == "auto" and where.type == "cpu" and available():
+            _log.info("%s runs in %s; --dtype int8 is faster on this CPU", spec, number_format)
+        return _load_float(spec, number_format, where)
+    quiet_transformers()
+    found = load_integer(spec)
+    if found is None:
+        return replace(_load_float(spec, NumberFormat.FLOAT32, where), dtype=NumberFormat.INT8)
+    source, decoder = found
+    return _described(spec, source, decoder, number_format, where)
+
+
+def load_causal_lm(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """Load a model of transformers in floating point: to train, to read with, to compare with.
+
+    Arguments as for `load_model`, without int8.
 
     Raises:
         ModelError: no such model, or one that cannot take part.
         ConfigurationError: unknown dtype or device.
     """
     where = resolve_device(device)
-    number_format = resolve_dtype(dtype, where)
+    number_format = str(resolve_dtype(dtype, where)).removeprefix("torch.")
+    return _load_float(spec, NumberFormat(number_format), where)
+
+
+def _load_float(spec: str, number_format: NumberFormat, device: torch.device) -> LoadedModel:
     quiet_transformers()
     source = resolve_source(spec)
-    tokenizer = load_tokenizer(source)
-    model = _load_model(source, number_format, where)
+    model = _load_model(source, torch_dtype(number_format), device)
     require_croppable(model.config, source.name)
+    return _described(spec, source, model, number_format, device)
+
+
+def _described(
+    spec: str, source: ModelSource, model: PreTrainedModel | IntegerDecoder,
+    number_format: NumberFormat, device: torch.device,
+) -> LoadedModel:  # fmt: skip
+    tokenizer = load_tokenizer(source)
+    config = model.config
+    generation = getattr(model, "generation_config", None) or _generation_config(source)
+    known = load_registry().models.get(spec)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=source.name,
         dtype=number_format,
-        device=where,
-        context_length=context_length(model.config, source.name),
-        vocab_size=num_real_tokens(tokenizer, model.config.get_text_config().vocab_size),
-        eos_tokens=eos_token_ids(model, tokenizer),
+        device=device,
+        context_length=context_length(config, source.name),
+        vocab_size=num_real_tokens(tokenizer, config.get_text_config().vocab_size),
+        eos_tokens=eos_token_ids(generation, config, tokenizer, known.eos if known else ()),
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
+
+
+def _generation_config(source: ModelSource) -> GenerationConfig | None:
+    """That of a directory, where it has one."""
+    if not (Path(source.location) / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(source.location)
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:

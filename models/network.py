@@ -1,8 +1,9 @@
 """The forward pass of a transformers causal language model, by the fastest way known here.
 
-Which way is chosen when the network is built: a Llama in float32 on a CPU runs as `LlamaBody`;
-every other model runs in its own module tree, in float32 on a CPU with its matrices in another
-layout. All of them use one kind of cache, and none knows sampling or sessions.
+Which way is chosen when the network is built: a Llama or Qwen2 on a CPU runs as `IntegerBody` where
+it was converted to int8, as `FloatBody` in float32; every other model runs in its own module tree,
+on a CPU with its matrices in another layout. All of them use one kind of cache, and none knows
+sampling or sessions.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from models.cache import KVCache
+from models.integer import IntegerProduct
+from models.integer_decoder import IntegerDecoder
 from models.linears import Layout, Product, ProductModule, replace_linears
-from models.llama import LlamaBody, runs_as_llama
+from models.llama import FloatBody, IntegerBody, runs_as_llama
 
 
 class Body(Protocol):
@@ -27,7 +30,7 @@ class Body(Protocol):
     weight_bytes: int
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Run int64[n] behind what `cache` holds; float[n, hidden]."""
+        """Run int64[n] after what `cache` holds; float[n, hidden]."""
         ...
 
 
@@ -46,7 +49,7 @@ class TreeBody:
 def fast_body(body: Any, layout: Layout) -> Body:
     """Take over a transformers model without a head; it is used up."""
     if runs_as_llama(body):
-        return LlamaBody(body, layout)
+        return FloatBody(body, layout)
     replace_linears(body, layout)
     return TreeBody(body)
 
@@ -59,23 +62,30 @@ class CausalNetwork:
     """
 
     def __init__(self, model: Any, vocab_size: int, layout: Layout) -> None:
-        """Take over `model`; it is used up. `vocab_size`: number of real tokens."""
+        """Take over `model`, an `IntegerDecoder` or a model of transformers; it is used up.
+
+        Args:
+            vocab_size: number of real tokens.
+            layout: of the matrices, where they are not integers already.
+        """
         self._vocab_size = vocab_size
         self._tree: Any = None
-        self._llama: tuple[LlamaBody, Product] | None = None
-        if type(model) is LlamaForCausalLM and runs_as_llama(model.model):
-            body, head = LlamaBody(model.model, layout), layout([model.lm_head])
-            self._llama = body, head
-            self.weight_bytes = body.weight_bytes + head.num_bytes
-        else:
+        self._fast: tuple[Body, Product] | None = None
+        if isinstance(model, IntegerDecoder):
+            self._fast = IntegerBody(model), IntegerProduct(model.head)
+        elif type(model) in (LlamaForCausalLM, Qwen2ForCausalLM) and runs_as_llama(model.model):
+            self._fast = FloatBody(model.model, layout), layout([model.lm_head])
+        if self._fast is None:
             replace_linears(model, layout)
             self._tree = model
             self.weight_bytes = weight_bytes(model)
+        else:
+            self.weight_bytes = self._fast[0].weight_bytes + self._fast[1].num_bytes
 
     def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
-        """Run int64[n] behind what `cache` holds; float[num_rows, V] of the last positions."""
-        if self._llama:
-            body, head = self._llama
+        """Run int64[n] after what `cache` holds; float[num_rows, V] of the last positions."""
+        if self._fast:
+            body, head = self._fast
             rows = head(body.forward(input_ids, cache)[-num_rows:])
         else:
             output = self._tree(input_ids[None], cache=cache.states, logits_to_keep=num_rows)

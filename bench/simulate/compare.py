@@ -20,6 +20,7 @@ from bench.pace.summary import Cell, summarise
 from bench.simulate.device import Device, fit_device
 from bench.simulate.predict import Answer, predict
 from edge_worker.oracle import RecordedAnswer, is_wrong, read_answers
+from models.cache import KVCache
 from models.draft import TrimmedDraft, WholeDraft, load_draft
 
 
@@ -100,7 +101,7 @@ def draft_agreement(spec: str, recorded: Sequence[RecordedAnswer]) -> list[Answe
     found = []
     for answer in recorded:
         text = torch.tensor([answer.prompt + answer.answer[:-1]], device=draft.device)
-        rows = network.rows(text)[len(answer.prompt) - 1 :].argmax(-1).cpu().numpy()
+        rows = network.logits(text, KVCache(), len(answer.answer)).argmax(-1).cpu().numpy()
         tokens = rows if network.vocab is None else network.vocab[rows]
         found.append(tuple(int(a) == b for a, b in zip(tokens, answer.answer, strict=True)))
     return found

@@ -19,6 +19,7 @@ from bus.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
 from edge_worker.oracle import RecordedAnswer, is_wrong, write_answers
+from models.cache import KVCache
 from models.draft import load_draft
 from tests.bench.test_pace import usage
 from tests.models.tiny import save_tiny
@@ -34,7 +35,7 @@ def test_a_draft_agrees_where_its_most_probable_token_is_the_answers(tmp_path: P
     text = [5, 17, 99]
     for _ in range(6):
         with torch.inference_mode():
-            text.append(int(network.rows(torch.tensor([text]))[-1].argmax()))  # type: ignore[attr-defined]
+            text.append(int(network.logits(torch.tensor(text), KVCache(), 1).argmax()))
     wrong = (text[5] + 1) % 200
     answer = (text[3], text[4], wrong)
     (found,) = draft_agreement(spec, [RecordedAnswer(tuple(text[:3]), answer)])

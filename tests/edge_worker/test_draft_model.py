@@ -43,7 +43,7 @@ def model(loaded: LoadedDraft) -> DraftModel:
 def logits_after(loaded: LoadedDraft, tokens: list[int]) -> Float64Array:
     """The network without cache or sampling, as a reference."""
     with torch.inference_mode():
-        return loaded.network.forward(torch.tensor([tokens]), KVCache()).double().numpy()
+        return loaded.network.logits(torch.tensor(tokens), KVCache(), 1)[0].double().numpy()
 
 
 def test_a_window_carries_the_top_k_of_the_softmax(loaded: LoadedDraft, model: DraftModel) -> None:
@@ -165,8 +165,8 @@ def test_rows_of_a_trimmed_head_stand_for_the_targets_ids(loaded: LoadedDraft) -
         head_size = 97
         weight_bytes = loaded.network.weight_bytes
 
-        def forward(self, input_ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
-            return loaded.network.forward(input_ids, cache)[::3]
+        def logits(self, input_ids: torch.Tensor, cache: KVCache, num_rows: int) -> torch.Tensor:
+            return loaded.network.logits(input_ids, cache, num_rows)[:, ::3]
 
     from dataclasses import replace
 

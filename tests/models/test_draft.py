@@ -69,7 +69,7 @@ def test_a_trimmed_draft_is_the_dequantised_layers_on_the_targets_embedding(
     body.load_state_dict({**plain, "embed_tokens.weight": embedding})
     ids = torch.arange(30, 50)[None]
     with torch.inference_mode():
-        logits = draft.forward(ids, KVCache())
+        logits = draft.logits(ids[0], KVCache(), 1)[0]
         expected = as_run(embedding[VOCAB.long()]) @ body(ids).last_hidden_state[0, -1]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert draft.head_size == len(VOCAB)
@@ -81,9 +81,10 @@ def test_a_trimmed_draft_goes_on_from_its_cache(target: Path, tmp_path: Path) ->
     draft = load_trimmed(tmp_path / "draft.safetensors", target, torch.float32, CPU)
     ids, cache = torch.arange(30, 50)[None], KVCache()
     with torch.inference_mode():
-        draft.forward(ids[:, :15], cache)
-        in_two = draft.forward(ids[:, 15:], cache)
-        torch.testing.assert_close(in_two, draft.forward(ids, KVCache()), rtol=1e-4, atol=1e-4)
+        draft.logits(ids[0, :15], cache, 1)
+        in_two = draft.logits(ids[0, 15:], cache, 1)
+        whole = draft.logits(ids[0], KVCache(), 1)
+        torch.testing.assert_close(in_two, whole, rtol=1e-4, atol=1e-4)
     assert cache.length == 20
 
 
@@ -120,7 +121,7 @@ def test_any_model_can_be_a_draft_and_loses_its_padding(target: Path) -> None:
     draft = load_draft(str(target), "float32", "cpu")
     assert draft.network.vocab is None
     assert draft.network.head_size == draft.vocab_size == len(byte_level_tokenizer())
-    logits = draft.network.forward(torch.arange(5)[None], KVCache())
+    logits = draft.network.logits(torch.arange(5), KVCache(), 1)[0]
     assert logits.shape == (draft.vocab_size,)
 
 
@@ -145,7 +146,7 @@ def test_the_shipped_draft_loads_and_often_agrees_with_its_target() -> None:
         cache = KVCache()
         feed = answer[: len(prompt)]
         for token in answer[len(prompt) :]:
-            row = int(draft.network.forward(feed[None], cache).argmax())
+            row = int(draft.network.logits(feed, cache, 1).argmax())
             agreed += int(vocab[row]) == int(token)
             feed = token[None]
     assert agreed >= 12  # of 40; an unrelated network agrees with none

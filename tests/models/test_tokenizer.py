@@ -57,7 +57,7 @@ def test_every_kind_of_end_token_counts() -> None:
     tokenizer = byte_level_tokenizer()
     model = tiny_llama(len(tokenizer))
     model.generation_config.eos_token_id = [5, 7]
-    assert eos_token_ids(model, tokenizer) == {1, 5, 7}
+    assert eos_token_ids(model.generation_config, model.config, tokenizer) == {1, 5, 7}
 
 
 # --- prompts ----------------------------------------------------------------------------------
