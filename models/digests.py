@@ -14,8 +14,9 @@ from models.places import cache_root
 def file_digest(path: Path) -> str:
     """Hex SHA-256 of a file's content."""
     stat = path.stat()
-    seen = {"path": str(path.resolve()), "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns}
-    name = hashlib.sha256(seen["path"].encode()).hexdigest()[:16]  # type: ignore[union-attr]
+    place = str(path.resolve())
+    seen = {"path": place, "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns}
+    name = hashlib.sha256(place.encode()).hexdigest()[:16]
     record = cache_root() / "digests" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(record.read_text("utf-8"))
