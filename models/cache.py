@@ -46,6 +46,22 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]  # transformers is read as
         self._set_length(end)
         return self.keys, self.values
 
+    def extended(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Hold `count` more positions, for the caller to write: key and value block, float[1,
+        heads, capacity, d].
+
+        Args:
+            like: float[…, heads, d], of the shape and kind of one position's keys.
+        """
+        end = self._length + count
+        if not self.is_initialized or end > self._key_block.shape[-2]:
+            new = like.new_empty(1, like.shape[-2], 0, like.shape[-1])
+            self._key_block = self._reserve(self.keys, new, end)
+            self._value_block = self._reserve(self.values, new, end)
+            self.device, self.is_initialized = like.device, True
+        self._set_length(end)
+        return self._key_block, self._value_block
+
     def get_seq_length(self) -> int:
         """Positions held."""
         return self._length
@@ -85,6 +101,14 @@ class KVCache:
     @property
     def length(self) -> int:
         return int(self.states.get_seq_length())
+
+    def layer(self, index: int) -> BlockLayer:
+        """One layer's keys and values."""
+        layers = self.states.layers
+        while len(layers) <= index:
+            layers.append(BlockLayer())
+        found: BlockLayer = layers[index]
+        return found
 
     def crop(self, length: int) -> None:
         """Forget every position from `length` on.

@@ -47,10 +47,12 @@ def load_integer(spec: str) -> tuple[ModelSource, IntegerDecoder] | None:
     source = on_disk(find_source(spec))
     directory = Path(source.location)
     if not (directory / INTEGER_WEIGHTS).is_file():
-        config = read_config(source)
-        if not has_llama_config(config):
-            return None
-        directory = _converted(source, config)
+        directory = cache_root() / "models" / f"{source.name}-{content_key(source)}-{FORMAT}"
+        if not directory.is_dir():  # reading a GGUF file's config takes as long as the whole start
+            config = read_config(source)
+            if not has_llama_config(config):
+                return None
+            _convert(source, config, directory)
     return ModelSource(source.name, str(directory), is_local=True), IntegerDecoder.load(directory)
 
 
@@ -124,9 +126,7 @@ def content_key(source: ModelSource) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
 
 
-def _converted(source: ModelSource, config: Any) -> Path:
-    directory = cache_root() / "models" / f"{source.name}-{content_key(source)}-{FORMAT}"
-
+def _convert(source: ModelSource, config: Any, directory: Path) -> None:
     def write(scratch: Path) -> None:
         convert(config, weights_of(source, config)).save(scratch)
         save_tokenizer(source, scratch)
@@ -141,4 +141,3 @@ def _converted(source: ModelSource, config: Any) -> Path:
         directory, make, f"cannot convert {source.location} into {directory}",
         "expected a Llama or Qwen2 model, and a directory with room for its weights",
     )  # fmt: skip
-    return directory

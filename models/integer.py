@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.rowwise import scripted
+
 _LARGEST_WEIGHT = 127.0
-_LARGEST_ACTIVATION = 63.0
-_ZERO_POINT = 64
 GROUP = 2048
 """Most input features of a group [ours]; docs/int8.md has the measurements."""
-_TINY = 1e-30  # in place of max|x| = 0: such a group's products are 0
+_TINY = 1e-30  # in place of a maximum of 0: such a group's products are 0
 
 
 def available() -> bool:
@@ -75,40 +75,54 @@ class IntegerMatrix:
         return IntegerMatrix(self.weight[ids], self.scale[:, ids], bias)
 
 
+@scripted
+def product(
+    rows: Tensor,
+    groups: list[torch.classes.quantized.LinearPackedParamsBase],
+    bias: Tensor | None,
+) -> Tensor:
+    """x·Wᵀ + b: float32[n, in] → float32[n, out].
+
+    Args:
+        groups: W, group by group of equal width. bias: float32[out].
+    """
+    parts = rows.view(rows.shape[0], len(groups), -1)
+    peaks = parts.abs().amax([2], keepdim=True).clamp_min_(1e-30)
+    scaled = parts / peaks
+    total = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        scaled[:, 0], 1.0 / 63, 64, groups[0]
+    ).mul_(peaks[:, 0])
+    for index in range(1, len(groups)):
+        total += torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            scaled[:, index], 1.0 / 63, 64, groups[index]
+        ).mul_(peaks[:, index])
+    if bias is not None:
+        total += bias
+    return total
+
+
 class IntegerProduct:
-    """y = x·Wᵀ + b of an `IntegerMatrix`: float32[n, in] → float32[n, out].
+    """A matrix ready to multiply: float32[…, in] → float32[…, out].
 
     Attributes:
+        groups, bias: as `product` takes them.
         num_bytes: size of the weights.
     """
 
     def __init__(self, matrix: IntegerMatrix) -> None:
         num_out, num_in = matrix.shape
-        self._width = num_in // matrix.num_groups
-        self._packed = [
+        width = num_in // matrix.num_groups
+        parts = torch.split(matrix.weight, width, dim=1)
+        self.groups = [
             _prepacked(part.contiguous(), scale)
-            for part, scale in zip(
-                torch.split(matrix.weight, self._width, dim=1), matrix.scale, strict=True
-            )
+            for part, scale in zip(parts, matrix.scale, strict=True)
         ]
-        self._bias = matrix.bias
+        self.bias = matrix.bias
         self.num_bytes = num_out * num_in
 
     def __call__(self, rows: Tensor, /) -> Tensor:
-        groups = rows.reshape(-1, len(self._packed), self._width)
-        peaks = groups.abs().amax(dim=2, keepdim=True).clamp_min_(_TINY)
-        scaled = groups / peaks
-        total: Tensor | None = None
-        for group, weight in enumerate(self._packed):
-            product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                scaled[:, group], 1 / _LARGEST_ACTIVATION, _ZERO_POINT, weight
-            )
-            product *= peaks[:, group]
-            total = product if total is None else total.add_(product)
-        assert total is not None
-        if self._bias is not None:
-            total += self._bias
-        return total.view(*rows.shape[:-1], -1)
+        flat = rows.reshape(-1, rows.shape[-1])
+        return product(flat, self.groups, self.bias).view(*rows.shape[:-1], -1)
 
 
 def num_groups(size: int, largest: int = GROUP) -> int:

@@ -18,6 +18,8 @@ bitwise the same however the tokens are cut into passes.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +32,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from models import rowwise
 from models.cache import KVCache
-from models.integer import IntegerProduct
-from models.integer_decoder import IntegerDecoder
+from models.integer import IntegerProduct, product
+from models.integer_decoder import IntegerDecoder, IntegerLayer
 from models.linears import Layout, Product
+from models.rowwise import scripted
 
 _CHANGING_ROPES = ("dynamic", "longrope")  # their angles depend on the length run so far
 _ROPE_BLOCK = 512  # positions of the rotation table computed at a time
@@ -222,6 +225,58 @@ class FloatBody(LlamaBody):
         return future.repeat_interleave(self._num_heads // self._num_kv_heads, dim=0)
 
 
+@scripted
+def _before_attention(
+    x: Tensor,
+    qkv: list[torch.classes.quantized.LinearPackedParamsBase],
+    bias: Tensor | None,
+    epsilon: float,
+    cos: Tensor,
+    signed_sin: Tensor,
+    head_dim: int,
+    num_kv_heads: int,
+) -> tuple[Tensor, Tensor]:
+    """Rotated queries and keys, float32[n, heads + kv_heads, d], and values, float32[n, kv_heads,
+    d], of float32[n, hidden]."""
+    rows = product(rowwise.normalised(x, epsilon), qkv, bias)
+    heads = rows.view(x.shape[0], -1, head_dim)
+    turned = rowwise.rotated(heads[:, :-num_kv_heads], cos, signed_sin)
+    return turned, heads[:, -num_kv_heads:]
+
+
+@scripted
+def _attention(
+    turned: Tensor, values: Tensor, key_block: Tensor, value_block: Tensor, past: int
+) -> Tensor:
+    """float32[n, heads·d]; writes keys and values into a layer's blocks at `past`."""
+    size, num_kv_heads, head_dim = values.shape
+    end = past + size
+    key_block[0, :, past:end] = turned[:, -num_kv_heads:].transpose(0, 1)
+    value_block[0, :, past:end] = values.transpose(0, 1)
+    queries = turned[:, :-num_kv_heads].reshape(size, num_kv_heads, -1, head_dim)
+    return rowwise.attention(queries, key_block, value_block, past)
+
+
+@scripted
+def _after_attention(
+    x: Tensor,
+    mixed: Tensor,
+    output: list[torch.classes.quantized.LinearPackedParamsBase],
+    output_bias: Tensor | None,
+    gate_up: list[torch.classes.quantized.LinearPackedParamsBase],
+    down: list[torch.classes.quantized.LinearPackedParamsBase],
+    epsilon: float,
+) -> Tensor:
+    """float32[n, hidden] after a layer."""
+    x = x + product(mixed, output, output_bias)
+    gate, up = product(rowwise.normalised(x, epsilon), gate_up, None).chunk(2, 1)
+    return x + product(rowwise.silu(gate) * up, down, None)
+
+
+def _products(layer: IntegerLayer) -> list[IntegerProduct]:
+    return [IntegerProduct(getattr(layer, part)) for part in IntegerLayer.__slots__]
+
+
 class IntegerBody(LlamaBody):
     """In int8 products, with every row's result independent of the rows beside it.
 
@@ -232,33 +287,27 @@ class IntegerBody(LlamaBody):
         super().__init__(decoder.config)
         self._epsilon = float(decoder.config.rms_norm_eps)
         self._embedding = decoder.embedding
-        for layer in decoder.layers:
-            self._add(
-                Layer(
-                    IntegerProduct(layer.qkv), IntegerProduct(layer.output),
-                    IntegerProduct(layer.gate_up), IntegerProduct(layer.down),
-                )
-            )  # fmt: skip
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # packing lets go of the GIL
+            self._products = list(pool.map(_products, decoder.layers))
+        self.weight_bytes = sum(part.num_bytes for layer in self._products for part in layer)
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Run int64[n] after what `cache` holds; float32[n, hidden] after the last norm."""
-        past = cache.length
-        rotation = self._rotation.at(past, past + input_ids.shape[0])
+        past, size = cache.length, input_ids.shape[0]
+        cos, sin = self._rotation.at(past, past + size)
         x = F.embedding(input_ids, self._embedding).float()
-        for index, layer in enumerate(self._layers):
-            rows = layer.qkv(rowwise.normalised(x, self._epsilon))
-            x = x + layer.output(self._attention(rows, rotation, cache, index))
-            x = x + layer.down(rowwise.gated(layer.gate_up(rowwise.normalised(x, self._epsilon))))
+        for index, (qkv, output, gate_up, down) in enumerate(self._products):
+            turned, values = _before_attention(
+                x, qkv.groups, qkv.bias, self._epsilon, cos, sin, self._head_dim,
+                self._num_kv_heads,
+            )  # fmt: skip
+            keys_values = cache.layer(index).extended(size, values)
+            with rowwise.one_thread():
+                mixed = _attention(turned, values, *keys_values, past)
+            x = _after_attention(
+                x, mixed, output.groups, output.bias, gate_up.groups, down.groups, self._epsilon
+            )
         return rowwise.normalised(x, self._epsilon)
-
-    def _attention(
-        self, qkv: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, index: int
-    ) -> Tensor:
-        """float32[n, heads·d] from float32[n, (heads + 2·kv_heads)·d], appending to the cache."""
-        plain, values = self._split(qkv)
-        turned = rowwise.rotated(plain, *rotation)
-        keys, values = self._store(turned, values, cache, index)
-        return rowwise.attention(self._queries(turned), keys, values)
 
 
 def _rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

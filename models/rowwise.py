@@ -13,12 +13,17 @@ bits. Three facts keep the operations here apart from that:
 
 Every row is float32 and at most `_SERIAL` wide where a docstring does not say otherwise.
 `tests/models/test_rowwise.py` holds this for 1 to 4 threads.
+
+The functions are TorchScript: a decoder calls some forty small operations a layer, and Python takes
+longer to start each than a small model's layer may take.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,65 +32,75 @@ from torch import Tensor
 LANES = 16
 """Widths are padded to multiples of this: two vectors of AVX2, one of AVX-512."""
 _SERIAL = 32_767  # torch starts further threads at 32,768 elements
+_STEP = _SERIAL // LANES * LANES
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 
-def each(operation: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """An elementwise operation on float32[n, width]; `width` is a multiple of `LANES`, or n is 1.
+def scripted(function: _Function) -> _Function:
+    """The function as TorchScript. Without the executor that profiles shapes first, which would
+    compile anew in the first passes of a session and saves nothing on a CPU."""
+    with warnings.catch_warnings():  # torch announces a successor, which needs a C++ compiler
+        warnings.simplefilter("ignore")
+        torch._C._jit_set_profiling_executor(False)
+        compiled: _Function = torch.jit.script(function)
+    return compiled
+
+
+@scripted
+def silu(rows: Tensor) -> Tensor:
+    """silu of float32[n, width]; `width` is a multiple of `LANES`, or n is 1.
 
     Rows too wide for one call are cut at multiples of `LANES`.
     """
     width = rows.shape[1]
-    if rows.numel() <= _SERIAL:
-        return operation(rows)
-    if width > _SERIAL:
-        step = _SERIAL // LANES * LANES
-        return torch.cat(
-            [
-                torch.cat([operation(row[:, at : at + step]) for at in range(0, width, step)], 1)
-                for row in torch.split(rows, 1)
-            ]
-        )
-    return torch.cat([operation(part) for part in torch.split(rows, max(1, _SERIAL // width))])
+    if rows.numel() <= 32767:
+        return F.silu(rows)
+    parts: list[Tensor] = []
+    if width <= 32767:
+        for part in rows.split(32767 // width):
+            parts.append(F.silu(part))
+        return torch.cat(parts)
+    for row in rows.split(1):
+        for part in row.split(32752, 1):
+            parts.append(F.silu(part))
+    return torch.cat(parts, 1).view(rows.shape[0], width)
 
 
+@scripted
 def normalised(rows: Tensor, epsilon: float) -> Tensor:
     """x / √(mean x² + ε) of float32[n, hidden], without gain."""
-    mean = (rows * rows).sum(dim=-1, keepdim=True) / rows.shape[-1]
+    mean = (rows * rows).sum(-1, keepdim=True) / rows.shape[-1]
     return rows / (mean + epsilon).sqrt()
 
 
-def gated(gate_up: Tensor) -> Tensor:
-    """silu(g) ∘ u of float32[n, 2·width] with g and u side by side."""
-    gate, up = gate_up.chunk(2, dim=1)
-    return each(F.silu, gate) * up
-
-
+@scripted
 def rotated(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """RoPE of float32[n, heads, d]; `cos` and `signed_sin` are float32[n, 1, d]."""
     return heads * cos + heads.roll(heads.shape[-1] // 2, -1) * signed_sin
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention, one query at a time.
+@scripted
+def attention(queries: Tensor, keys: Tensor, values: Tensor, past: int) -> Tensor:
+    """Causal attention, one query at a time. Call it within `one_thread`.
 
     Args:
         queries: float32[n, kv_heads, g, d]; the g queries that share a key head lie together. They
-            belong to the last n of L positions.
-        keys, values: float32[1, kv_heads, L, d].
+            belong to positions past … past+n−1.
+        keys, values: float32[1, kv_heads, capacity, d], of which positions up to the query's count.
 
     Returns:
         float32[n, kv_heads·g·d].
     """
-    num_queries = queries.shape[0]
-    first = keys.shape[2] - num_queries + 1  # positions the first query sees
-    with _one_thread():
-        mixed = [
+    mixed: list[Tensor] = []
+    for index in range(queries.shape[0]):
+        seen = past + index + 1
+        mixed.append(
             F.scaled_dot_product_attention(
-                queries[i : i + 1], keys[:, :, : first + i], values[:, :, : first + i]
+                queries[index : index + 1], keys[:, :, :seen], values[:, :, :seen]
             ).reshape(1, -1)
-            for i in range(num_queries)
-        ]
-    return mixed[0] if num_queries == 1 else torch.cat(mixed)
+        )
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 def exp_sum(rows: Tensor) -> Tensor:
@@ -94,16 +109,15 @@ def exp_sum(rows: Tensor) -> Tensor:
     Any width: each row is cut in the same places.
     """
     total = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-    step = _SERIAL // LANES * LANES
-    for begin in range(0, rows.shape[1], step):
-        part = rows[:, begin : begin + step]
+    for begin in range(0, rows.shape[1], _STEP):
+        part = rows[:, begin : begin + _STEP]
         sums = [row.exp().sum(dtype=torch.float64) for row in part.unbind()]
         total += torch.stack(sums)
     return total
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """torch on one thread; costs 5 µs where it had more, for which a process runs one model
     thread."""
     threads = torch.get_num_threads()
