@@ -19,6 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -75,10 +76,16 @@ class IntegerMatrix:
         return IntegerMatrix(self.weight[ids], self.scale[:, ids], bias)
 
 
+if TYPE_CHECKING:
+    Packed: TypeAlias = object
+else:
+    Packed = torch.classes.quantized.LinearPackedParamsBase  # FBGEMM's form of a group's weights
+
+
 @scripted
 def product(
     rows: Tensor,
-    groups: list[torch.classes.quantized.LinearPackedParamsBase],
+    groups: list[Packed],
     bias: Tensor | None,
 ) -> Tensor:
     """x·Wᵀ + b: float32[n, in] → float32[n, out].
@@ -89,7 +96,7 @@ def product(
     parts = rows.view(rows.shape[0], len(groups), -1)
     peaks = parts.abs().amax([2], keepdim=True).clamp_min_(1e-30)
     scaled = parts / peaks
-    total = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+    total: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
         scaled[:, 0], 1.0 / 63, 64, groups[0]
     ).mul_(peaks[:, 0])
     for index in range(1, len(groups)):
@@ -144,12 +151,12 @@ def joined(matrices: Sequence[IntegerMatrix]) -> IntegerMatrix:
     )
 
 
-def _prepacked(weight: Tensor, scale: Tensor) -> object:
+def _prepacked(weight: Tensor, scale: Tensor) -> Packed:
     """FBGEMM's form of int8[out, in] with float32[out] scales."""
     with warnings.catch_warnings():  # torch announces that it will drop quantised tensors
         warnings.simplefilter("ignore", UserWarning)
         quantised = torch._make_per_channel_quantized_tensor(
             weight, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
         )
-        packed: object = torch.ops.quantized.linear_prepack(quantised, None)
+        packed: Packed = torch.ops.quantized.linear_prepack(quantised, None)
     return packed

@@ -29,10 +29,10 @@ from models.rotation import rotate
 from models.weights import Weights
 
 INTEGER_WEIGHTS = "integer.safetensors"
-FORMAT = "int8-v1"
+FORMAT = "int8-v2"
 """Raised when converted copies must look different."""
 
-_GATED_GROUP = 1280  # its outliers are not rotated away
+_GATED_GROUP = 2560  # its outliers are not rotated away
 
 
 @dataclass(frozen=True, slots=True)

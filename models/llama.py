@@ -32,7 +32,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from models import rowwise
 from models.cache import KVCache
-from models.integer import IntegerProduct, product
+from models.integer import IntegerProduct, Packed, product
 from models.integer_decoder import IntegerDecoder, IntegerLayer
 from models.linears import Layout, Product
 from models.rowwise import scripted
@@ -228,7 +228,7 @@ class FloatBody(LlamaBody):
 @scripted
 def _before_attention(
     x: Tensor,
-    qkv: list[torch.classes.quantized.LinearPackedParamsBase],
+    qkv: list[Packed],
     bias: Tensor | None,
     epsilon: float,
     cos: Tensor,
@@ -261,10 +261,10 @@ def _attention(
 def _after_attention(
     x: Tensor,
     mixed: Tensor,
-    output: list[torch.classes.quantized.LinearPackedParamsBase],
+    output: list[Packed],
     output_bias: Tensor | None,
-    gate_up: list[torch.classes.quantized.LinearPackedParamsBase],
-    down: list[torch.classes.quantized.LinearPackedParamsBase],
+    gate_up: list[Packed],
+    down: list[Packed],
     epsilon: float,
 ) -> Tensor:
     """float32[n, hidden] after a layer."""

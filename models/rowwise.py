@@ -56,15 +56,12 @@ def silu(rows: Tensor) -> Tensor:
     width = rows.shape[1]
     if rows.numel() <= 32767:
         return F.silu(rows)
-    parts: list[Tensor] = []
     if width <= 32767:
-        for part in rows.split(32767 // width):
-            parts.append(F.silu(part))
-        return torch.cat(parts)
-    for row in rows.split(1):
-        for part in row.split(32752, 1):
-            parts.append(F.silu(part))
-    return torch.cat(parts, 1).view(rows.shape[0], width)
+        return torch.cat([F.silu(part) for part in torch.split(rows, 32767 // width)])
+    cut: list[Tensor] = []
+    for row in torch.split(rows, 1):
+        cut += [F.silu(part) for part in torch.split(row, 32752, 1)]
+    return torch.cat(cut, 1).view(rows.shape[0], width)
 
 
 @scripted
