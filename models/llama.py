@@ -116,34 +116,7 @@ class LlamaBody:
         head_dim = getattr(config, "head_dim", None)
         self._head_dim = int(head_dim or config.hidden_size // self._num_heads)
         self._rotation = Rotation(config)
-        self._layers: list[Layer] = []
         self.weight_bytes = 0
-
-    def _add(self, layer: Layer) -> None:
-        self._layers.append(layer)
-        for product in (layer.qkv, layer.output, layer.gate_up, layer.down):
-            self.weight_bytes += product.num_bytes
-
-    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """float32[n, (heads + 2·kv_heads)·d] → queries and keys, values: float32[n, …, d]."""
-        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
-        return heads[:, : -self._num_kv_heads], heads[:, -self._num_kv_heads :]
-
-    def _store(
-        self, turned: Tensor, values: Tensor, cache: KVCache, index: int
-    ) -> tuple[Tensor, Tensor]:
-        """Append a layer's rotated keys and its values; float32[1, kv_heads, L, d] of all."""
-        held: tuple[Tensor, Tensor] = cache.states.update(
-            turned[:, self._num_heads :].transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            index,
-        )
-        return held
-
-    def _queries(self, turned: Tensor) -> Tensor:
-        """float32[n, kv_heads, g, d]."""
-        size = turned.shape[0]
-        return turned[:, : self._num_heads].view(size, self._num_kv_heads, -1, self._head_dim)
 
 
 class FloatBody(LlamaBody):
@@ -162,6 +135,7 @@ class FloatBody(LlamaBody):
         self._embedding: Tensor = body.embed_tokens.weight.detach()
         self._last_gain = self._gain(body.norm)
         self._gains: list[Gains] = []
+        self._layers: list[Layer] = []
         while len(body.layers):
             self._take_over(body.layers.pop(0), layout)
 
@@ -195,6 +169,32 @@ class FloatBody(LlamaBody):
                 down=layout([mlp.down_proj]),
             )
         )
+
+    def _add(self, layer: Layer) -> None:
+        self._layers.append(layer)
+        for part in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            self.weight_bytes += part.num_bytes
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """float32[n, (heads + 2·kv_heads)·d] → queries and keys, values: float32[n, …, d]."""
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
+        return heads[:, : -self._num_kv_heads], heads[:, -self._num_kv_heads :]
+
+    def _store(
+        self, turned: Tensor, values: Tensor, cache: KVCache, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Append a layer's rotated keys and its values; float32[1, kv_heads, L, d] of all."""
+        held: tuple[Tensor, Tensor] = cache.states.update(
+            turned[:, self._num_heads :].transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            index,
+        )
+        return held
+
+    def _queries(self, turned: Tensor) -> Tensor:
+        """float32[n, kv_heads, g, d]."""
+        size = turned.shape[0]
+        return turned[:, : self._num_heads].view(size, self._num_kv_heads, -1, self._head_dim)
 
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
         """n(x) as (g√h ∘ x) / √(‖x‖² + hε), in half the time of torch's rms_norm."""
