@@ -169,6 +169,9 @@ def _answer_alone(model: Any, request: GenerationRequest, stream: bool) -> Gener
         completion_tokens=len(tokens),
         seconds=seconds,
         tokens_per_s=len(tokens) / seconds,
+        dtype=str(model.dtype),
+        bitwise=model.probe.bitwise,
+        probe_digest=model.probe.digest,
     )
     stats = {**msgspec.to_builtins(usage), "method": "target-only", "seed": request.seed}
     return Generated(tokens, "".join(text), reason.value, stats)

@@ -15,7 +15,7 @@ import typer
 
 from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest
-from cli import __version__, benches, calibration, drafts, options
+from cli import __version__, benches, calibration, drafts, options, ranking
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.add_typer(benches.app, name="bench")
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
+app.command()(ranking.rank)
 
 
 def _version(asked: bool) -> None:

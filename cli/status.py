@@ -92,7 +92,7 @@ def _workers_table(workers: list[WorkerRecord]) -> Table:
         table.add_row(
             record.role,
             record.worker_id,
-            f"{record.model} ({record.dtype}, {record.device})" if record.model else "-",
+            f"{record.model} ({record.number_format}, {record.device})" if record.model else "-",
             f"{record.load}/{record.capacity}" if record.capacity else "-",
             f"{heartbeat_age_s(record):.1f} s ago",
             ", ".join(f"{name} {count}" for name, count in record.counters.items()) or "-",

@@ -86,7 +86,7 @@ def _summary(stack: Stack, records: dict[str, WorkerRecord]) -> dict[str, Any]:
 
 def _describe(stack: Stack, name: str, record: WorkerRecord | None) -> str:
     if record is not None:
-        model = f"{record.model} ({record.dtype}, {record.device})" if record.model else ""
+        model = f"{record.model} ({record.number_format}, {record.device})" if record.model else ""
         return "  ".join([model, *record.endpoints.values()]).strip()
     if name.startswith("link"):
         return f"emulates {stack.options.link} before {name.replace('link', 'cloud')}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,35 @@ def most_frequent(tokenizer: Tokenizer, digest: str, size: int) -> Int32Array:
     return np.sort(np.array(list(wanted)[:size], dtype=np.int32))
 
 
-def rank(tokenizer: Tokenizer, texts: Iterable[str], vocab_size: int, size: int) -> Int32Array:
-    """int32[size], most frequent first. Tokens that the texts do not hold follow by their id: of a
-    byte-pair encoding, frequent tokens have low ones."""
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Tokens by their frequency in texts.
+
+    Attributes:
+        ids: int32[size], most frequent first. Tokens that the texts do not hold follow by their
+            id: of a byte-pair encoding, frequent tokens have low ones.
+        counted: tokens of the texts. distinct: how many different ones.
+        covered: share of the texts' tokens that `ids` holds; 0 without texts.
+    """
+
+    ids: Int32Array
+    counted: int
+    distinct: int
+    covered: float
+
+
+def rank(tokenizer: Tokenizer, texts: Iterable[str], vocab_size: int, size: int) -> Ranking:
+    """The `size` most frequent of the tokens below `vocab_size`."""
     counts: Counter[int] = Counter()
     for text in texts:
         counts.update(tokenizer.encode(text, add_special_tokens=False))
-    ordered = sorted(range(vocab_size), key=lambda token: (-counts[token], token))
-    return np.array(ordered[:size], dtype=np.int32)
+    ordered = sorted(range(vocab_size), key=lambda token: (-counts[token], token))[:size]
+    total = counts.total()
+    inside = sum(counts[token] for token in ordered)
+    return Ranking(
+        np.array(ordered, dtype=np.int32), total, sum(count > 0 for count in counts.values()),
+        inside / total if total else 0.0,
+    )  # fmt: skip
 
 
 def save_ranking(path: Path, ranked: Int32Array, digest: str) -> None:
