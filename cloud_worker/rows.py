@@ -1,11 +1,15 @@
 """Logits of a pass → the few numbers a verdict needs, on the device that holds them.
 
-A row of 50,000 logits is reduced to the probabilities of the K tokens the draft proposed (DESIGN
-rule 10); the full row leaves the device only for a draw. The warped distribution is that of
+A row of 50,000 logits is reduced to the probabilities of the K tokens the draft proposed; the full
+row leaves the device only for a draw. The warped distribution is that of
 `decoding.sampling.warp_dense`: temperature, top-k, top-p; ties by rising id.
 
 Precision: exponentials of float32 differences from the row's maximum, summed in float64. A
 probability is off by less than 1e-6 of itself, of which float32 logits already cost a part.
+
+On a CPU what comes of a row has the same bits whatever rows are reduced with it and on however many
+threads: sums are `models.rowwise.exp_sum`, and single probabilities are numpy's, whose exponentials
+do not depend on an element's place. On other devices sums are the device's own.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ from torch import Tensor
 from bus.arrays import Float64Array, Int32Array
 from decoding.acceptance import TargetRow
 from decoding.sampling import SamplingParams, num_kept
+from models.rowwise import exp_sum
 
 Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
 
 _FIRST_LOOK = 512
 """Candidates looked at for top-p before the whole row is sorted [ours]. Rows of real text rarely
@@ -72,19 +78,18 @@ class Rows:
         padded = np.zeros((len(row_ids), width), dtype=np.int64)
         for row, asked in enumerate(row_ids):
             padded[row, : asked.size] = asked
-        ids = torch.from_numpy(padded).to(self.logits.device)
-        at_ids = self.logits.gather(1, ids)
-        below = (at_ids - self.peak[:, None]).double()
-        mass = _mass(self.logits, self.peak, 1.0)
-        p1 = torch.exp(below) / mass[:, None]
-        warped = p1 if self.sampling.plain else self._warp(below, at_ids, ids)
+        at_ids = self.logits.gather(1, torch.from_numpy(padded).to(self.logits.device))
+        values, peak = at_ids.cpu().numpy(), self.peak.cpu().numpy()
+        plain = self.sampling.plain
+        mass = self.mass if plain else _mass(self.logits, self.peak, 1.0)
+        mass_host = mass.cpu().numpy()
+        p1 = np.exp((values - peak[:, None]).astype(np.float64)) / mass_host[:, None]
+        warped = p1 if plain else self._warp(values, padded, slice(None))
         best = self.logits.argmax(dim=1).tolist()  # the first of equals, as numpy's
-        p1_host, p_host = p1.cpu().numpy(), warped.cpu().numpy()
-        p1_max = (1.0 / mass).tolist()
+        p1_max = (1.0 / mass_host).tolist()
         return [
             TargetRow(
-                best[row], p1_host[row, :size], p_host[row, : 0 if self.greedy else size],
-                p1_max[row],
+                best[row], p1[row, :size], warped[row, : 0 if self.greedy else size], p1_max[row]
             )
             for row, size in enumerate(asked.size for asked in row_ids)
         ]  # fmt: skip
@@ -95,33 +100,37 @@ class Rows:
 
     def dense(self, index: int) -> Float64Array:
         """float64[V], warped p of row `index`; one-hot on the argmax at temperature 0."""
-        logits = self.logits[index : index + 1]
+        one = slice(index, index + 1)
+        logits = self.logits[one].cpu().numpy()
         if self.greedy:
             probs = np.zeros(logits.shape[1])
             probs[int(logits.argmax())] = 1.0
             return probs
-        ids = torch.arange(logits.shape[1], device=logits.device)[None]
-        below = (logits - self.peak[index]).double()
-        row: Float64Array = self._warp(below, logits, ids, index)[0].cpu().numpy()
+        row: Float64Array = self._warp(logits, np.arange(logits.shape[1])[None], one)[0]
         return row
 
-    def _warp(self, below: Tensor, logits: Tensor, ids: Tensor, index: int | None = None) -> Tensor:
-        """Warped probabilities of some tokens of all rows, or of row `index`; all [R, n]."""
-        rows = slice(None) if index is None else slice(index, index + 1)
+    def _warp(self, logits: Float32Array, ids: Int64Array, rows: slice) -> Float64Array:
+        """float64[n, K]: warped probabilities of tokens `ids`, int64[n, K], of some rows, from
+        their float32[n, K] logits; zeros at temperature 0."""
         if self.greedy:
-            return torch.zeros_like(below)
-        probs = torch.exp(below / self.sampling.temperature) / self.mass[rows, None]
+            return np.zeros(logits.shape)
+        peak, mass = self.peak[rows].cpu().numpy(), self.mass[rows].cpu().numpy()
+        below = (logits - peak[:, None]).astype(np.float64)
+        probs: Float64Array = np.exp(below / self.sampling.temperature) / mass[:, None]
         if self.cutoff is None:
             return probs
-        value, last_id = (part[rows, None] for part in self.cutoff)
-        return probs.where((logits > value) | ((logits == value) & (ids <= last_id)), 0.0)
+        value, last_id = (part[rows, None].cpu().numpy() for part in self.cutoff)
+        probs[(logits < value) | ((logits == value) & (ids > last_id))] = 0.0
+        return probs
 
 
 def _mass(logits: Tensor, peak: Tensor, temperature: float) -> Tensor:
     """float64[R]: Σ exp((logit − peak)/T) over each row."""
     scaled = logits - peak[:, None]
     if temperature != 1.0:
-        scaled = scaled / temperature
+        scaled /= temperature
+    if scaled.device.type == "cpu":
+        return exp_sum(scaled)
     return scaled.exp_().sum(dim=1, dtype=torch.float64)
 
 

@@ -56,7 +56,10 @@ async def serve(settings: CloudSettings) -> None:
         controller = ControllerLink(store, sockets)
         worker = CloudWorker(settings, model, thread, sockets, controller)
         lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "cloud")))
-        log.info("serving %s (%s); windows at %s", model.name, model.dtype, worker.endpoint)
+        log.info(
+            "serving %s (%s, %s); windows at %s",
+            model.name, model.dtype, model.probe, worker.endpoint,
+        )  # fmt: skip
         await lifecycle.run(
             worker.receive(), worker.watch(lifecycle), controller.follow_forever(),
             drain=lambda: worker.drain(settings.drain_s),
@@ -116,6 +119,8 @@ class CloudWorker:
             model=self._model.name,
             dtype=str(self._model.dtype).removeprefix("torch."),
             device=str(self._model.device),
+            bitwise=self._model.probe.bitwise,
+            probe_digest=self._model.probe.digest,
             tokenizer_digest=self._model.tokenizer_digest,
             context_length=self._model.context_length,
             vocab_size=self._model.vocab_size,

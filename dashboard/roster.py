@@ -82,7 +82,7 @@ def _row(record: WorkerRecord, now_s: float) -> tuple[object, ...]:
         max(0.0, now_s - (record.expires_at - TIME_TO_LIVE_S)),
         f"{record.load} of {record.capacity}" if record.capacity else None,
         record.model or None,
-        " on ".join(filter(None, (record.dtype, record.device))) or None,
+        " on ".join(filter(None, (record.number_format, record.device))) or None,
         ", ".join(f"{name} {count}" for name, count in sorted(record.counters.items())) or None,
     )
 

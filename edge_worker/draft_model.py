@@ -1,6 +1,6 @@
 """The draft model as the edge worker's model thread uses it, with lookup in front or alone.
 
-Runs tokens, draws from what will be sent (DESIGN rule 1) and looks between tokens whether it
+Runs tokens, draws from what will be sent and looks between tokens whether it
 should stop. Where lookup (`decoding.lookup`) has a proposal, the model is not asked; it catches up
 in one run when it next speaks. Used from one thread; knows neither asyncio nor sessions.
 """
@@ -25,6 +25,7 @@ from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
 from models.padding import Padding
 from models.probe import probe
+from models.rowwise import exp_sum
 
 
 @dataclass(slots=True)
@@ -222,7 +223,9 @@ class DraftModel:
         """The K most probable tokens in canonical order: int32[K] ids, float16[K] probabilities."""
         wide = logits.float()
         top, rows = torch.topk(wide, self.num_sparse)
-        probs = torch.exp(top - torch.logsumexp(wide, dim=0)).half().cpu().numpy()
+        mass = float(exp_sum((wide - top[0])[None]))  # the same bits on any number of threads
+        below = (top - top[0]).cpu().numpy().astype(np.float64)
+        probs = (np.exp(below) / mass).astype(PROB_DTYPE)
         indices = rows.cpu().numpy()
         vocab = self._network.vocab
         return canonical(indices if vocab is None else vocab[indices], probs)
@@ -237,7 +240,7 @@ def certain(token: int, size: int) -> tuple[Int32Array, Float16Array]:
 
 
 def _draw(ids: Int32Array, probs: Float16Array, sampling: SamplingParams, position: int) -> int:
-    """Draw from exactly what is sent (DESIGN rules 1 and 3)."""
+    """Draw from exactly what is sent."""
     q = warp(from_wire(ids, probs), sampling)
     if sampling.greedy:
         return q.argmax

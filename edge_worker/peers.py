@@ -44,7 +44,7 @@ class Peer:
 
 
 class Peers:
-    """Finds the least loaded cloud worker that shares the draft's tokenizer."""
+    """Finds cloud workers that share the draft's tokenizer."""
 
     def __init__(
         self, store: Store, sockets: Sockets, edge: str, digest: str, receive: Receive
@@ -57,8 +57,15 @@ class Peers:
         self._peers: dict[str, Peer] = {}  # by boot: a restarted worker is another peer
         self._unreachable: set[str] = set()  # boots whose addresses are none
 
-    async def find(self, mismatch_wait_s: float) -> Peer:
-        """The least loaded fitting worker; waits while there is none.
+    async def find(self, mismatch_wait_s: float, probe: str = "", left: str = "") -> Peer:
+        """The best fitting worker; waits while there is none.
+
+        Of those with room it is one of the same digest, then the least loaded.
+
+        Args:
+            probe: probe digest of the target that gave the answer's tokens so far; empty if there
+                are none or nobody knows.
+            left: boot of the worker that the session comes from, which it goes back to last.
 
         Raises:
             TokenizerMismatchError: workers are there, but for `mismatch_wait_s` none that fits.
@@ -70,9 +77,12 @@ class Peers:
             live = [r for r in live if r.boot not in self._unreachable]
             fitting = [r for r in live if r.tokenizer_digest == self._digest]
             if fitting:
-                best = min(fitting, key=lambda r: (r.load, r.worker_id))
+                best = min(fitting, key=lambda r: _place(r, probe, left))
                 try:
-                    return self._connect(best, live)
+                    peer = self._connect(best, live)
+                    if probe not in ("", best.probe_digest):
+                        self._changes(best, probe)
+                    return peer
                 except ConfigurationError as error:
                     log.warning("cloud worker %s: %s; looking for another", best.worker_id, error)
                     self._unreachable.add(best.boot)
@@ -94,6 +104,15 @@ class Peers:
         live = await self._store.registry.workers(role="cloud")
         return all(record.boot != peer.record.boot for record in live)
 
+    def _changes(self, record: WorkerRecord, probe: str) -> None:
+        """An answer goes on at a target that computes something else."""
+        self._sockets.counters["digest_changes"] += 1
+        log.warning(
+            "no target of probe %s has room; an answer goes on at %s (probe %s), and its text may "
+            "differ from here on",
+            probe[:8], record.worker_id, record.probe_digest[:8] or "unknown",
+        )  # fmt: skip
+
     def _connect(self, record: WorkerRecord, live: list[WorkerRecord]) -> Peer:
         boots = {r.boot for r in live}
         for boot in [b for b in self._peers if b not in boots]:
@@ -114,3 +133,10 @@ class Peers:
         for peer in self._peers.values():
             peer.close()
         self._peers.clear()
+
+
+def _place(record: WorkerRecord, probe: str, left: str) -> tuple[bool, bool, bool, int, str]:
+    """Sort key of the workers that fit a session; arguments as in `Peers.find`."""
+    full = 0 < record.capacity <= record.load
+    differs = probe not in ("", record.probe_digest)
+    return record.boot == left, full, differs, record.load, record.worker_id

@@ -66,7 +66,7 @@ async def serve(settings: EdgeSettings) -> None:
         worker = EdgeWorker(settings, model, thread, sockets, store)
         controller = ControllerLink(store, sockets, worker.name, worker.on_message)
         lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "edge")))
-        log.info("drafting with %s (%s)", model.name, model.dtype)
+        log.info("drafting with %s (%s, %s)", model.name, model.dtype, model.probe)
         await lifecycle.run(
             worker.take_forever(lifecycle), worker.tick_forever(lifecycle),
             worker.renew_forever(), worker.cancel_forever(), controller.follow_forever(),
@@ -133,6 +133,8 @@ class EdgeWorker:
             model=self._model.name,
             dtype=str(self._model.dtype).removeprefix("torch."),
             device=str(self._model.device),
+            bitwise=self._model.probe.bitwise,
+            probe_digest=self._model.probe.digest,
             tokenizer_digest=self._model.tokenizer_digest,
             context_length=self._model.context_length,
             vocab_size=self._model.vocab_size,
@@ -188,7 +190,7 @@ class EdgeWorker:
         spec = self._spec(request)
         answer = AnswerText(self._model.tokenizer, request.stop)
         answer.push(claim.streamed_tokens)
-        meter = UsageMeter(request.id, spec, len(claim.streamed_tokens))
+        meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
         session = EdgeSession(self._workshop, answer, meter, writer)
         running = Running(claim, request, session)

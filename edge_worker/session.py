@@ -167,11 +167,11 @@ class EdgeSession:
         """Turn tokens into text, no further than a stop string."""
         texts = self._answer.push_each(effect.tokens)
         kept = len(texts)
+        self._meter.committed(kept, None if self.peer is None else self.peer.record)
         self._piece = Piece(
             effect.start, effect.tokens[:kept], effect.accepted[:kept], "".join(texts),
-            tuple(map(len, texts)),
+            tuple(map(len, texts)), probe=self._meter.probe,
         )  # fmt: skip
-        self._meter.committed(kept)
 
     def _judged(self, effect: WindowJudged) -> None:
         assert self._piece is not None
@@ -232,9 +232,12 @@ class EdgeSession:
     async def _seek(self, why: str) -> None:
         if self.peer is not None:
             log.info("session %s looks for a cloud worker: %s", self.state.spec.session, why)
+        left = "" if self.peer is None else self.peer.record.boot
         while not self.finished:
             try:
-                self.peer = await self._workshop.peers.find(self._workshop.mismatch_wait_s)
+                self.peer = await self._workshop.peers.find(
+                    self._workshop.mismatch_wait_s, self._meter.probe, left
+                )
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)
                 continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from bus.messages import DraftWindow, FinishReason, Outcome
-from bus.store import SessionEntry, TimelineEntry, Usage, WindowEntry
+from bus.store import SessionEntry, TimelineEntry, Usage, WindowEntry, WorkerRecord
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from edge_worker.peers import Peer
@@ -44,9 +45,16 @@ class FirstPass:
 
 
 class UsageMeter:
-    """Adds up one answer. After a takeover it counts from the takeover on, except for tokens."""
+    """Adds up one answer. After a takeover it counts from the takeover on, except for tokens.
 
-    def __init__(self, request: str, spec: SessionSpec, num_committed: int) -> None:
+    Args:
+        num_committed: tokens of the answer that an earlier owner of the prompt has stored.
+        probes: probe digests of the targets that gave those (`Claim.streamed_probes`).
+    """
+
+    def __init__(
+        self, request: str, spec: SessionSpec, num_committed: int, probes: Sequence[str] = ()
+    ) -> None:
         self._request = request
         self._spec = spec
         self._began_s = time.monotonic()
@@ -64,12 +72,21 @@ class UsageMeter:
         self._window_bytes = 0
         self._sent_tokens = 0
         self._cloud = ""
+        self._probes = set(probes) if num_committed else set()
+        self.probe = probes[-1] if probes else ""
+        self._dtype = ""
+        self._bitwise = True
         self._bytes_told = (0, 0)
         self.bytes_up = 0
         self.bytes_down = 0
 
-    def committed(self, num_tokens: int) -> None:
+    def committed(self, num_tokens: int, target: WorkerRecord | None = None) -> None:
+        """Tokens of the answer, and the cloud worker that gave them."""
         self._completion_tokens += num_tokens
+        if target is not None and num_tokens:
+            self.probe, self._dtype = target.probe_digest, target.dtype
+            self._probes.add(target.probe_digest)
+            self._bitwise = self._bitwise and target.bitwise
 
     def drafted(self, start: int, num_tokens: int, draft_ms: float, ended_ms: float) -> None:
         """A draft job has ended, by itself or interrupted."""
@@ -158,6 +175,9 @@ class UsageMeter:
             hidden=shares.hidden,
             decode_tokens=max(0, new_tokens - self._first_pass.num_tokens),
             decode_seconds=self._first_pass.seconds_since,
+            dtype=self._dtype,
+            bitwise=self._bitwise and self._probes == {self.probe} and self.probe != "",
+            probe_digest=self.probe,
         )
 
     def closing(self, reason: FinishReason) -> SessionEntry:

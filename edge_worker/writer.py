@@ -26,7 +26,8 @@ AFTER_DRAFT_S = 0.001
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Tokens committed at once; `start` counts generated tokens from 0. `lengths`: characters of
-    `text` that each brought; what is left over was held back before."""
+    `text` that each brought; what is left over was held back before. `probe`: digest of the
+    target that gave the tokens."""
 
     start: int
     tokens: tuple[int, ...]
@@ -34,6 +35,7 @@ class Piece:
     text: str
     lengths: tuple[int, ...] = ()
     entry: WindowEntry | None = None
+    probe: str = ""
 
     def with_entry(self, entry: WindowEntry) -> Piece:
         return replace(self, entry=entry)
@@ -103,12 +105,13 @@ class ResultWriter:
         store, claim = self._store, self._claim
         if piece.entry is None:
             await store.results.append(
-                claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.lengths
-            )
+                claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.lengths,
+                probe=piece.probe,
+            )  # fmt: skip
         else:
             await store.commit_window(
                 claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.entry,
-                piece.lengths,
+                piece.lengths, piece.probe,
             )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def read_corpus(path: Path) -> Iterator[tuple[str, int]]:
     Args:
         path: `.jsonl`: an object a line, whose strings, also those in lists and objects within,
             are one text; fields `id` and `…_id` are left out. Any other name: plain text, read
-            in pieces that end with a line.
+            in pieces that end with a line. Line ends are those of models' answers, \\n.
 
     Raises:
         ConfigurationError: it cannot be read, or is not of that format.
@@ -80,7 +80,7 @@ def _rows(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[str,
             raise ConfigurationError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigurationError(f"{path}, line {number}: expected a JSON object of texts")
-        yield "\n".join(_strings(row)), len(line)
+        yield "\n".join(_strings(row)).replace("\r\n", "\n"), len(line)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _pieces(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[st
 
 def _decoded(path: Path, number: int, line: bytes) -> str:
     try:
-        return line.decode("utf-8")
+        return line.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise ConfigurationError(
             f"{path}, line {number} is not UTF-8; encode the text as UTF-8"

@@ -38,6 +38,9 @@ class Probe:
     digest: str
     bitwise: bool
 
+    def __str__(self) -> str:
+        return f"{'bitwise' if self.bitwise else 'not bitwise'}, probe {self.digest[:8]}"
+
 
 @torch.inference_mode()
 def probe(network: Network, vocab_size: int, device: torch.device) -> Probe:

@@ -118,9 +118,12 @@ class Store:
         text: str,
         entry: WindowEntry,
         lengths: Sequence[int] = (),
+        probe: str = "",
     ) -> None:
         """`results.append` and the window's telemetry entry in one step and one round trip.
 
         A repeat doubles neither. Raises as `Results.append`; then neither is written.
         """
-        await self.results.append(claim, start, tokens, accepted, text, lengths, entry.to_fields())
+        await self.results.append(
+            claim, start, tokens, accepted, text, lengths, entry.to_fields(), probe
+        )

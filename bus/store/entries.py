@@ -37,6 +37,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     a speed of decoding that neither prefill nor what was drafted during it touches. `edge_idle`,
     `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
     them. `lossless` says whether the method promises the target's own text.
+
+    `dtype` and `probe_digest` are those of the target that gave the last tokens
+    (`bus.store.WorkerRecord`). `bitwise` says that every token came from bitwise targets of this
+    one digest: then any target of this digest gives the same text again.
     """
 
     prompt_tokens: Count = 0
@@ -61,6 +65,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     hidden: float = 0.0
     decode_tokens: Count = 0
     decode_seconds: float = 0.0
+    dtype: str = ""
+    bitwise: bool = False
+    probe_digest: str = ""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -76,7 +83,8 @@ class TokensEntry(msgspec.Struct, frozen=True):
 
     `start` is the index of its first token within the answer; `accepted[i]` tells whether
     `tokens[i]` was drafted and accepted; `text` is what the piece adds to the text, and
-    `lengths[i]` how many characters of it token i brought (empty: nobody said).
+    `lengths[i]` how many characters of it token i brought (empty: nobody said). `probe` is the
+    probe digest of the target that gave the tokens (empty: not known).
     """
 
     entry_id: str
@@ -86,6 +94,7 @@ class TokensEntry(msgspec.Struct, frozen=True):
     text: str
     term: int
     lengths: tuple[int, ...] = ()
+    probe: str = ""
 
 
 class EndEntry(msgspec.Struct, frozen=True):
@@ -122,6 +131,7 @@ def parse_result_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Tokens
                 text=text["text"],
                 term=term,
                 lengths=msgspec.json.decode(text.get("lengths", "[]"), type=tuple[int, ...]),
+                probe=text.get("probe", ""),
             )
         usage = msgspec.json.decode(text["usage"], type=Usage)
         end = End(FinishReason(text["finish_reason"]), text["error"], usage)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -43,6 +44,8 @@ class Claim:
         deliveries: claims so far, this one included.
         streamed_tokens: ids that earlier owners have put into the result already.
         streamed_text: the text they put there.
+        streamed_probes: probe digests of the targets that gave these tokens, in order, without
+            repeats in a row; "" where an entry does not say.
     """
 
     entry_id: str
@@ -54,6 +57,7 @@ class Claim:
     deliveries: int
     streamed_tokens: tuple[int, ...] = ()
     streamed_text: str = ""
+    streamed_probes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +311,9 @@ def _read_claim(reply: Sequence[Any]) -> Claim:
         deliveries=deliveries,
         streamed_tokens=tuple(token for piece in pieces for token in piece.tokens),
         streamed_text="".join(piece.text for piece in pieces),
+        streamed_probes=tuple(
+            probe for probe, _ in groupby(piece.probe for piece in pieces if piece.tokens)
+        ),
     )
 
 

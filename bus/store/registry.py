@@ -40,6 +40,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         endpoints: advertised addresses by name: cloud `windows`, `feedback`; controller
             `reports`, `updates`.
         model, dtype, device: what it runs, on what.
+        bitwise: whether its passes give the same bits however tokens are cut into them.
+        probe_digest: hex SHA-256 of logits that it computed at start. Bitwise workers of equal
+            digest give the same tokens for the same text. Empty: it runs no model, or is older.
         tokenizer_digest: draft and target must agree on it.
         context_length, vocab_size, eos_tokens: the model's.
         load, capacity: sessions now, sessions at most.
@@ -55,6 +58,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     dtype: str = ""
     device: str = ""
+    bitwise: bool = False
+    probe_digest: str = ""
     tokenizer_digest: str = ""
     context_length: int = 0
     vocab_size: int = 0
@@ -64,6 +69,14 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int] = {}
     started_at: float = 0.0
     expires_at: float = 0.0
+
+    @property
+    def number_format(self) -> str:
+        """For people: `int8, bitwise a1b2c3d4`; empty where no model runs."""
+        probe = self.probe_digest[:8]
+        if not probe:
+            return self.dtype
+        return f"{self.dtype}, {'bitwise' if self.bitwise else 'probe'} {probe}"
 
 
 class Registry:

@@ -59,6 +59,7 @@ class Results:
         text: str,
         lengths: Sequence[int] = (),
         telemetry: Mapping[str, str] | None = None,
+        probe: str = "",
     ) -> None:
         """Add a piece to the result; a repeat of the last piece changes nothing.
 
@@ -70,6 +71,7 @@ class Results:
             text: what the piece adds to the text.
             lengths: characters of it that each token brought; none where nobody knows.
             telemetry: fields of an entry to add to the telemetry in the same step.
+            probe: probe digest of the target that gave the tokens, where known.
 
         Raises:
             OwnershipLostError: another term has begun, or the request has ended.
@@ -92,6 +94,7 @@ class Results:
                 msgspec.json.encode([int(flag) for flag in accepted]),
                 text,
                 msgspec.json.encode(list(lengths)),
+                probe,
                 MAX_TELEMETRY,
                 *(word for pair in (telemetry or {}).items() for word in pair),
             ],

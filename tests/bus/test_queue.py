@@ -197,8 +197,10 @@ async def test_a_silent_owner_is_replaced_and_its_tokens_are_kept(
 ) -> None:
     request_id = await submitted(store)
     old = await take(store)
-    await store.results.append(old, 0, [11, 12], [True, False], "Good ")
-    await store.results.append(old, 2, [13], [False], "day")
+    await store.results.append(old, 0, [11], [True], "Go", probe="a1")
+    await store.results.append(old, 1, [12], [False], "od ", probe="a1")
+    await store.results.append(old, 2, [13], [False], "day", probe="b2")
+    await store.results.append(old, 3, [], [], "")
     new = None
     while new is None:  # until the 50 ms are over
         new = await impatient.queue.take("edge-2", 10)
@@ -206,6 +208,7 @@ async def test_a_silent_owner_is_replaced_and_its_tokens_are_kept(
     assert (new.term, new.deliveries) == (2, 2)
     assert new.streamed_tokens == (11, 12, 13)
     assert new.streamed_text == "Good day"
+    assert new.streamed_probes == ("a1", "b2")
     assert new.request == old.request
     await impatient.results.append(new, 3, [14], [True], "!")
 
@@ -500,3 +503,15 @@ async def test_depth(store: Store, redis: Any, keys: Keys) -> None:
     depth = await store.queue.depth()
     assert (depth.length, depth.pending) == (2, 1)
     assert depth.oldest_age_s >= 100
+
+
+async def test_pieces_of_an_edge_that_knew_no_probes_are_read(
+    store: Store, redis: Any, keys: Keys, expire_leases: Expire
+) -> None:
+    request_id = await submitted(store)
+    await take(store)
+    piece = {"kind": "tokens", "start": 0, "tokens": "[11]", "accepted": "[1]", "text": "x"}
+    await redis.xadd(keys.result(request_id), {**piece, "term": 1})
+    await expire_leases()
+    new = await take(store, "edge-2")
+    assert (new.streamed_tokens, new.streamed_probes) == ((11,), ("",))

@@ -64,11 +64,11 @@ async def test_what_is_appended_is_read(store: Store, claim: Claim) -> None:
 async def test_the_entry_is_what_the_documentation_says(
     store: Store, claim: Claim, keys: Keys, entries_of: Entries
 ) -> None:
-    await store.results.append(claim, 0, [5, 6], [True, False], "Hi", [1, 1])
+    await store.results.append(claim, 0, [5, 6], [True, False], "Hi", [1, 1], probe="a1b2")
     (entry,) = await entries_of(keys.result(claim.request_id))
     assert entry == {
         "kind": "tokens", "start": "0", "tokens": "[5,6]", "text": "Hi", "accepted": "[1,0]",
-        "lengths": "[1,1]", "term": "1",
+        "lengths": "[1,1]", "probe": "a1b2", "term": "1",
     }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ class ScriptedEdge:
         await self.store.registry.beat(
             WorkerRecord(worker_id="edge-x", role=Role.EDGE, boot="1", started_at=now,
                          model="tiny", dtype="float32", device="cpu", load=1, capacity=4,
-                         counters={"faults": 2}),
+                         counters={"faults": 2}, bitwise=True, probe_digest="a1b2c3d4" * 8),
             ttl_s=60,
         )  # fmt: skip
 

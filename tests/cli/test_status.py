@@ -31,6 +31,7 @@ async def test_json_holds_workers_queue_and_sessions(store: Store) -> None:
     (worker,) = found["workers"]
     assert (worker["worker_id"], worker["role"], worker["load"]) == ("edge-x", "edge", 1)
     assert worker["counters"] == {"faults": 2}
+    assert (worker["bitwise"], worker["probe_digest"]) == (True, "a1b2c3d4" * 8)
     assert 0 <= worker["heartbeat_age_s"] <= 5
     assert (found["queue"]["length"], found["queue"]["pending"]) == (1, 0)
     assert [session["session"] for session in found["sessions"]] == ["abc"]
@@ -40,7 +41,17 @@ async def test_tables_name_everything(store: Store) -> None:
     await fill(store)
     done = await e2sci("status")
     assert done.status == 0
-    for word in ("edge-x", "tiny", "1/4", "faults 2", "queue: 1 requests", "abc", "cloud-x"):
+    for word in (
+        "edge-x",
+        "tiny",
+        "1/4",
+        "faults 2",
+        "bitwise",
+        "a1b2c3d4",
+        "queue: 1 requests",
+        "abc",
+        "cloud-x",
+    ):
         assert word in done.out
 
 

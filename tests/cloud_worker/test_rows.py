@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import Float64Array
+from bus.arrays import Float64Array, Int32Array
 from cloud_worker import rows as rows_module
 from cloud_worker.rows import Rows
 from decoding.sampling import SamplingParams, warp_dense
@@ -91,6 +93,58 @@ def test_a_large_flat_row_sums_to_one_within_a_millionth(temperature: float) -> 
     (row,) = Rows.of(logits, SamplingParams(temperature)).reduce([everything])
     assert row.p1_at_q.sum() == pytest.approx(1.0, abs=1e-6)
     assert row.p_at_q.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+ONE_BY_ONE = (
+    SamplingParams(0.7),
+    SamplingParams(1.0),
+    SamplingParams(0.8, top_p=0.9),
+    SamplingParams(0.0),
+)
+
+
+@pytest.mark.parametrize("sampling", ONE_BY_ONE, ids=["T", "plain", "top-p", "greedy"])
+@pytest.mark.parametrize("width", [300, 49_152, 151_665])
+def test_rows_have_the_same_bits_alone_in_windows_and_on_any_threads(
+    width: int, sampling: SamplingParams
+) -> None:
+    logits = 4 * torch.randn(5, width, generator=torch.Generator().manual_seed(width))
+    rng = np.random.default_rng(width)
+    ids = [rng.permutation(width)[:size].astype(np.int32) for size in (48, 5, 0, 17, 48)]
+    alone = [_bits(logits[i : i + 1].clone(), ids[i : i + 1], sampling)[0] for i in range(5)]
+    for number in (1, 2, 3, 4):
+        with threads(number):
+            for windows in ([5], [1, 4], [2, 3]):
+                parts = torch.split(logits, windows)
+                ends = np.cumsum(windows)
+                found = [
+                    row
+                    for part, end in zip(parts, ends, strict=True)
+                    for row in _bits(part, ids[end - len(part) : end], sampling)
+                ]
+                assert found == alone, f"{number} threads, windows {windows}"
+
+
+def _bits(
+    logits: torch.Tensor, ids: list[Int32Array], sampling: SamplingParams
+) -> list[tuple[object, ...]]:
+    """Everything that comes of each row, as bytes."""
+    rows = Rows.of(logits, sampling)
+    return [
+        (row.argmax, row.p1_at_q.tobytes(), row.p_at_q.tobytes(), row.p1_max,
+         rows.dense(index).tobytes())
+        for index, row in enumerate(rows.reduce(ids))
+    ]  # fmt: skip
 
 
 def test_bfloat16_logits_are_reduced_as_the_numbers_they_are() -> None:

@@ -188,12 +188,21 @@ async def test_workers(store: Store, feed: Feed) -> None:
     await store.registry.beat(worker("edge-10", load=1, capacity=4))
     await store.registry.beat(worker("edge-2"))
     await store.registry.beat(
-        worker("cloud-1", Role.CLOUD, model="m", dtype="float32", device="cpu", counters={"b": 2})
+        worker(
+            "cloud-1",
+            Role.CLOUD,
+            model="m",
+            dtype="float32",
+            device="cpu",
+            counters={"b": 2},
+            bitwise=True,
+            probe_digest="a1b2c3d4" * 8,
+        )
     )
     rows = read(feed).workers.to_dict("records")
     assert [row["worker"] for row in rows] == ["cloud-1", "edge-2", "edge-10"]
     assert {row["status"] for row in rows} == {"up"}
-    assert (rows[0]["model"], rows[0]["hardware"]) == ("m", "float32 on cpu")
+    assert (rows[0]["model"], rows[0]["hardware"]) == ("m", "float32, bitwise a1b2c3d4 on cpu")
     assert rows[0]["counters"] == "b 2"
     assert rows[2]["load"] == "1 of 4"
     assert all(0 <= row["heartbeat_age_s"] < 5 for row in rows)

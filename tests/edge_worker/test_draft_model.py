@@ -61,6 +61,19 @@ def test_a_window_carries_the_top_k_of_the_softmax(loaded: LoadedDraft, model: D
         assert (np.diff(window.q_probs[index].astype(float)) <= 0).all()
 
 
+def test_what_is_sent_has_the_same_bits_on_any_number_of_threads(model: DraftModel) -> None:
+    logits = 4 * torch.randn(151_665, generator=torch.Generator().manual_seed(0))
+    before, sent = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            ids, probs = model._top_probabilities(logits.clone())
+            sent.add((ids.tobytes(), probs.tobytes()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(sent) == 1
+
+
 def test_greedy_tokens_are_the_most_probable(loaded: LoadedDraft, model: DraftModel) -> None:
     window = model.draft(model.open(GREEDY), PROMPT, 4, NEVER, go_on)
     for index, token in enumerate(window.tokens):

@@ -123,6 +123,44 @@ async def test_the_least_loaded_fitting_worker_is_taken(
     assert (await found(peers)).record.worker_id == "cloud-2"
 
 
+@pytest.mark.parametrize(
+    ("probe", "left", "expected", "changes"),
+    [
+        ("", "", "cloud-1", 0),  # an answer that has not begun
+        ("probe-b", "", "cloud-3", 0),  # of this digest, the least loaded with room
+        ("probe-b", "boot-of-cloud-3", "cloud-2", 0),
+        ("probe-c", "", "cloud-4", 0),
+        ("probe-d", "", "cloud-1", 1),  # the one worker of this digest is full
+        ("probe-e", "", "cloud-1", 1),
+    ],
+)
+async def test_an_answer_goes_on_at_a_worker_of_the_digest_it_began_with(
+    store: Store, sockets: Sockets, peers: Peers, caplog: pytest.LogCaptureFixture,
+    probe: str, left: str, expected: str, changes: int,
+) -> None:  # fmt: skip
+    workers: dict[str, dict[str, Any]] = {
+        "cloud-1": {"load": 0, "probe_digest": "probe-a"},
+        "cloud-2": {"load": 3, "probe_digest": "probe-b"},
+        "cloud-3": {"load": 2, "probe_digest": "probe-b"},
+        "cloud-4": {"load": 6, "probe_digest": "probe-c"},
+        "cloud-5": {"load": 4, "capacity": 4, "probe_digest": "probe-d"},
+    }
+    for name, fields in workers.items():
+        await CloudWorker(store, sockets, name, **fields).registers()
+    peer = await asyncio.wait_for(peers.find(PATIENCE_S, probe, left), PATIENCE_S)
+    assert peer.record.worker_id == expected
+    assert sockets.counters["digest_changes"] == changes
+    assert caplog.text.count("may differ from here on") == changes
+
+
+async def test_the_only_worker_is_taken_again_though_the_session_left_it(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1", load=4, capacity=4).registers()
+    peer = await asyncio.wait_for(peers.find(PATIENCE_S, "", "boot-of-cloud-1"), PATIENCE_S)
+    assert peer.record.worker_id == "cloud-1"
+
+
 async def test_a_worker_is_connected_to_once_and_shared(
     store: Store, sockets: Sockets, peers: Peers
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from bus.messages import DraftWindow, Feedback, FinishReason, Outcome
+from bus.store import Role, WorkerRecord
 from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
@@ -65,6 +66,43 @@ def test_after_a_takeover_speed_counts_new_tokens_only() -> None:
     usage = meter.usage()
     assert usage.completion_tokens == 15
     assert usage.tokens_per_s == pytest.approx(5 / usage.seconds)
+
+
+def target(probe: str, bitwise: bool = True) -> WorkerRecord:
+    return WorkerRecord(worker_id="cloud-1", role=Role.CLOUD, boot="b", dtype="int8",
+                        bitwise=bitwise, probe_digest=probe)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "targets", "probe", "bitwise"),
+    [
+        ((), [target("aa"), target("aa")], "aa", True),
+        ((), [target("aa", bitwise=False)], "aa", False),
+        ((), [target("aa"), target("bb")], "bb", False),  # two targets of one answer
+        (("aa",), [target("aa")], "aa", True),  # taken over from another edge
+        (("aa",), [target("bb")], "bb", False),
+        (("bb", "aa"), [target("aa")], "aa", False),
+        (("",), [target("aa")], "aa", False),  # what was streamed before does not say
+        ((), [target("")], "", False),
+    ],
+)
+def test_an_answer_is_bitwise_where_one_digest_gave_all_of_it(
+    before: tuple[str, ...], targets: list[WorkerRecord], probe: str, bitwise: bool
+) -> None:
+    meter = UsageMeter("r1", SPEC, 3 * len(before), before)
+    assert meter.probe == (before[-1] if before else "")
+    for record in targets:
+        meter.committed(2, record)
+    usage = meter.usage()
+    assert (usage.dtype, usage.probe_digest, usage.bitwise) == ("int8", probe, bitwise)
+    assert meter.probe == probe
+
+
+def test_a_target_that_gave_no_token_does_not_count() -> None:
+    meter = UsageMeter("r1", SPEC, 0)
+    meter.committed(1, target("aa"))
+    meter.committed(0, target("bb"))
+    assert (meter.usage().probe_digest, meter.usage().bitwise) == ("aa", True)
 
 
 def test_decoding_is_what_comes_after_the_first_pass() -> None:

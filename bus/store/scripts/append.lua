@@ -3,8 +3,8 @@
 -- repeat of the last piece (because the reply was lost) changes nothing.
 --
 -- KEYS  request, result, telemetry
--- ARGV  term, start, number of tokens, tokens, accepted, text, lengths, telemetry limit,
---       then the telemetry entry's fields and values, if any
+-- ARGV  term, start, number of tokens, tokens, accepted, text, lengths, probe,
+--       telemetry limit, then the telemetry entry's fields and values, if any
 -- reply {'ok'} | {'lost'} | {'gap', next}
 local request, result = KEYS[1], KEYS[2]
 local term, start, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -12,7 +12,7 @@ local known = redis.call('HMGET', request, 'term', 'state', 'next')
 if known[1] ~= term or known[2] ~= 'running' then return {'lost'} end
 local next = tonumber(known[3])
 local piece = {'kind', 'tokens', 'start', ARGV[2], 'tokens', ARGV[4], 'text', ARGV[6],
-  'accepted', ARGV[5], 'lengths', ARGV[7], 'term', term}
+  'accepted', ARGV[5], 'lengths', ARGV[7], 'probe', ARGV[8], 'term', term}
 
 if start + count == next then
   local last = redis.call('XREVRANGE', result, '+', '-', 'COUNT', 1)
@@ -26,7 +26,7 @@ if start ~= next then return {'gap', next} end
 
 redis.call('XADD', result, '*', unpack(piece))
 redis.call('HSET', request, 'next', start + count)
-if #ARGV > 8 then
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*', unpack(ARGV, 9))
+if #ARGV > 9 then
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', unpack(ARGV, 10))
 end
 return {'ok'}
