@@ -74,7 +74,9 @@ async def _measure(
         clients: dict[str, Client] = {}
         for drafter in (WITHOUT, WITH):
             options = StackOptions(drafter=drafter, dtype="float32", threads=1)
-            stack = await exits.enter_async_context(Stack(options, log=lambda _: None))
+            # speeds are of whole answers: a repeated prompt must be run again
+            env = {"E2SCI_PREFIX_CACHE_MB": "0"}
+            stack = await exits.enter_async_context(Stack(options, log=lambda _: None, env=env))
             pin(stack)
             clients[drafter] = await exits.enter_async_context(Client(redis_url=stack.redis_url))
             await clients[drafter].generate(SETS["chat"][0], method=method, max_new_tokens=8)

@@ -13,6 +13,8 @@ from bus.errors import ConfigurationError
 from bus.settings import BusSettings
 from bus.store import TIME_TO_LIVE_S, QueueDepth, SessionRecord, Store, WorkerRecord
 
+_PREFIX_CACHE = "prefix_cache_"
+
 __all__ = ["Status", "read_status", "require_worker", "show"]
 
 
@@ -87,7 +89,8 @@ def show(status: Status, console: Console) -> None:
 
 
 def _workers_table(workers: list[WorkerRecord]) -> Table:
-    table = Table("role", "worker", "model", "load", "heartbeat", "counters", title="workers")
+    table = Table("role", "worker", "model", "load", "heartbeat", "prefix cache", "counters",
+                  title="workers")  # fmt: skip
     for record in workers:
         table.add_row(
             record.role,
@@ -95,9 +98,26 @@ def _workers_table(workers: list[WorkerRecord]) -> Table:
             f"{record.model} ({record.number_format}, {record.device})" if record.model else "-",
             f"{record.load}/{record.capacity}" if record.capacity else "-",
             f"{heartbeat_age_s(record):.1f} s ago",
-            ", ".join(f"{name} {count}" for name, count in record.counters.items()) or "-",
+            _prefix_cache(record.counters),
+            ", ".join(
+                f"{name} {count}"
+                for name, count in record.counters.items()
+                if not name.startswith(_PREFIX_CACHE)
+            )
+            or "-",
         )
     return table
+
+
+def _prefix_cache(counters: dict[str, int]) -> str:
+    """What `models.prefixes.PrefixCache` counts, as people read it; "-" where it is off."""
+    if f"{_PREFIX_CACHE}entries" not in counters:
+        return "-"
+    entries, size_mb, hits, tokens = (
+        counters.get(_PREFIX_CACHE + name, 0)
+        for name in ("entries", "mb", "hits_total", "tokens_total")
+    )
+    return f"{entries} kept, {size_mb} MiB; {hits} hits, {tokens:,} tokens"
 
 
 def _sessions_table(sessions: list[SessionRecord]) -> Table:

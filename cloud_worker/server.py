@@ -32,6 +32,7 @@ from decoding import cloud, methods
 from decoding.cloud_events import OpenArrived, WindowArrived
 from models.energy import find_gauge
 from models.padding import LeastTimes, Padding
+from models.prefixes import PrefixCache
 from models.thread import ModelThread, now_ms
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ async def serve(settings: CloudSettings) -> None:
             TargetModel.load, settings.target, settings.dtype, settings.device
         )
         model.padding = Padding(LeastTimes.parse(settings.least_pass_ms), settings.pass_counts)
+        model.prefixes = PrefixCache(settings.prefix_cache_mb)
         store = await connect_store(settings)
         controller = ControllerLink(store, sockets)
         worker = CloudWorker(settings, model, thread, sockets, controller)
@@ -220,7 +222,8 @@ class CloudWorker:
                 if session.last_used_ms < limit_ms and not session.turns.busy:
                     self._counters["expired_sessions"] += 1
                     self._drop(session, "expired")
-            lifecycle.update(load=len(self._sessions), counters=dict(self._counters))
+            counters = dict(self._counters) | self._model.prefixes.counters()
+            lifecycle.update(load=len(self._sessions), counters=counters)
             await asyncio.sleep(EXPIRY_CHECK_S)
 
     async def drain(self, limit_s: float) -> None:

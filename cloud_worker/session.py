@@ -98,8 +98,9 @@ class CloudSession:
         self._run(effects)
 
     def close(self) -> None:
-        """Forget pending jobs; a pass that runs ends by itself and nobody hears of it."""
-        self.turns.close()
+        """Forget pending jobs; a pass that runs ends by itself and its result is discarded. The
+        cache then goes to the model's prefix cache, on the model thread."""
+        self.turns.close(partial(self._model.close, self._cache))
 
     def _run(self, effects: tuple[Effect, ...]) -> None:
         """Verdicts of one pass go together: the edge must not draft behind the first of them what

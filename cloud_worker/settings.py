@@ -61,6 +61,11 @@ class CloudSettings(WorkerSettings):
     evict_idle_s: Annotated[float, Field(ge=0)] = Field(
         10.0, description="A full worker frees the longest idle session if idle for this long."
     )
+    prefix_cache_mb: Annotated[int, Field(ge=0)] = Field(
+        512,
+        description="MiB for the prefix cache: what finished sessions have run, so that the same "
+        "prompt is not run again; 0: off.",
+    )
     threshold_min: Annotated[float, Field(ge=-1, le=1)] = Field(
         -1.0, description="Windows' thresholds are raised to this."
     )

@@ -19,12 +19,12 @@ from bus.errors import LocalError
 from cloud_worker.rows import Rows
 from decoding.acceptance import TargetRow
 from decoding.sampling import SamplingParams
-from models.cache import KVCache
 from models.linears import integer, packed
 from models.loading import LoadedModel, load_model
 from models.network import CausalNetwork
 from models.padding import Padding
 from models.precision import NumberFormat
+from models.prefixes import Prefix, PrefixCache
 from models.probe import probe
 
 
@@ -32,14 +32,14 @@ from models.probe import probe
 class TargetCache:
     """One session's cache in the target, how its tokens are chosen, and the last pass's rows."""
 
-    keys_values: KVCache
+    prefix: Prefix
     sampling: SamplingParams
     rows: Rows | None = None
 
     @property
     def length(self) -> int:
         """Positions held: the next token run stands at this position."""
-        return self.keys_values.length
+        return self.prefix.length
 
 
 class TargetModel:
@@ -49,6 +49,7 @@ class TargetModel:
         probe: what its passes compute here (`models.probe`).
         network: its forward pass, also for references that run it without this class's caches.
         padding: makes passes last at least a set time, to measure as on another device.
+        prefixes: lets sessions reuse what others have run; off until a worker replaces it.
         Others as in `models.loading.LoadedModel`.
     """
 
@@ -66,6 +67,7 @@ class TargetModel:
         self.vocab_size = loaded.vocab_size
         self.eos_tokens = loaded.eos_tokens
         self.padding = Padding()
+        self.prefixes = PrefixCache()
 
     @classmethod
     def load(cls, spec: str, dtype: str = "auto", device: str = "auto") -> Self:
@@ -74,7 +76,11 @@ class TargetModel:
 
     def open(self, sampling: SamplingParams) -> TargetCache:
         """An empty cache for a new session."""
-        return TargetCache(KVCache(), sampling)
+        return TargetCache(Prefix(), sampling)
+
+    def close(self, cache: TargetCache) -> None:
+        """The session has ended: keep what it has run for others."""
+        self.prefixes.keep(cache.prefix)
 
     def crop(self, cache: TargetCache, length: int) -> None:
         """Forget every position from `length` on. The last pass's rows stay.
@@ -82,13 +88,18 @@ class TargetModel:
         Raises:
             LocalError: the cache is shorter than that.
         """
-        cache.keys_values.crop(length)
+        cache.prefix.crop(length)
 
+    @torch.inference_mode()
     def prefill(self, cache: TargetCache, tokens: Sequence[int]) -> None:
-        """Run tokens nobody judges. The caller cuts long prompts into chunks."""
-        if tokens:
-            cache.rows = None
-            self._run(cache, tokens, num_rows=1)
+        """Run tokens nobody judges, or copy what other sessions have run of them. The caller cuts
+        long prompts into chunks."""
+        if not tokens:
+            return
+        cache.rows = None
+        missing = self.prefixes.fill(cache.prefix, tokens, num_rows=0)
+        if missing:
+            cache.prefix.run(self.network, missing, 1, self.device)
 
     def forward(
         self, cache: TargetCache, feed: Sequence[int], row_ids: Sequence[Int32Array]
@@ -147,5 +158,5 @@ class TargetModel:
     @torch.inference_mode()
     def _run(self, cache: TargetCache, tokens: Sequence[int], num_rows: int) -> Tensor:
         """float[num_rows, V] logits of the last tokens, over the real vocabulary."""
-        input_ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
-        return self.network.logits(input_ids, cache.keys_values, num_rows)
+        missing = self.prefixes.fill(cache.prefix, tokens, num_rows)
+        return cache.prefix.run(self.network, missing, num_rows, self.device)

@@ -21,9 +21,9 @@ from bus.errors import LocalError
 from decoding.lookup import Drafter, SuffixIndex
 from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
-from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
 from models.padding import Padding
+from models.prefixes import Prefix, PrefixCache
 from models.probe import probe
 from models.rowwise import exp_sum
 
@@ -37,7 +37,7 @@ class DraftCache:
         uses_model: whether anything is ever run.
     """
 
-    keys_values: KVCache
+    prefix: Prefix
     sampling: SamplingParams
     text: SuffixIndex | None = None
     uses_model: bool = True
@@ -45,7 +45,7 @@ class DraftCache:
     @property
     def length(self) -> int:
         """Positions held: the next token run stands at this position."""
-        return self.keys_values.length if self.uses_model or self.text is None else len(self.text)
+        return self.prefix.length if self.uses_model or self.text is None else len(self.text)
 
     def read(self, tokens: Sequence[int]) -> None:
         """Let lookup know the tokens at `length` and behind."""
@@ -87,6 +87,7 @@ class DraftModel:
         weight_bytes: bytes of weights that one step reads.
         probe: what its passes compute here (`models.probe`).
         padding: makes steps last at least a set time, to measure as on another device.
+        prefixes: lets sessions reuse what others have run; off until a worker replaces it.
         Others as in `models.loading.LoadedModel`.
     """
 
@@ -108,6 +109,7 @@ class DraftModel:
         self.weight_bytes = loaded.network.weight_bytes
         self.num_sparse = min(num_sparse, loaded.network.head_size)
         self.padding = Padding()
+        self.prefixes = PrefixCache()
 
     @classmethod
     def load(
@@ -130,7 +132,11 @@ class DraftModel:
         del prompt
         alone = self._drafter is Drafter.LOOKUP
         text = None if self._drafter is Drafter.MODEL else SuffixIndex(always=alone)
-        return DraftCache(KVCache(), sampling, text, uses_model=not alone)
+        return DraftCache(Prefix(), sampling, text, uses_model=not alone)
+
+    def close(self, cache: DraftCache) -> None:
+        """The session has ended: keep what it has run for others."""
+        self.prefixes.keep(cache.prefix)
 
     def crop(self, cache: DraftCache, length: int) -> None:
         """Forget every position from `length` on.
@@ -139,15 +145,18 @@ class DraftModel:
             LocalError: the cache is shorter than that.
         """
         if cache.uses_model:
-            cache.keys_values.crop(length)
+            cache.prefix.crop(length)
         elif cache.text is not None:
             cache.text.truncate(length)
 
+    @torch.inference_mode()
     def prefill(self, cache: DraftCache, tokens: Sequence[int]) -> None:
-        """Run tokens without drawing any. The caller cuts long prompts into chunks."""
+        """Run tokens without drawing any, or copy what other sessions have run of them. The caller
+        cuts long prompts into chunks."""
         cache.read(tokens)
-        if tokens and cache.uses_model:
-            self._run(cache, tokens)
+        missing = self.prefixes.fill(cache.prefix, tokens, num_rows=0) if cache.uses_model else ()
+        if missing:
+            cache.prefix.run(self._network, missing, 1, self.device)
 
     def draft(
         self,
@@ -208,8 +217,8 @@ class DraftModel:
     @torch.inference_mode()
     def _run(self, cache: DraftCache, tokens: Sequence[int]) -> Tensor:
         """Logits of the last of `tokens`, float[H]."""
-        input_ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)
-        return self._network.logits(input_ids, cache.keys_values, num_rows=1)[0]
+        missing = self.prefixes.fill(cache.prefix, tokens, num_rows=1)
+        return cache.prefix.run(self._network, missing, 1, self.device)[0]
 
     def _proposal(
         self, logits: Tensor, cache: DraftCache, position: int

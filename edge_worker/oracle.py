@@ -21,8 +21,8 @@ from bus.errors import ConfigurationError, RequestError
 from decoding.sampling import SamplingParams
 from decoding.uniforms import Purpose, uniform
 from edge_worker.draft_model import DraftCache, DraftModel, certain
-from models.cache import KVCache
 from models.draft import LoadedDraft, load_draft
+from models.prefixes import Prefix
 
 Tokens = tuple[int, ...]
 
@@ -97,7 +97,7 @@ class OracleDraft(DraftModel):
         answer = self._answers.get(tuple(prompt))
         if answer is None:
             raise RequestError("the oracle draft has no recorded answer to this prompt")
-        return OracleCache(KVCache(), sampling, begin=len(prompt), answer=answer)
+        return OracleCache(Prefix(), sampling, begin=len(prompt), answer=answer)
 
     def _proposal(
         self, logits: Tensor, cache: DraftCache, position: int

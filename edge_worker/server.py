@@ -39,6 +39,7 @@ from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
 from models.padding import LeastTimes, Padding
+from models.prefixes import PrefixCache
 from models.thread import ModelThread, now_ms
 from models.tokenizer import encode_prompt
 
@@ -88,6 +89,7 @@ def _load(settings: EdgeSettings) -> DraftModel:
             spec, dtype, device, settings.num_sparse, settings.oracle, settings.oracle_error_rate
         )
     model.padding = Padding(LeastTimes.parse(f"{settings.least_step_ms:g}"), settings.step_counts)
+    model.prefixes = PrefixCache(settings.prefix_cache_mb)
     return model
 
 
@@ -284,7 +286,8 @@ class EdgeWorker:
         while True:
             for running in list(self._running.values()):
                 running.session.handle(Tick(now_ms()))
-            lifecycle.update(load=len(self._running), counters=dict(self._counters))
+            counters = dict(self._counters) | self._model.prefixes.counters()
+            lifecycle.update(load=len(self._running), counters=counters)
             await asyncio.sleep(TICK_S)
 
     async def renew_forever(self) -> None:

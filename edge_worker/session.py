@@ -113,9 +113,10 @@ class EdgeSession:
         return self.state.phase is edge.Phase.FINISHED
 
     def close(self) -> None:
-        """Stop drafting and waiting; a window that is being drafted ends at its next token."""
+        """Stop drafting and waiting; a window that is being drafted ends at its next token. The
+        cache then goes to the model's prefix cache, on the model thread."""
         self.handle(Ended(FinishReason.CANCELLED))
-        self._turns.close()
+        self._turns.close(partial(self._workshop.model.close, self._cache))
         for task in self._tasks:
             task.cancel()
 

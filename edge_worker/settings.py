@@ -49,6 +49,11 @@ class EdgeSettings(WorkerSettings):
     device: str = Field("auto", description="auto, cpu, or cuda.")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="Torch threads; 0: all cores.")
     slots: Annotated[int, Field(ge=1)] = Field(4, description="Prompts answered at once.")
+    prefix_cache_mb: Annotated[int, Field(ge=0)] = Field(
+        512,
+        description="MiB for the prefix cache: what finished sessions have run, so that the same "
+        "prompt is not run again; 0: off.",
+    )
     num_sparse: Annotated[int, Field(ge=1, le=MAX_SPARSE)] = Field(
         48, description="Probabilities sent for each drafted token (K)."
     )

@@ -70,6 +70,12 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]  # transformers is read as
         """Forget the last −`tokens_to_remove` positions, as transformers counts."""
         self._set_length(self._length + tokens_to_remove)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory reserved."""
+        blocks = (self._key_block, self._value_block)
+        return sum(block.numel() * block.element_size() for block in blocks)
+
     def _set_length(self, length: int) -> None:
         self._length = length
         self.keys = self._key_block[..., :length, :]
@@ -109,6 +115,26 @@ class KVCache:
             layers.append(BlockLayer())
         found: BlockLayer = layers[index]
         return found
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory reserved, beyond what is held too."""
+        return sum(layer.num_bytes for layer in self.states.layers)
+
+    def append(self, source: KVCache, end: int) -> None:
+        """Copy positions `length` … `end`−1 of another cache of the same model.
+
+        Raises:
+            LocalError: `source` holds fewer than `end`, or this cache no fewer.
+        """
+        begin = self.length
+        if not begin < end <= source.length:
+            raise LocalError(
+                f"cannot copy positions {begin} … {end - 1} of a cache of {source.length}"
+            )
+        for index, layer in enumerate(source.states.layers):
+            keys, values = layer.keys[..., begin:end, :], layer.values[..., begin:end, :]
+            self.states.update(keys, values, index)
 
     def crop(self, length: int) -> None:
         """Forget every position from `length` on.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,8 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PREFILL_CHUNK = 256
@@ -108,8 +111,15 @@ class Turns:
             tokens, crop_to = tokens[PREFILL_CHUNK:], None
         return tokens, crop_to
 
-    def close(self) -> None:
-        """Forget jobs that wait; one that runs ends by itself and nobody hears of it."""
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """Forget jobs that wait. One that runs ends by itself, and its result is discarded.
+
+        Args:
+            last: runs on the model thread once the session's other jobs have ended, at the first
+                call only. What it raises is logged.
+        """
+        if last is not None and not self._closed:
+            self._jobs.put(partial(_logged, last))  # after the one that runs, as jobs keep order
         self._closed = True
         self._waiting.clear()
 
@@ -146,6 +156,13 @@ def _fulfil(future: Future[T], job: Callable[..., T], args: tuple[object, ...]) 
         future.set_result(job(*args))
     except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
         future.set_exception(error)
+
+
+def _logged(job: Callable[[], None]) -> None:
+    try:
+        job()
+    except Exception:
+        log.exception("the last job of a session failed")
 
 
 def now_ms() -> float:

@@ -170,6 +170,8 @@ class MeasuredSetting:
             "E2SCI_THRESHOLD_MAX": str(LAST_THRESHOLD),
             "E2SCI_CALIBRATION": self._plan.calibration,
             "E2SCI_SLOTS": str(max(4, self._plan.clients)),
+            # else whichever method comes second to a prompt begins sooner, and the baselines never
+            "E2SCI_PREFIX_CACHE_MB": "0",
         }  # fmt: skip
         name, value = self._setting.variation
         if name:

@@ -41,7 +41,8 @@ class MeasuredStack:
         alone: TargetAlone | None, tick: Tick,
     ) -> None:  # fmt: skip
         self._plan, self._setting, self._alone, self._tick = plan, setting, alone, tick
-        env = {"E2SCI_TIMELINE": "1", **device.env()}
+        # speeds of whole answers take in the prompt, which no method is to find already run
+        env = {"E2SCI_TIMELINE": "1", "E2SCI_PREFIX_CACHE_MB": "0", **device.env()}
         if setting.error_rate is not None:
             env |= {
                 "E2SCI_ORACLE": str(answers),

@@ -72,6 +72,7 @@ class ScriptedEdge:
         self.store = store
         self.hold = False
         self.error = ""
+        self.counters = {"faults": 2}
         self.claims: list[Claim] = []
 
     async def beat(self) -> None:
@@ -79,7 +80,7 @@ class ScriptedEdge:
         await self.store.registry.beat(
             WorkerRecord(worker_id="edge-x", role=Role.EDGE, boot="1", started_at=now,
                          model="tiny", dtype="float32", device="cpu", load=1, capacity=4,
-                         counters={"faults": 2}, bitwise=True, probe_digest="a1b2c3d4" * 8),
+                         counters=self.counters, bitwise=True, probe_digest="a1b2c3d4" * 8),
             ttl_s=60,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ from cloud_worker import server
 from cloud_worker.reference import generate_alone
 from cloud_worker.server import CloudWorker
 from cloud_worker.settings import CloudSettings
-from cloud_worker.target_model import TargetModel
+from cloud_worker.target_model import TargetCache, TargetModel
 from decoding.sampling import SamplingParams
 from models.thread import ModelThread
 from tests.models.tiny import CONTEXT_LENGTH, save_tiny
@@ -122,9 +123,24 @@ Start = Callable[..., House]
 
 
 @pytest.fixture
-async def start(target: TargetModel, bus_settings: BusSettings) -> AsyncIterator[Start]:
+async def start(
+    target: TargetModel, bus_settings: BusSettings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Start]:
+    """However its sessions end, a worker gives each one's cache back once, on the model thread."""
     houses: list[House] = []
     thread = ModelThread(1)
+    opened: list[TargetCache] = []
+    given_back: list[tuple[TargetCache, str]] = []
+
+    def recorded(sampling: SamplingParams) -> TargetCache:
+        opened.append(TargetModel.open(target, sampling))
+        return opened[-1]
+
+    def close(cache: TargetCache) -> None:
+        given_back.append((cache, threading.current_thread().name))
+
+    monkeypatch.setattr(target, "open", recorded)
+    monkeypatch.setattr(target, "close", close)
 
     def make(**settings: Any) -> House:
         full = CloudSettings.load(
@@ -144,7 +160,10 @@ async def start(target: TargetModel, bus_settings: BusSettings) -> AsyncIterator
             task.cancel()
         await house.worker.drain(PATIENCE_S)
         house.sockets.close()
+    await thread.call(lambda: None)  # what was submitted before has ended
     thread.close()
+    assert {name for _, name in given_back} <= {"model"}
+    assert sorted(id(cache) for cache, _ in given_back) == sorted(map(id, opened))
 
 
 def opening(target: TargetModel, **changes: Any) -> OpenSession:

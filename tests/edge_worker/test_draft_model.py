@@ -261,7 +261,7 @@ def test_lookup_alone_always_has_a_word_and_never_runs_the_model(loaded: LoadedD
         assert (window.start, window.num_cached) == (len(tokens), len(tokens) + size - 1)
         tokens += window.tokens
     assert tokens == [3, 4, 5] + [5] * 6
-    assert cache.keys_values.length == 0
+    assert cache.prefix.length == 0
 
 
 def test_windows_cut_anywhere_are_drafted_alike_with_lookup(searching: DraftModel) -> None:

@@ -66,3 +66,21 @@ async def test_after_close_nobody_hears_of_anything(thread: ModelThread) -> None
     gate.set()
     await turns.wait_idle()
     assert results == []
+
+
+async def test_the_last_job_runs_once_after_the_one_that_runs(
+    thread: ModelThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    order: list[str] = []
+    gate = threading.Event()
+    turns = thread.turns(unexpected)
+    turns.submit(lambda: (gate.wait(), order.append("runs")), lambda _: None)
+    turns.submit(partial(order.append, "waits"), lambda _: None)
+    turns.close(partial(order.append, "last"))
+    turns.close(partial(order.append, "again"))
+    gate.set()
+    await thread.call(lambda: None)
+    assert order == ["runs", "last"]
+    thread.turns(unexpected).close(lambda: order.remove("nothing"))
+    await thread.call(lambda: None)  # the thread lives
+    assert "the last job of a session failed" in caplog.text

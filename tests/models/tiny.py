@@ -17,7 +17,13 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 CONTEXT_LENGTH = 512
 CHAT_TEMPLATE = (
@@ -92,6 +98,27 @@ def tiny_llama(num_rows: int, seed: int = 0, num_layers: int = 2) -> Any:
         pad_token_id=None,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_qwen2(num_rows: int, seed: int = 0, num_layers: int = 2) -> Any:
+    """The same of Qwen2: biases, and a head of its own."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=num_rows,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT_LENGTH,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    for layer in model.model.layers:  # transformers begins with biases of zero
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            torch.nn.init.normal_(linear.bias, std=0.3)
+    return model
 
 
 def save_tiny(
