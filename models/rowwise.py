@@ -9,7 +9,8 @@ bits. Three facts keep the operations here apart from that:
 * A kernel for transcendental functions runs on one thread below `_SERIAL` elements, row by row
   where rows do not adjoin in memory or have a multiple of `LANES` elements.
 * The attention of a single query has the same shapes at the same position, always. On several
-  threads its buffers lie elsewhere and MKL cuts its products, so it runs on one.
+  threads its buffers lie elsewhere and MKL cuts its products, so it runs on one. MKL also looks
+  at where a query begins in memory, so that one that would not begin at a vector is copied.
 
 Every row is float32 and at most `_SERIAL` wide where a docstring does not say otherwise.
 `tests/models/test_rowwise.py` holds this for 1 to 4 threads.
@@ -78,12 +79,15 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     num_queries = queries.shape[0]
     first = keys.shape[2] - num_queries + 1  # positions the first query sees
+    each_query = queries.split(1)
+    if queries.stride(0) % LANES:
+        each_query = tuple(query.clone() for query in each_query)
     with _one_thread():
         mixed = [
             F.scaled_dot_product_attention(
-                queries[i : i + 1], keys[:, :, : first + i], values[:, :, : first + i]
+                query, keys[:, :, : first + i], values[:, :, : first + i]
             ).reshape(1, -1)
-            for i in range(num_queries)
+            for i, query in enumerate(each_query)
         ]
     return mixed[0] if num_queries == 1 else torch.cat(mixed)
 
