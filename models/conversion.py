@@ -69,9 +69,7 @@ def on_disk(source: ModelSource) -> ModelSource:
     if source.is_local:
         return source
     try:
-        directory = snapshot_download(
-            source.location, allow_patterns=list(_FILES)
-        )
+        directory = snapshot_download(source.location, allow_patterns=list(_FILES))
     except Exception as error:  # hub clients raise what they like
         raise ModelError(
             f"cannot load the model {source.name!r}: it is no local directory, and the Hugging "

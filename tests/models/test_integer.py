@@ -61,7 +61,9 @@ def test_products_are_those_of_the_rounded_numbers(
     matrix = IntegerMatrix.of(random(num_out, num_in, seed=seed), groups, bias)
     rows = random(5, num_in, seed=seed + 1)
     product, expected = IntegerProduct(matrix)(rows), exact(matrix, rows)
-    size = (rows.abs() @ matrix_in_float(matrix).abs().T).double()  # of the terms before they cancel
+    size = (
+        rows.abs() @ matrix_in_float(matrix).abs().T
+    ).double()  # of the terms before they cancel
     assert ((product.double() - expected).abs() <= 2**-20 * size + 1e-6).all()
 
 
@@ -107,7 +109,10 @@ def test_a_damaged_or_huge_row_does_not_touch_its_neighbours(bad: float, groups:
     product = IntegerProduct(IntegerMatrix.of(random(70, 128), groups))
     good = random(3, 128, seed=1)
     for place in range(4):
-        for row in (torch.full((1, 128), bad), torch.cat((good[:1, :64] * 0 + bad, good[:1, 64:]), 1)):
+        for row in (
+            torch.full((1, 128), bad),
+            torch.cat((good[:1, :64] * 0 + bad, good[:1, 64:]), 1),
+        ):
             mixed = torch.cat((good[:place], row, good[place:]))
             kept = [i for i in range(4) if i != place]
             assert torch.equal(product(mixed)[kept], product(good))
@@ -170,8 +175,10 @@ def test_the_layout_multiplies_modules_in_int8_and_leaves_them_where_it_cannot(
     assert 0 < float((product(rows) - plain).norm() / plain.norm()) < 0.03
     monkeypatch.setattr("models.linears.available", lambda: False)
     assert torch.equal(integer(linears)(rows), plain)
-    assert torch.equal(integer([x.bfloat16() for x in linears])(rows.bfloat16()).float(), torch.cat(
-        [x(rows.bfloat16()) for x in linears], 1).float())
+    assert torch.equal(
+        integer([x.bfloat16() for x in linears])(rows.bfloat16()).float(),
+        torch.cat([x(rows.bfloat16()) for x in linears], 1).float(),
+    )
 
 
 def test_available_means_fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,9 +128,8 @@ def test_the_same_bits_beyond_a_block_of_the_cache_and_of_the_rotation() -> None
     ids = IDS.repeat(13)[:770]
     run = network("grouped heads")
     whole = run.logits(ids, KVCache(), len(ids))
-    cache, parts = KVCache(), []
-    for size in (255, 1, 2, 256, 250, 6):
-        parts.append(run.logits(ids[cache.length : cache.length + size], cache, size))
+    cache = KVCache()
+    parts = [run.logits(x, cache, len(x)) for x in ids.split([255, 1, 2, 256, 250, 6])]
     assert torch.equal(torch.cat(parts), whole)
     cache.crop(200)
     assert torch.equal(run.logits(ids[200:203], cache, 3), whole[200:203])

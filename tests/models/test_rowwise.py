@@ -110,7 +110,9 @@ def test_a_query_sees_its_prefix_alone(num_kv: int, group: int, dim: int, thread
     first = length - num + 1
     for i in range(num):
         seen = (keys[:, :, : first + i], values[:, :, : first + i])
-        assert torch.equal(rowwise.attention(queries[i : i + 1].clone(), *seen), together[i : i + 1])
+        assert torch.equal(
+            rowwise.attention(queries[i : i + 1].clone(), *seen), together[i : i + 1]
+        )
     scores = torch.einsum("nhgd,hld->nhgl", queries.double(), keys[0].double()) / dim**0.5
     for i in range(num):
         scores[i, :, :, first + i :] = -torch.inf

@@ -175,8 +175,8 @@ def save_tiny_gguf(path: Path, model: Any = None, num_unused: int = 0) -> Path:
         if name != "lm_head.weight" or not config.tie_word_embeddings:
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert stored is not None
-            tensor = tensor if is_qwen2 else _permuted(name, tensor, config)
-            writer.add_tensor(stored, tensor.numpy())
+            laid_out = tensor if is_qwen2 else _permuted(name, tensor, config)
+            writer.add_tensor(stored, laid_out.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
