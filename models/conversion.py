@@ -33,6 +33,7 @@ from models.sources import (
 )
 from models.weights import DirectoryWeights, GgufWeights, Weights
 
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")  # of a model's directory
 _GENERATION = "generation_config.json"
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,11 @@ def load_integer(spec: str) -> tuple[ModelSource, IntegerDecoder] | None:
     return ModelSource(source.name, str(directory), is_local=True), IntegerDecoder.load(directory)
 
 
+def is_converted(spec: str) -> bool:
+    """Whether a model spec is a directory that was converted to int8."""
+    return (Path(spec).expanduser() / INTEGER_WEIGHTS).is_file()
+
+
 def on_disk(source: ModelSource) -> ModelSource:
     """The source with a model of the Hugging Face hub fetched or found in its cache.
 
@@ -65,9 +71,7 @@ def on_disk(source: ModelSource) -> ModelSource:
     if source.is_local:
         return source
     try:
-        directory = snapshot_download(
-            source.location, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]
-        )
+        directory = snapshot_download(source.location, allow_patterns=list(_FILES))
     except Exception as error:  # hub clients raise what they like
         raise ModelError(
             f"cannot load the model {source.name!r}: it is no local directory, and the Hugging "
@@ -117,11 +121,11 @@ def save_tokenizer(source: ModelSource, directory: Path) -> None:
 
 
 def content_key(source: ModelSource) -> str:
-    """Digest of a model's weights and config."""
+    """Digest of a model's weights, config and tokenizer."""
     if source.gguf is not None:
         return file_digest(source.gguf)[:16]
     directory = Path(source.location)
-    files = sorted([*directory.glob("*.safetensors"), directory / "config.json"])
+    files = sorted(path for pattern in _FILES for path in directory.glob(pattern))
     digests = {path.name: file_digest(path) for path in files}
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
 

@@ -151,14 +151,17 @@ def _layer(config: Any, weights: Weights, index: int) -> IntegerLayer:
     down = _needed(weights, f"{mlp}.down_proj.weight")
     padding = -gate.shape[0] % rowwise.LANES
     gate, up = (F.pad(matrix, (0, 0, 0, padding)) for matrix in (gate, up))
-    for bias in ("gate_proj", "up_proj", "down_proj"):
-        if weights.get(f"{mlp}.{bias}.bias") is not None:
-            raise ModelError(f"{mlp}.{bias} has a bias; int8 conversion knows none there")
+    gated = [weights.get(f"{mlp}.{part}_proj.bias") for part in ("gate", "up")]
+    gated = [None if bias is None else F.pad(bias, (0, padding)) for bias in gated]
     return IntegerLayer(
         qkv=_reading(matrices, gain, biases),
         output=_writing(output, GROUP, weights.get(f"{attention}.o_proj.bias")),
-        gate_up=_reading([gate, up], _needed(weights, f"{prefix}.post_attention_layernorm.weight")),
-        down=_writing(F.pad(down, (0, padding)), _GATED_GROUP, None),
+        gate_up=_reading(
+            [gate, up], _needed(weights, f"{prefix}.post_attention_layernorm.weight"), gated
+        ),
+        down=_writing(
+            F.pad(down, (0, padding)), _GATED_GROUP, weights.get(f"{mlp}.down_proj.bias")
+        ),
     )
 
 

@@ -264,13 +264,15 @@ def _after_attention(
     output: list[Packed],
     output_bias: Tensor | None,
     gate_up: list[Packed],
+    gate_up_bias: Tensor | None,
     down: list[Packed],
+    down_bias: Tensor | None,
     epsilon: float,
 ) -> Tensor:
     """float32[n, hidden] after a layer."""
     x = x + product(mixed, output, output_bias)
-    gate, up = product(rowwise.normalised(x, epsilon), gate_up, None).chunk(2, 1)
-    return x + product(rowwise.silu(gate) * up, down, None)
+    both = product(rowwise.normalised(x, epsilon), gate_up, gate_up_bias)
+    return x + product(rowwise.gated(both), down, down_bias)
 
 
 def _products(layer: IntegerLayer) -> list[IntegerProduct]:
@@ -305,8 +307,9 @@ class IntegerBody(LlamaBody):
             with rowwise.one_thread():
                 mixed = _attention(turned, values, *keys_values, past)
             x = _after_attention(
-                x, mixed, output.groups, output.bias, gate_up.groups, down.groups, self._epsilon
-            )
+                x, mixed, output.groups, output.bias, gate_up.groups, gate_up.bias, down.groups,
+                down.bias, self._epsilon,
+            )  # fmt: skip
         return rowwise.normalised(x, self._epsilon)
 
 

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from bus.errors import ModelError
 from models.cache import require_croppable
-from models.conversion import load_integer
+from models.conversion import is_converted, load_integer
 from models.integer import available
 from models.integer_decoder import IntegerDecoder
 from models.precision import (
@@ -72,7 +72,7 @@ def load_model(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedMo
         ConfigurationError: unknown dtype or device, or int8 where it does not run.
     """
     where = resolve_device(device)
-    number_format = resolve_format(dtype, where, is_registered(spec))
+    number_format = resolve_format(dtype, where, is_registered(spec) or is_converted(spec))
     if number_format is not NumberFormat.INT8:
         if dtype == "auto" and where.type == "cpu" and available():
             _log.info("%s runs in %s; --dtype int8 is faster on this CPU", spec, number_format)

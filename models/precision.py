@@ -54,7 +54,8 @@ def resolve_format(dtype: str, device: torch.device, registered: bool = False) -
     """Settings value → number format on this device.
 
     Args:
-        registered: whether the model is one that this project names (`models.registry`).
+        registered: whether the model is one that this project names (`models.registry`), or was
+            converted to int8 already.
 
     Raises:
         ConfigurationError: not one of DTYPE_CHOICES, or int8 where it does not run.

@@ -46,11 +46,12 @@ def most_frequent(tokenizer: Tokenizer, digest: str, size: int) -> Int32Array:
             "one with: e2sci rank MODEL --corpus TEXTS.jsonl"
         )
     special = sorted(tokenizer.added_tokens_decoder)
-    if size > len(ranked) + len(special):
-        raise ModelError(
-            f"a head of {size} tokens was asked for, the ranking has {len(ranked)}; ask for fewer"
-        )
     wanted = dict.fromkeys([*special, *ranked.tolist()])
+    if not len(special) < size <= len(wanted):
+        raise ModelError(
+            f"a head of {size} tokens was asked for; expected more than the {len(special)} special "
+            f"tokens and at most {len(wanted)}, as many as are ranked"
+        )
     return np.sort(np.array(list(wanted)[:size], dtype=np.int32))
 
 

@@ -9,7 +9,8 @@ bits. Three facts keep the operations here apart from that:
 * A kernel for transcendental functions runs on one thread below `_SERIAL` elements, row by row
   where rows do not adjoin in memory or have a multiple of `LANES` elements.
 * The attention of a single query has the same shapes at the same position, always. On several
-  threads its buffers lie elsewhere and MKL cuts its products, so it runs on one.
+  threads its buffers lie elsewhere and MKL cuts its products, so it runs on one. MKL also looks
+  at where a query begins in memory, so that one that would not begin at a vector is copied.
 
 Every row is float32 and at most `_SERIAL` wide where a docstring does not say otherwise.
 `tests/models/test_rowwise.py` holds this for 1 to 4 threads.
@@ -65,6 +66,13 @@ def silu(rows: Tensor) -> Tensor:
 
 
 @scripted
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(g) ∘ u of float32[n, 2·width] with g and u side by side."""
+    gate, up = gate_up.chunk(2, 1)
+    return silu(gate) * up
+
+
+@scripted
 def normalised(rows: Tensor, epsilon: float) -> Tensor:
     """x / √(mean x² + ε) of float32[n, hidden], without gain."""
     mean = (rows * rows).sum(-1, keepdim=True) / rows.shape[-1]
@@ -89,12 +97,14 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, past: int) -> Tenso
     Returns:
         float32[n, kv_heads·g·d].
     """
+    aligned = queries.stride(0) % 16 == 0
     mixed: list[Tensor] = []
     for index in range(queries.shape[0]):
         seen = past + index + 1
+        query = queries[index : index + 1]
         mixed.append(
             F.scaled_dot_product_attention(
-                queries[index : index + 1], keys[:, :, :seen], values[:, :, :seen]
+                query if aligned else query.clone(), keys[:, :, :seen], values[:, :, :seen]
             ).reshape(1, -1)
         )
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from models.cache import KVCache
 from models.linears import Layout, ProductModule, halved, packed
-from models.llama import LlamaBody, runs_as_llama
+from models.llama import FloatBody, runs_as_llama
 from models.network import CausalNetwork, TreeBody, fast_body, weight_bytes
-from tests.models.tiny import tiny_llama
+from tests.models.tiny import random_model, tiny_llama
 
 VOCAB = 64
 IDS = torch.randint(VOCAB, (60,), generator=torch.Generator().manual_seed(3))
@@ -42,20 +42,12 @@ DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}
 
 
 def llama(**options: Any) -> Any:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, **options})).eval()
-    for name, weight in model.named_parameters():  # transformers starts biases at 0, norms at 1
-        if name.endswith("bias"):
-            torch.nn.init.normal_(weight)
-        elif "norm" in name:
-            torch.nn.init.uniform_(weight, 0.5, 2.0)
-    return model
+    return random_model(LlamaForCausalLM, **{**SIZES, **options})
 
 
-def qwen() -> Any:
+def qwen(**options: Any) -> Any:
     """Another architecture, with biases, tied."""
-    torch.manual_seed(0)
-    return Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)).eval()
+    return random_model(Qwen2ForCausalLM, **{**SIZES, "tie_word_embeddings": True, **options})
 
 
 MODELS = [
@@ -146,8 +138,9 @@ def test_long_sequences_outgrow_blocks_and_rotation_tables() -> None:
 
 
 def test_which_models_run_as_llama() -> None:
-    assert isinstance(fast_body(llama().model, packed), LlamaBody)
-    assert isinstance(fast_body(qwen().model, packed), TreeBody)
+    assert isinstance(fast_body(llama().model, packed), FloatBody)
+    assert isinstance(fast_body(qwen().model, packed), FloatBody)
+    assert isinstance(fast_body(qwen(use_sliding_window=True).model, packed), TreeBody)
     assert not runs_as_llama(llama(rope_parameters=DYNAMIC_ROPE).model)
     assert not runs_as_llama(llama(hidden_act="gelu").model)
     assert not runs_as_llama(llama().bfloat16().model)

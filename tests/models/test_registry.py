@@ -22,6 +22,7 @@ from tests.models.index import Register, content_of, entry
 from tests.models.tiny import save_tiny_gguf
 
 CODER = ("qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b")
+CODER_DRAFT = "qwen2.5-coder-0.5b@24576"  # with the pair's `draft_head`
 PAIR = (
     '[pairs.mine]\ntarget = "{target}"\ndraft = "default"\nlicence = "MIT"\ncontext_length = 256\n'
 )
@@ -97,8 +98,8 @@ def test_unknown_names_come_with_the_nearest_and_the_list() -> None:
 def test_explicit_models_win_over_the_pairs_halves() -> None:
     assert chosen_models(None, None, None) == Specs("default", "default")
     assert chosen_models("", "", "") == Specs("default", "default")
-    assert chosen_models("qwen2.5-coder", None, None) == CODER
-    assert chosen_models("qwen2.5-coder", "a", None) == ("a", CODER[1])
+    assert chosen_models("qwen2.5-coder", None, None) == (CODER[0], CODER_DRAFT)
+    assert chosen_models("qwen2.5-coder", "a", None) == ("a", CODER_DRAFT)
     assert chosen_models("qwen2.5-coder", None, "b") == (CODER[0], "b")
     assert chosen_models(None, "a", "b") == ("a", "b")
 
@@ -107,9 +108,9 @@ def test_workers_take_their_half_of_the_pair(monkeypatch: pytest.MonkeyPatch) ->
     assert (CloudSettings.load().target, EdgeSettings.load().draft) == ("default", "default")
     monkeypatch.setenv("E2SCI_PAIR", "qwen2.5-coder")
     monkeypatch.setenv("E2SCI_TARGET", "")  # compose passes unset variables on as ""
-    assert (CloudSettings.load().target, EdgeSettings.load().draft) == CODER
+    assert (CloudSettings.load().target, EdgeSettings.load().draft) == (CODER[0], CODER_DRAFT)
     monkeypatch.setenv("E2SCI_TARGET", "./mine")
-    assert (CloudSettings.load().target, EdgeSettings.load().draft) == ("./mine", CODER[1])
+    assert (CloudSettings.load().target, EdgeSettings.load().draft) == ("./mine", CODER_DRAFT)
     monkeypatch.setenv("E2SCI_PAIR", "nope")
     with pytest.raises(ConfigurationError, match="there is no pair 'nope'"):
         CloudSettings.load()

@@ -135,12 +135,47 @@ def save_tiny(
     return directory
 
 
-def save_tiny_gguf(path: Path) -> Path:
-    """A tiny Llama with its tokenizer in one GGUF file, float32."""
+def random_model(model_type: Any = LlamaForCausalLM, **options: Any) -> Any:
+    """A random Llama, or another of its kind, of 203 tokens: norms and biases random too."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 203,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "initializer_range": 0.1,
+    }
+    model = model_type(model_type.config_class(**{**sizes, **options})).eval()
+    for name, weight in model.named_parameters():  # transformers starts biases at 0, norms at 1
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
+        elif "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 2.0)
+    return model
+
+
+def tiny_qwen2(num_rows: int) -> Any:
+    """A random Qwen2 with biases, tied."""
+    return random_model(
+        Qwen2ForCausalLM, vocab_size=num_rows, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=1, pad_token_id=None,
+    )  # fmt: skip
+
+
+def save_tiny_gguf(path: Path, model: Any = None, num_unused: int = 0) -> Path:
+    """A tiny Llama or Qwen2 with its tokenizer in one GGUF file, float32.
+
+    Args:
+        model: with `num_unused` more rows than the tokenizer has tokens.
+        num_unused: tokens that fill the rows up, marked as unused.
+    """
     tokenizer = byte_level_tokenizer()
-    model = tiny_llama(len(tokenizer))
+    model = model or tiny_llama(len(tokenizer))
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_embedding_length(config.hidden_size)
@@ -151,13 +186,18 @@ def save_tiny_gguf(path: Path) -> Path:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, tokenizer)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    _add_tokenizer(writer, tokenizer, num_unused)
+    is_qwen2 = isinstance(config, Qwen2Config)
+    if is_qwen2:
+        writer.add_tokenizer_pre("qwen2")
+    architecture = gguf.MODEL_ARCH.QWEN2 if is_qwen2 else gguf.MODEL_ARCH.LLAMA
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
-        if name != "lm_head.weight":
-            stored = names.get_name(name, try_suffixes=(".weight",))
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert stored is not None
-            writer.add_tensor(stored, _permuted(name, tensor, config).numpy())
+            laid_out = tensor if is_qwen2 else _permuted(name, tensor, config)
+            writer.add_tensor(stored, laid_out.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -165,12 +205,15 @@ def save_tiny_gguf(path: Path) -> Path:
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, num_unused: int
+) -> None:
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    types = [3 if token.startswith("<|") else 1 for token in tokens]
+    writer.add_token_list([*tokens, *(f"[PAD{len(tokens) + i}]" for i in range(num_unused))])
+    writer.add_token_types([*types, *[int(gguf.TokenType.UNUSED)] * num_unused])
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
