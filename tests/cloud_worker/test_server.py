@@ -492,6 +492,7 @@ async def test_a_worker_that_leaves_tells_its_edges_and_takes_nobody_new(
 async def test_the_registry_record_says_what_it_runs(start: Start, target: TargetModel) -> None:
     house = start(max_sessions=7)
     record = house.record
+    assert (record.bitwise, record.probe_digest) == (target.probe.bitwise, target.probe.digest)
     assert (record.worker_id, record.role, record.dtype, record.device) == (
         "cloud-1", "cloud", "float32", "cpu",
     )  # fmt: skip
