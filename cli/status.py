@@ -84,13 +84,14 @@ def show(status: Status, console: Console) -> None:
         console.print("workers: none is running; start them with `e2sci up`")
         return
     console.print(_workers_table(status.workers))
+    for line in filter(None, map(_prefix_cache, status.workers)):
+        console.print(line, markup=False)
     if status.sessions:
         console.print(_sessions_table(status.sessions))
 
 
 def _workers_table(workers: list[WorkerRecord]) -> Table:
-    table = Table("role", "worker", "model", "load", "heartbeat", "prefix cache", "counters",
-                  title="workers")  # fmt: skip
+    table = Table("role", "worker", "model", "load", "heartbeat", "counters", title="workers")
     for record in workers:
         table.add_row(
             record.role,
@@ -98,7 +99,6 @@ def _workers_table(workers: list[WorkerRecord]) -> Table:
             f"{record.model} ({record.number_format}, {record.device})" if record.model else "-",
             f"{record.load}/{record.capacity}" if record.capacity else "-",
             f"{heartbeat_age_s(record):.1f} s ago",
-            _prefix_cache(record.counters),
             ", ".join(
                 f"{name} {count}"
                 for name, count in record.counters.items()
@@ -109,15 +109,19 @@ def _workers_table(workers: list[WorkerRecord]) -> Table:
     return table
 
 
-def _prefix_cache(counters: dict[str, int]) -> str:
-    """What `models.prefixes.PrefixCache` counts, as people read it; "-" where it is off."""
+def _prefix_cache(record: WorkerRecord) -> str:
+    """What a worker's `models.prefixes.PrefixCache` counts; empty where it has none."""
+    counters = record.counters
     if f"{_PREFIX_CACHE}entries" not in counters:
-        return "-"
+        return ""
     entries, size_mb, hits, tokens = (
         counters.get(_PREFIX_CACHE + name, 0)
         for name in ("entries", "mb", "hits_total", "tokens_total")
     )
-    return f"{entries} kept, {size_mb} MiB; {hits} hits, {tokens:,} tokens"
+    return (
+        f"prefix cache of {record.worker_id}: {entries} kept, {size_mb} MiB; "
+        f"{hits} hits, {tokens:,} tokens"
+    )
 
 
 def _sessions_table(sessions: list[SessionRecord]) -> Table:

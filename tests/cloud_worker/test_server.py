@@ -37,6 +37,7 @@ from bus.worker import Lifecycle, new_record
 from cloud_worker import server
 from cloud_worker.reference import generate_alone
 from cloud_worker.server import CloudWorker
+from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
 from cloud_worker.target_model import TargetCache, TargetModel
 from decoding.sampling import SamplingParams
@@ -129,17 +130,19 @@ async def start(
     """However its sessions end, a worker gives each one's cache back once, on the model thread."""
     houses: list[House] = []
     thread = ModelThread(1)
-    opened: list[TargetCache] = []
+    begun: list[CloudSession] = []
     given_back: list[tuple[TargetCache, str]] = []
 
-    def recorded(sampling: SamplingParams) -> TargetCache:
-        opened.append(TargetModel.open(target, sampling))
-        return opened[-1]
+    begin = CloudSession.begin
+
+    def recorded(session: CloudSession, *args: Any) -> None:
+        begun.append(session)
+        begin(session, *args)
 
     def close(cache: TargetCache) -> None:
         given_back.append((cache, threading.current_thread().name))
 
-    monkeypatch.setattr(target, "open", recorded)
+    monkeypatch.setattr(CloudSession, "begin", recorded)
     monkeypatch.setattr(target, "close", close)
 
     def make(**settings: Any) -> House:
@@ -163,7 +166,7 @@ async def start(
     await thread.call(lambda: None)  # what was submitted before has ended
     thread.close()
     assert {name for _, name in given_back} <= {"model"}
-    assert sorted(id(cache) for cache, _ in given_back) == sorted(map(id, opened))
+    assert sorted(id(c) for c, _ in given_back) == sorted(id(s._cache) for s in begun)
 
 
 def opening(target: TargetModel, **changes: Any) -> OpenSession:

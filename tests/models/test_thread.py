@@ -74,7 +74,12 @@ async def test_the_last_job_runs_once_after_the_one_that_runs(
     order: list[str] = []
     gate = threading.Event()
     turns = thread.turns(unexpected)
-    turns.submit(lambda: (gate.wait(), order.append("runs")), lambda _: None)
+
+    def runs() -> None:
+        gate.wait()
+        order.append("runs")
+
+    turns.submit(runs, lambda _: None)
     turns.submit(partial(order.append, "waits"), lambda _: None)
     turns.close(partial(order.append, "last"))
     turns.close(partial(order.append, "again"))
