@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from decoding.sampling import SamplingParams
 from edge_worker.draft_model import DraftModel
 
 CONTEXT = 128
-PASS_SIZES = (1, 4, 8, 16)
+PASS_SIZES = (1, 2, 4, 8, 16)
 GREEDY = SamplingParams()
 
 
@@ -73,12 +73,12 @@ def measure_passes(
     rng = np.random.default_rng(0)
     context = rng.integers(0, target.vocab_size, CONTEXT).tolist()
     runs = [DraftStep(draft, context).run, _Plain(plain, context, context[-1:]).run]
-    ours_ms, plain_ms = _alternate(runs, repeats, tick)
+    ours_ms, plain_ms = map(statistics.median, alternate(runs, repeats, tick))
     timings = [PassTiming("draft step", 1, ours_ms, plain_ms, draft.weight_bytes, bandwidth)]
     for size in PASS_SIZES:
         tokens = rng.integers(0, target.vocab_size, size).tolist()
         runs = [TargetPass(target, context, tokens).run, _Plain(plain, context, tokens).run]
-        ours_ms, plain_ms = _alternate(runs, repeats, tick)
+        ours_ms, plain_ms = map(statistics.median, alternate(runs, repeats, tick))
         weight_bytes = target.network.weight_bytes
         timings.append(PassTiming("target pass", size, ours_ms, plain_ms, weight_bytes, bandwidth))
     return timings
@@ -140,10 +140,14 @@ class DraftStep:
         return window.draft_ms / len(window.tokens)
 
 
-def _alternate(
-    runs: list[Callable[[], float]], repeats: int, tick: Callable[[], None]
-) -> list[float]:
-    """Medians of the milliseconds that each returns, run in turns, after one warm-up each."""
+def alternate(
+    runs: Sequence[Callable[[], float]], repeats: int, tick: Callable[[], None]
+) -> list[list[float]]:
+    """The milliseconds that each of `runs` returns, interleaved, after one warm-up each.
+
+    Args:
+        tick: called after each repeat.
+    """
     for run in runs:
         run()
     samples: list[list[float]] = [[] for _ in runs]
@@ -151,7 +155,7 @@ def _alternate(
         for run, kept in zip(runs, samples, strict=True):
             kept.append(run())
         tick()
-    return [statistics.median(kept) for kept in samples]
+    return samples
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -143,6 +143,75 @@ def _exactness_factors(
     return Factors(**given, named=frozenset(given))
 
 
+@app.command("int8")
+def bench_int8(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of benchmark sets as JSON lines, whose answers are compared.",
+            show_default="this project's own prompts",
+        ),
+    ] = None,
+    datasets: Annotated[
+        str | None,
+        typer.Option(help="Which of them, comma between.", show_default="every .jsonl there"),
+    ] = None,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Tokens of answers to compare, over all sets; 0 leaves the quality out."
+        ),
+    ] = 2000,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Timings of each pass; 0 leaves the passes out.")
+    ] = 15,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="float32: time the target's passes in float32 too. A model of 1.5 billion "
+            "weights needs 6 GB of memory and, from a GGUF file, a converted copy of 6 GB on disk, "
+            "which takes minutes the first time."
+        ),
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(
+            help="Time llama.cpp on the same GGUF file too: a Python interpreter of another "
+            "virtual environment, with llama-cpp-python."
+        ),
+    ] = None,
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of int8.json, and of the answers; a run that was cut off goes on there."
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """What int8 costs in quality and brings in speed, against float32 of the same weights.
+
+    Quality: both read the int8 target's own answers; their distributions are compared at every
+    token. Speed: passes on one core, interleaved. Nothing else should run on the machine.
+    """
+    if compare not in (None, "float32"):
+        raise typer.BadParameter(f"--compare {compare!r} is unknown; use float32")
+    if llama_cpp is not None and not llama_cpp.expanduser().is_file():
+        raise typer.BadParameter(f"--llama-cpp {llama_cpp}: no such file; name an interpreter")
+    if tokens == 0 and repeats == 0:
+        raise typer.BadParameter("--tokens 0 --repeats 0 leaves nothing to measure")
+    files = evaluation.checked_files(data, datasets)
+    specs = options.checked_models(pair, target, draft)
+    from bench.int8.run import Plan
+    from bench.int8.run import run as run_int8
+
+    interpreter = None if llama_cpp is None else llama_cpp.expanduser().absolute()
+    plan = Plan(specs, files, tokens, repeats, compare is not None, interpreter)
+    run_int8(plan, out, json)
+
+
 @app.command("link")
 def bench_link(
     link: Annotated[

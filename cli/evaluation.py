@@ -117,7 +117,7 @@ def evaluate(
     asked = methods or (_QUICK_METHODS if quick else ",".join(METHODS))
     names = tuple(dict.fromkeys(name.strip() for name in asked.split(",")))
     plan = Plan(
-        files=_files(data, datasets),
+        files=checked_files(data, datasets),
         methods=tuple(n if is_baseline(n) else options.checked_method(n) for n in names),
         limit=limit or (_QUICK_LIMIT if quick else 20),
         skip=skip,
@@ -131,8 +131,12 @@ def evaluate(
     run_evaluation(plan, out or (_QUICK_OUT if quick else _DEFAULT_OUT), json)
 
 
-def _files(data: Path | None, datasets: str | None) -> tuple[Path, ...]:
-    """Raises ConfigurationError where a data set is not there."""
+def checked_files(data: Path | None, datasets: str | None) -> tuple[Path, ...]:
+    """Files of the data sets that were asked for; none without `data`.
+
+    Raises:
+        ConfigurationError: a data set is not there.
+    """
     if data is None:
         if datasets is not None:
             raise ConfigurationError("--datasets chooses among the files of --data DIR")
