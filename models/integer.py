@@ -1,17 +1,17 @@
-"""Matrix products in integers: int8 weights, 7-bit activations, sums without rounding.
+"""Matrix products in integers: bytes for weights and activations, sums without rounding.
 
 A row x and a matrix W are cut into the same groups of input features. In each group g
 
-    x̂ = round(63 · x / max|x|)          Ŵ_o = round(127 · W_o / max|W_o|) for each output o
-    y_o = Σ_g (max|x| / 63) · (max|W_o| / 127) · Σ_i x̂_i · Ŵ_oi
+    x̂ = round(90 · x / max|x|)          Ŵ_o = round(91 · W_o / max|W_o|) for each output o
+    y_o = Σ_g (max|x| / 90) · (max|W_o| / 91) · Σ_i x̂_i · Ŵ_oi
 
 The inner sum is exact in int32 whatever its order, and everything around it is done element by
 element, so that a row's result is bitwise the same whatever rows are run beside it. torch's FBGEMM
 rounds x, multiplies and scales in one pass over the weights, one byte each: a few rows cost little
 more than reading them.
 
-Activations have 7 bits and not 8: without VNNI two products are added in int16, and
-2 · 127 · 127 = 32,258 is the most that fits.
+Why 90 and 91: FBGEMM shifts x̂ to 0 … 180, and without VNNI it adds two products in int16, of which
+2 · 180 · 91 = 32,760 is the most that fits. Equal shares lose least (docs/int8.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from models.rowwise import scripted
 
-_LARGEST_WEIGHT = 127.0
+_LARGEST_WEIGHT = 91.0
 GROUP = 2048
 """Most input features of a group [ours]; docs/int8.md has the measurements."""
 _TINY = 1e-30  # in place of a maximum of 0: such a group's products are 0
@@ -43,7 +43,7 @@ class IntegerMatrix:
 
     Attributes:
         weight: int8[out, in].
-        scale: float32[groups, out], max|W_o| / 127 of each group.
+        scale: float32[groups, out], max|W_o| / 91 of each group.
         bias: float32[out] or None.
     """
 
@@ -57,7 +57,7 @@ class IntegerMatrix:
         num_out, num_in = weight.shape
         groups = weight.view(num_out, num_groups, num_in // num_groups)
         scale = groups.abs().amax(dim=2).clamp_min(_TINY) / _LARGEST_WEIGHT
-        rounded = (groups / scale[:, :, None]).round_().clamp_(-127, 127).to(torch.int8)
+        rounded = (groups / scale[:, :, None]).round_().clamp_(-91, 91).to(torch.int8)
         return cls(rounded.view(num_out, num_in), scale.T.contiguous(), bias)
 
     @property
@@ -97,11 +97,11 @@ def product(
     peaks = parts.abs().amax([2], keepdim=True).clamp_min_(1e-30)
     scaled = parts / peaks
     total: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        scaled[:, 0], 1.0 / 63, 64, groups[0]
+        scaled[:, 0], 1.0 / 90, 90, groups[0]
     ).mul_(peaks[:, 0])
     for index in range(1, len(groups)):
         total += torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            scaled[:, index], 1.0 / 63, 64, groups[index]
+            scaled[:, index], 1.0 / 90, 90, groups[index]
         ).mul_(peaks[:, index])
     if bias is not None:
         total += bias

@@ -24,15 +24,17 @@ from transformers import AutoConfig
 
 from bus.errors import ModelError
 from models import rowwise
-from models.integer import GROUP, IntegerMatrix, joined, num_groups
+from models.integer import IntegerMatrix, joined, num_groups
 from models.rotation import rotate
 from models.weights import Weights
 
 INTEGER_WEIGHTS = "integer.safetensors"
-FORMAT = "int8-v2"
+FORMAT = "int8-v3"
 """Raised when converted copies must look different."""
 
-_GATED_GROUP = 2560  # its outliers are not rotated away
+_GATED_GROUPS, _GATED_GROUP = 4, 2560
+"""Least groups of the gated width, whose outliers are not rotated away, and most features of one
+[ours]; docs/int8.md has the measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +153,18 @@ def _layer(config: Any, weights: Weights, index: int) -> IntegerLayer:
     down = _needed(weights, f"{mlp}.down_proj.weight")
     padding = -gate.shape[0] % rowwise.LANES
     gate, up = (F.pad(matrix, (0, 0, 0, padding)) for matrix in (gate, up))
+    down = F.pad(down, (0, padding))
     gated = [weights.get(f"{mlp}.{part}_proj.bias") for part in ("gate", "up")]
     gated = [None if bias is None else F.pad(bias, (0, padding)) for bias in gated]
     return IntegerLayer(
         qkv=_reading(matrices, gain, biases),
-        output=_writing(output, GROUP, weights.get(f"{attention}.o_proj.bias")),
+        output=_writing(
+            output, num_groups(output.shape[1]), weights.get(f"{attention}.o_proj.bias")
+        ),
         gate_up=_reading(
             [gate, up], _needed(weights, f"{prefix}.post_attention_layernorm.weight"), gated
         ),
-        down=_writing(
-            F.pad(down, (0, padding)), _GATED_GROUP, weights.get(f"{mlp}.down_proj.bias")
-        ),
+        down=_writing(down, _num_gated_groups(down.shape[1]), weights.get(f"{mlp}.down_proj.bias")),
     )
 
 
@@ -172,15 +175,18 @@ def _reading(
     parts = []
     for matrix, bias in zip(matrices, biases or [None] * len(matrices), strict=True):
         turned = rotate(matrix * gain)
-        parts.append(IntegerMatrix.of(turned, num_groups(turned.shape[1], GROUP), bias))
+        parts.append(IntegerMatrix.of(turned, num_groups(turned.shape[1]), bias))
     return joined(parts)
 
 
-def _writing(matrix: Tensor, group: int, bias: Tensor | None) -> IntegerMatrix:
+def _writing(matrix: Tensor, groups: int, bias: Tensor | None) -> IntegerMatrix:
     """A matrix that writes the hidden state: Qᵀ·W, bias included."""
     turned = rotate(matrix.T).T.contiguous()
-    turned_bias = None if bias is None else rotate(bias)
-    return IntegerMatrix.of(turned, num_groups(turned.shape[1], group), turned_bias)
+    return IntegerMatrix.of(turned, groups, None if bias is None else rotate(bias))
+
+
+def _num_gated_groups(width: int) -> int:
+    return num_groups(width, min(_GATED_GROUP, max(1, width // _GATED_GROUPS)))
 
 
 def _rotated_heads(rows: Tensor, head_dim: int) -> Tensor:
