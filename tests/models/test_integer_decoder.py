@@ -50,7 +50,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "two groups": lambda: random_model(  # of 2048 features
         hidden_size=4096, head_dim=16, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=48, num_hidden_layers=1,
+        intermediate_size=48, num_hidden_layers=1, initializer_range=0.02,
     ),
     "three gated groups": lambda: random_model(intermediate_size=2720),
 }  # fmt: skip
