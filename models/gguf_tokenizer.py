@@ -1,8 +1,8 @@
 """The tokenizer of a GGUF file, as its model's own.
 
-transformers reads vocabulary and merges, and leaves two things out: tokens that the file marks as
-unused, put in to fill up the rows of the embedding, and the normalisation that a name such as
-`qwen2` stands for.
+transformers reads vocabulary and merges, with three mistakes: it takes for tokens what the file
+marks as unused, put in to fill up the rows of the embedding; it adds an `<|endoftext|>` to files
+that have none; and it leaves out the normalisation that a name such as `qwen2` stands for.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ def save_gguf_tokenizer(path: Path, directory: Path) -> None:
     whole["model"]["vocab"] = {
         token: index for token, index in whole["model"]["vocab"].items() if index < num_tokens
     }
+    added = [token for token in whole["added_tokens"] if token["id"] >= num_tokens]
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token not in added]
+    _forget(directory / "tokenizer_config.json", {token["content"] for token in added})
     before = reader.get_field("tokenizer.ggml.pre")
     normaliser = None if before is None else _NORMALISERS.get(str(before.contents()))
     if normaliser is not None and whole["normalizer"] is None:
@@ -45,6 +48,17 @@ def save_gguf_tokenizer(path: Path, directory: Path) -> None:
 def read_gguf(path: Path) -> gguf.GGUFReader:
     """A file's reader, kept for the next call: reading a long vocabulary takes seconds."""
     return gguf.GGUFReader(path)
+
+
+def _forget(config: Path, tokens: set[str]) -> None:
+    """Take tokens out of the roles that a tokenizer's config gives them."""
+    roles = json.loads(config.read_text("utf-8"))
+    kept = {
+        role: token
+        for role, token in roles.items()
+        if not (isinstance(token, str) and token in tokens)
+    }
+    config.write_text(json.dumps(kept, ensure_ascii=False, indent=2), "utf-8")
 
 
 def _num_used(reader: gguf.GGUFReader) -> int:

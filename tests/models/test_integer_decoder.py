@@ -31,7 +31,6 @@ pytestmark = pytest.mark.skipif(not available(), reason="torch has no FBGEMM her
 VOCAB = 200  # of 203 rows
 IDS = torch.randint(VOCAB, (64,), generator=torch.Generator().manual_seed(3))
 OTHERS = IDS.flip(0)
-NEUTRAL = {"initializer_range": 0.03}
 
 MODELS: dict[str, Callable[[], Any]] = {
     "grouped heads": random_model,
@@ -49,11 +48,12 @@ MODELS: dict[str, Callable[[], Any]] = {
     "qwen2 tied": lambda: random_model(
         Qwen2ForCausalLM, hidden_size=96, num_attention_heads=6, tie_word_embeddings=True
     ),
-    # 2304 features are two groups, and 2720 gated ones three
-    "several groups": lambda: random_model(
-        hidden_size=2304, intermediate_size=2720, num_hidden_layers=1, **NEUTRAL
+    "two groups": lambda: random_model(  # of 2048 features
+        hidden_size=4096, head_dim=16, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, num_hidden_layers=1, initializer_range=0.02,
     ),
-}
+    "three gated groups": lambda: random_model(intermediate_size=2720),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
