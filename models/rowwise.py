@@ -79,7 +79,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     num_queries = queries.shape[0]
     first = keys.shape[2] - num_queries + 1  # positions the first query sees
-    each_query = queries.split(1)
+    each_query = torch.split(queries, 1)
     if queries.stride(0) % LANES:
         each_query = tuple(query.clone() for query in each_query)
     with _one_thread():

@@ -144,14 +144,26 @@ def tiny_qwen2(num_rows: int) -> Any:
     )  # fmt: skip
 
 
-def save_tiny_gguf(path: Path, model: Any = None, num_unused: int = 0) -> Path:
+def qwen2_tokenizer() -> PreTrainedTokenizerFast:
+    """With the token that transformers gives every Qwen2's tokenizer."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    return tokenizer
+
+
+def save_tiny_gguf(
+    path: Path,
+    model: Any = None,
+    num_unused: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Path:
     """A tiny Llama or Qwen2 with its tokenizer in one GGUF file, float32.
 
     Args:
         model: with `num_unused` more rows than the tokenizer has tokens.
         num_unused: tokens that fill the rows up, marked as unused.
     """
-    tokenizer = byte_level_tokenizer()
+    tokenizer = tokenizer or byte_level_tokenizer()
     model = model or tiny_llama(len(tokenizer))
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)
