@@ -77,7 +77,7 @@ def expected(name: str) -> Tensor:
     """float32[64, V], token by token on one thread."""
     torch.set_num_threads(1)
     cache = KVCache()
-    return torch.cat([network(name).logits(one, cache, 1) for one in IDS.split(1)])
+    return torch.cat([network(name).logits(one, cache, 1) for one in torch.split(IDS, 1)])
 
 
 # Each step rolls back some positions, or runs others and rolls them back, and then goes on.
@@ -116,7 +116,8 @@ def test_logits_have_the_same_bits_however_tokens_are_cut(
     torch.set_num_threads(num_threads)
     check_passes(network(name), IDS, wanted, prefill, steps)
     sizes = [size for size, _, _ in steps] * 64
-    cache, parts = KVCache(), []
+    cache = KVCache()
+    parts: list[Tensor] = []
     while cache.length < len(IDS):
         part = IDS[cache.length :][: sizes[len(parts)]]
         parts.append(network(name).logits(part, cache, len(part)))
@@ -129,7 +130,7 @@ def test_the_same_bits_beyond_a_block_of_the_cache_and_of_the_rotation() -> None
     run = network("grouped heads")
     whole = run.logits(ids, KVCache(), len(ids))
     cache = KVCache()
-    parts = [run.logits(x, cache, len(x)) for x in ids.split([255, 1, 2, 256, 250, 6])]
+    parts = [run.logits(x, cache, len(x)) for x in torch.split(ids, [255, 1, 2, 256, 250, 6])]
     assert torch.equal(torch.cat(parts), whole)
     cache.crop(200)
     assert torch.equal(run.logits(ids[200:203], cache, 3), whole[200:203])
@@ -154,14 +155,16 @@ def test_logits_are_near_those_in_float32(name: str) -> None:
 @torch.inference_mode()
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     decoder = converted(MODELS["biases"]())
-    for kept in (decoder, decoder.narrowed(torch.tensor([0, 7, 99], dtype=torch.int32))):
+    narrow = decoder.narrowed(torch.tensor([0, 7, 99], dtype=torch.int32))
+    full, part = (
+        CausalNetwork(kept, VOCAB, integer).logits(IDS, KVCache(), 64) for kept in (decoder, narrow)
+    )
+    assert torch.equal(part, full[:, [0, 7, 99]])
+    for kept, wanted in ((decoder, full), (narrow, part)):
         kept.save(tmp_path)
         loaded = IntegerDecoder.load(tmp_path)
         assert (loaded.vocab is None) == (kept.vocab is None)
-        wanted = CausalNetwork(kept, VOCAB, integer).logits(IDS, KVCache(), 64)
         assert torch.equal(CausalNetwork(loaded, VOCAB, integer).logits(IDS, KVCache(), 64), wanted)
-    full = CausalNetwork(decoder, VOCAB, integer).logits(IDS, KVCache(), 64)
-    assert torch.equal(wanted, full[:, [0, 7, 99]])
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "config", "tensor"])

@@ -26,7 +26,7 @@ def tokenizer() -> Any:
 
 
 def test_tokens_are_ranked_by_how_often_texts_hold_them(tokenizer: Any) -> None:
-    ranked = rank(tokenizer, ["zzz", "z", "yy"], len(tokenizer), 20)
+    ranked = rank(tokenizer, ["zzz", "z", "yy"], len(tokenizer), 20).ids
     (z,), (y,) = tokenizer.encode("z"), tokenizer.encode("y")
     assert ranked[:2].tolist() == [z, y]
     rest = [token for token in range(len(tokenizer)) if token not in (z, y)]
@@ -59,7 +59,7 @@ def test_a_draft_with_a_cut_head_has_those_rows_of_the_whole(
 ) -> None:
     directory = str(save_tiny(tmp_path / "tiny", tokenizer))
     digest = tokenizer_digest(tokenizer)
-    ranked = rank(tokenizer, ["the cat sat"], len(tokenizer), 50)
+    ranked = rank(tokenizer, ["the cat sat"], len(tokenizer), 50).ids
     save_ranking(own_rankings() / "mine.safetensors", ranked, digest)
     whole, cut = load_draft(directory, dtype, "cpu"), load_draft(f"{directory}@20", dtype, "cpu")
     assert cut.network.head_size == 20

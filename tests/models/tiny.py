@@ -100,27 +100,6 @@ def tiny_llama(num_rows: int, seed: int = 0, num_layers: int = 2) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_qwen2(num_rows: int, seed: int = 0, num_layers: int = 2) -> Any:
-    """The same of Qwen2: biases, and a head of its own."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=num_rows,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_LENGTH,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-    )
-    model = Qwen2ForCausalLM(config).eval()
-    for layer in model.model.layers:  # transformers begins with biases of zero
-        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-            torch.nn.init.normal_(linear.bias, std=0.3)
-    return model
-
-
 def save_tiny(
     directory: Path,
     tokenizer: PreTrainedTokenizerFast | None = None,
@@ -165,14 +144,26 @@ def tiny_qwen2(num_rows: int) -> Any:
     )  # fmt: skip
 
 
-def save_tiny_gguf(path: Path, model: Any = None, num_unused: int = 0) -> Path:
+def qwen2_tokenizer() -> PreTrainedTokenizerFast:
+    """With the token that transformers gives every Qwen2's tokenizer."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    return tokenizer
+
+
+def save_tiny_gguf(
+    path: Path,
+    model: Any = None,
+    num_unused: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Path:
     """A tiny Llama or Qwen2 with its tokenizer in one GGUF file, float32.
 
     Args:
         model: with `num_unused` more rows than the tokenizer has tokens.
         num_unused: tokens that fill the rows up, marked as unused.
     """
-    tokenizer = byte_level_tokenizer()
+    tokenizer = tokenizer or byte_level_tokenizer()
     model = model or tiny_llama(len(tokenizer))
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)
