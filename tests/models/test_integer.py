@@ -34,8 +34,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def exact(matrix: IntegerMatrix, rows: Tensor) -> Tensor:
     """The module's formula in float64, with sums of whole numbers. Activations are rounded with
-    FBGEMM's own 63 in float32: ties fall as they do there."""
-    scale = 1 / torch.tensor(1 / 63)
+    FBGEMM's own 90 in float32: ties fall as they do there."""
+    scale = 1 / torch.tensor(1 / 90)
     num_out, num_in = matrix.shape
     total = torch.zeros(len(rows), num_out, dtype=torch.float64)
     width = num_in // matrix.num_groups
@@ -45,7 +45,7 @@ def exact(matrix: IntegerMatrix, rows: Tensor) -> Tensor:
         rounded = (part / peak * scale).round().double()
         weight = matrix.weight[:, group * width : (group + 1) * width].double()
         sums = rounded @ weight.T  # whole numbers below 2⁵³: exact
-        total += sums * (peak.double() / 63) * matrix.scale[group].double()
+        total += sums * (peak.double() / 90) * matrix.scale[group].double()
     return total if matrix.bias is None else total + matrix.bias.double()
 
 
@@ -75,7 +75,7 @@ def matrix_in_float(matrix: IntegerMatrix) -> Tensor:
 
 @torch.inference_mode()
 def test_sums_at_the_largest_numbers_do_not_overflow() -> None:
-    """Without VNNI two products are added in int16: 2 · 127 · 127 is the most there is."""
+    """Without VNNI two products are added in int16: 2 · 180 · 91 is the most there is."""
     for sign in (1.0, -1.0):
         matrix = IntegerMatrix.of(torch.full((40, 2048), sign), 1)
         product = IntegerProduct(matrix)(torch.ones(3, 2048))
@@ -94,7 +94,7 @@ def test_a_row_has_the_same_bits_beside_any_others(
     )
     rows = random(sum(sizes), num_in, seed=1)
     # numbers a hair from a half, where two ways to round would differ
-    rows[:, 1::3] = (torch.arange(rows[:, 1::3].shape[1]) % 63 + 0.4999999) / 63
+    rows[:, 1::3] = (torch.arange(rows[:, 1::3].shape[1]) % 90 + 0.4999999) / 90
     rows[:, 0] = 1.0
     torch.set_num_threads(1)
     expected = torch.cat([product(row) for row in torch.split(rows, 1)])
@@ -137,7 +137,7 @@ def test_rounding_a_matrix_moves_no_weight_by_more_than_half_a_step(
     matrix = IntegerMatrix.of(weight, groups)
     moved = (matrix_in_float(matrix) - weight).view(num_out, groups, -1).abs()
     assert (moved <= 0.5001 * matrix.scale.T[:, :, None]).all()
-    assert int(matrix.weight.abs().max()) <= 127
+    assert int(matrix.weight.abs().max()) <= 91
     assert not matrix.weight[0].any()
 
 

@@ -114,9 +114,9 @@ def save_tiny(
     return directory
 
 
-def random_model(model_type: Any = LlamaForCausalLM, **options: Any) -> Any:
+def random_model(model_type: Any = LlamaForCausalLM, seed: int = 0, **options: Any) -> Any:
     """A random Llama, or another of its kind, of 203 tokens: norms and biases random too."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes = {
         "vocab_size": 203,
         "hidden_size": 64,
@@ -136,10 +136,10 @@ def random_model(model_type: Any = LlamaForCausalLM, **options: Any) -> Any:
     return model
 
 
-def tiny_qwen2(num_rows: int) -> Any:
+def tiny_qwen2(num_rows: int, seed: int = 0) -> Any:
     """A random Qwen2 with biases, tied."""
     return random_model(
-        Qwen2ForCausalLM, vocab_size=num_rows, tie_word_embeddings=True,
+        Qwen2ForCausalLM, seed, vocab_size=num_rows, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=1, pad_token_id=None,
     )  # fmt: skip
 
