@@ -100,7 +100,7 @@ def draft_agreement(spec: str, recorded: Sequence[RecordedAnswer]) -> list[Answe
     assert isinstance(network, WholeDraft | TrimmedDraft)  # what `load_draft` gives
     found = []
     for answer in recorded:
-        text = torch.tensor([answer.prompt + answer.answer[:-1]], device=draft.device)
+        text = torch.tensor(answer.prompt + answer.answer[:-1], device=draft.device)
         rows = network.logits(text, KVCache(), len(answer.answer)).argmax(-1).cpu().numpy()
         tokens = rows if network.vocab is None else network.vocab[rows]
         found.append(tuple(int(a) == b for a, b in zip(tokens, answer.answer, strict=True)))
