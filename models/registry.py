@@ -220,9 +220,11 @@ def is_registered(spec: str) -> bool:
 
 def split_head(spec: str) -> tuple[str, int | None]:
     """A draft's spec may end in `@V`: its head cut to the V most frequent tokens. Returns the
-    model's spec, and V or None."""
+    model's spec, and V or None. A file or directory of the whole name is itself."""
     name, mark, size = spec.rpartition("@")
-    return (name, int(size)) if mark and size.isdecimal() else (spec, None)
+    if not mark or not size.isdecimal() or Path(spec).expanduser().exists():
+        return spec, None
+    return name, int(size)
 
 
 def local_file(name: str) -> Path:

@@ -16,6 +16,7 @@ from models.registry import (
     load_registry,
     local_file,
     require_local,
+    split_head,
 )
 from models.sources import resolve_source
 from tests.models.index import Register, content_of, entry
@@ -155,3 +156,10 @@ def test_registry_and_pull_need_no_torch() -> None:
     code = "import sys, cli.pull; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_head_size_is_split_off_but_not_from_a_directory_of_that_name(tmp_path: Path) -> None:
+    assert split_head("qwen2.5-coder-0.5b@24576") == ("qwen2.5-coder-0.5b", 24576)
+    assert split_head("owner/name@main") == ("owner/name@main", None)
+    (tmp_path / "draft@16").mkdir()
+    assert split_head(str(tmp_path / "draft@16")) == (str(tmp_path / "draft@16"), None)
