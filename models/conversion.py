@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from bus.errors import ModelError
 from models.digests import file_digest
-from models.gguf_tokenizer import save_gguf_tokenizer
+from models.gguf_tokenizer import save_gguf_tokenizer, without_progress
 from models.integer_decoder import FORMAT, INTEGER_WEIGHTS, IntegerDecoder, convert
 from models.llama import has_llama_config
 from models.places import cache_root
@@ -28,7 +28,6 @@ from models.sources import (
     first_line,
     forget_quantisation,
     made_once,
-    without_progress,
     write_complete,
 )
 from models.weights import DirectoryWeights, GgufWeights, Weights

@@ -23,7 +23,7 @@ _NORMALISERS = {"qwen2": {"type": "NFC"}}
 
 def save_gguf_tokenizer(path: Path, directory: Path) -> None:
     """Write the tokenizer's files for transformers."""
-    with contextlib.redirect_stderr(io.StringIO()):
+    with without_progress():
         AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(
             directory
         )
@@ -42,6 +42,11 @@ def save_gguf_tokenizer(path: Path, directory: Path) -> None:
     if normaliser is not None and whole["normalizer"] is None:
         whole["normalizer"] = normaliser
     file.write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+
+
+def without_progress() -> contextlib.redirect_stderr[io.StringIO]:
+    """Reading a GGUF file shows a progress bar that has no off switch."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """Which tokens a text is likely to hold: rankings for heads of a part of the vocabulary.
 
-A draft's head reads a row for each token it can write, most of which hardly any text holds. With
+A draft's head reads a row for each token it can write, most of which are rare in any text. With
 the V most frequent tokens alone a step costs less and is right about as often (FR-Spec, Zhao et
 al. 2025); every other token has probability 0 under the draft, and verification is over the whole
 vocabulary, so no answer changes. A ranking belongs to a tokenizer: it lies in `models/rankings`,

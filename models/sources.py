@@ -9,8 +9,6 @@ int8.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import shutil
 import tempfile
@@ -26,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from bus.errors import ModelError
 from models.digests import file_digest
-from models.gguf_tokenizer import save_gguf_tokenizer
+from models.gguf_tokenizer import save_gguf_tokenizer, without_progress
 from models.places import cache_root
 from models.registry import load_registry, local_file
 
@@ -193,8 +191,3 @@ def forget_quantisation(config: Any) -> None:
     """A config read from a GGUF file says that its weights are quantised; copies' are not."""
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-
-
-def without_progress() -> contextlib.redirect_stderr[io.StringIO]:
-    """Reading a GGUF file shows a progress bar that has no off switch."""
-    return contextlib.redirect_stderr(io.StringIO())

@@ -1,7 +1,7 @@
 """Which cells are answered: every two levels of different factors meet in one of them.
 
 The covering array comes from the package covertable, deterministic by its salt. Combinations that
-do not exist, such as a window for a method whose window nobody sets, are left out. Where too few
+do not exist, such as a window for a method without a set window, are left out. Where too few
 cells are asked for, levels are left out until every two of the rest meet.
 """
 
@@ -27,7 +27,7 @@ TEMPERATURES = (0.0, 0.8)
 DRAFTERS = (Drafter.MODEL.value, Drafter.LOOKUP_MODEL.value)
 THREADS = (1, 2)
 OWN_WINDOW = 0
-"""The level of methods whose window nobody sets."""
+"""The level of methods without a set window."""
 _NUM_SALTS = 12
 _FACTORS = ("link", "window", "method", "threads", "drafter", "temperature")
 """In the order in which levels are left out, where several factors have equally many."""
@@ -55,7 +55,7 @@ class Cell:
     """One way of answering all prompts.
 
     Attributes:
-        window: tokens; None where nobody sets it.
+        window: tokens; None where it is not set.
     """
 
     method: str
