@@ -8,6 +8,8 @@ relies on the mask, which costs memory beyond the window and in return can be cr
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -20,16 +22,16 @@ _BLOCK = 256  # positions reserved at a time; as long as a chunk of prefill
 
 
 class BlockLayer(DynamicLayer):  # type: ignore[misc]  # transformers is read as Any
-    """One layer's keys and values; `keys` and `values` are views of the first `length` positions.
+    """One layer's keys and values; `keys` and `values` are views of the positions held.
 
     Views handed out earlier change when positions are cropped and written again.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.is_initialized = False
         self._length = 0
         self._key_block = self._value_block = torch.empty(0)
+        super().__init__()
+        self.is_initialized = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -43,24 +45,37 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]  # transformers is read as
             self.device, self.is_initialized = key_states.device, True
         self._key_block[..., begin:end, :] = key_states.detach()
         self._value_block[..., begin:end, :] = value_states.detach()
-        self._set_length(end)
-        return self.keys, self.values
+        self._length = end
+        return self._key_block[..., :end, :], self._value_block[..., :end, :]
 
-    def extended(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Hold `count` more positions, for the caller to write: key and value block, float[1,
-        heads, capacity, d].
-
-        Args:
-            like: float[…, heads, d], of the shape and kind of one position's keys.
-        """
+    def extend(self, count: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Hold `count` more positions of float32, for the caller to write; keys and values with
+        the memory reserved after them: float32[1, heads, capacity, d]."""
         end = self._length + count
         if not self.is_initialized or end > self._key_block.shape[-2]:
-            new = like.new_empty(1, like.shape[-2], 0, like.shape[-1])
+            new = torch.empty(1, num_heads, 0, head_dim)
             self._key_block = self._reserve(self.keys, new, end)
             self._value_block = self._reserve(self.values, new, end)
-            self.device, self.is_initialized = like.device, True
-        self._set_length(end)
+            self.device, self.is_initialized = new.device, True
+        self._length = end
         return self._key_block, self._value_block
+
+    @property
+    def keys(self) -> Tensor | None:
+        """float[1, heads, length, d]."""
+        return self._key_block[..., : self._length, :] if self.is_initialized else None
+
+    @keys.setter
+    def keys(self, _: object) -> None:
+        """transformers assigns None to begin with."""
+
+    @property
+    def values(self) -> Tensor | None:
+        """float[1, heads, length, d]."""
+        return self._value_block[..., : self._length, :] if self.is_initialized else None
+
+    @values.setter
+    def values(self, _: object) -> None: ...
 
     def get_seq_length(self) -> int:
         """Positions held."""
@@ -68,18 +83,13 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]  # transformers is read as
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last −`tokens_to_remove` positions, as transformers counts."""
-        self._set_length(self._length + tokens_to_remove)
+        self._length += tokens_to_remove
 
     @property
     def num_bytes(self) -> int:
         """Memory reserved."""
         blocks = (self._key_block, self._value_block)
         return sum(block.numel() * block.element_size() for block in blocks)
-
-    def _set_length(self, length: int) -> None:
-        self._length = length
-        self.keys = self._key_block[..., :length, :]
-        self.values = self._value_block[..., :length, :]
 
     @torch.inference_mode(False)  # else only passes in inference mode could write into the block
     def _reserve(self, held: Tensor | None, new: Tensor, length: int) -> Tensor:
@@ -108,13 +118,20 @@ class KVCache:
     def length(self) -> int:
         return int(self.states.get_seq_length())
 
-    def layer(self, index: int) -> BlockLayer:
-        """One layer's keys and values."""
+    def extend(
+        self, count: int, num_layers: int, num_heads: int, head_dim: int
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        """Hold `count` more positions in float32, for the caller to write.
+
+        Returns:
+            int64[2, num_layers], where each layer's keys and values, float32[num_heads, capacity,
+            head_dim], are in memory until the cache is next extended; and the capacity.
+        """
         layers = self.states.layers
-        while len(layers) <= index:
-            layers.append(BlockLayer())
-        found: BlockLayer = layers[index]
-        return found
+        layers += [BlockLayer() for _ in range(num_layers - len(layers))]
+        blocks = [layer.extend(count, num_heads, head_dim) for layer in layers]
+        addresses = [[keys.data_ptr(), values.data_ptr()] for keys, values in blocks]
+        return np.array(addresses, np.int64).T.copy(), int(blocks[0][0].shape[-2])
 
     @property
     def num_bytes(self) -> int:

@@ -1,162 +1,163 @@
-"""Matrix products in integers: bytes for weights and activations, sums without rounding.
+"""Matrix products in integers: bytes for weights, 13 bits for activations, sums without rounding.
 
-A row x and a matrix W are cut into the same groups of input features. In each group g
+Of a row x and an output's weights W_o, with K input features,
 
-    x̂ = round(90 · x / max|x|)          Ŵ_o = round(91 · W_o / max|W_o|) for each output o
-    y_o = Σ_g (max|x| / 90) · (max|W_o| / 91) · Σ_i x̂_i · Ŵ_oi
+    x̂ = round(A · x / max|x|)          Ŵ_o = round(127 · W_o / max|W_o|)
+    y_o = (max|x| / A) · (max|W_o| / 127) · Σ_i x̂_i · Ŵ_oi + b_o
 
-The inner sum is exact in int32 whatever its order, and everything around it is done element by
-element, so that a row's result is bitwise the same whatever rows are run beside it. torch's FBGEMM
-rounds x, multiplies and scales in one pass over the weights, one byte each: a few rows cost little
-more than reading them.
-
-Why 90 and 91: FBGEMM shifts x̂ to 0 … 180, and without VNNI it adds two products in int16, of which
-2 · 180 · 91 = 32,760 is the most that fits. Equal shares lose least (docs/int8.md).
+A is 4095, or the largest number with which A · 127 · K stays below 2³¹. The sum is exact in int32
+whatever its order, and everything around it is done element by element, so that a row's result is
+bitwise the same whatever rows are run beside it (`models.kernels`). A pass reads each weight once,
+one byte: up to three rows cost as much as reading them.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.rowwise import scripted
+from models import kernels
+from models.kernels import BLOCK, UNIT
 
-_LARGEST_WEIGHT = 91.0
-GROUP = 2048
-"""Most input features of a group [ours]; docs/int8.md has the measurements."""
-_TINY = 1e-30  # in place of a maximum of 0: such a group's products are 0
+_LARGEST_WEIGHT = 127
+_TINY = 1e-30  # in place of a maximum of 0
 
-
-def available() -> bool:
-    """Whether torch has FBGEMM here."""
-    return "fbgemm" in torch.backends.quantized.supported_engines
+Work = Callable[[int, int, npt.NDArray[np.int64]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class IntegerMatrix:
-    """Ŵ and its scales, as they are stored.
+    """Matrices of one shape, one for each layer, as they are stored and multiplied.
 
     Attributes:
-        weight: int8[out, in].
-        scale: float32[groups, out], max|W_o| / 91 of each group.
-        bias: float32[out] or None.
+        weight: int8[layers, blocks, pairs, 16, 2]: of each 16 outputs, for each two inputs,
+            their weights. Outputs and inputs are padded with zeros.
+        scale: float32[layers, 16 · blocks], max|W_o| / 127.
+        bias: float32[layers, 16 · blocks]; 0 where there is none.
+        shape: output and input features.
     """
 
     weight: Tensor
     scale: Tensor
-    bias: Tensor | None = None
+    bias: Tensor
+    shape: tuple[int, int]
 
     @classmethod
-    def of(cls, weight: Tensor, num_groups: int, bias: Tensor | None = None) -> IntegerMatrix:
-        """Round float32[out, in]; `in` is a multiple of the number of groups."""
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> IntegerMatrix:
+        """Round float32[out, in], as one layer."""
         num_out, num_in = weight.shape
-        groups = weight.view(num_out, num_groups, num_in // num_groups)
-        scale = groups.abs().amax(dim=2).clamp_min(_TINY) / _LARGEST_WEIGHT
-        rounded = (groups / scale[:, :, None]).round_().clamp_(-91, 91).to(torch.int8)
-        return cls(rounded.view(num_out, num_in), scale.T.contiguous(), bias)
+        scale = weight.abs().amax(dim=1).clamp_min(_TINY) / _LARGEST_WEIGHT
+        rounded = (weight / scale[:, None]).round_().to(torch.int8)
+        more = -num_out % BLOCK
+        padded = F.pad(rounded, (0, -num_in % UNIT, 0, more))
+        bias = torch.zeros(num_out) if bias is None else bias
+        return cls(
+            _packed(padded)[None], F.pad(scale, (0, more))[None], F.pad(bias, (0, more))[None],
+            (num_out, num_in),
+        )  # fmt: skip
 
-    @property
-    def num_groups(self) -> int:
-        return int(self.scale.shape[0])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input features."""
-        num_out, num_in = self.weight.shape
-        return int(num_out), int(num_in)
+    @classmethod
+    def stacked(cls, layers: Sequence[IntegerMatrix]) -> IntegerMatrix:
+        """Matrices of one shape, layer after layer."""
+        weight, scale, bias = (
+            torch.cat([getattr(layer, part) for layer in layers])
+            for part in ("weight", "scale", "bias")
+        )
+        return cls(weight, scale, bias, layers[0].shape)
 
     def rows(self, ids: Tensor) -> IntegerMatrix:
         """The outputs `ids` alone: int64[n]."""
-        bias = None if self.bias is None else self.bias[ids]
-        return IntegerMatrix(self.weight[ids], self.scale[:, ids], bias)
+        more = -len(ids) % BLOCK
+        chosen = self.weight[:, ids // BLOCK, :, ids % BLOCK]  # [n, layers, pairs, 2]
+        rows = F.pad(chosen.transpose(0, 1).flatten(2), (0, 0, 0, more))
+        return IntegerMatrix(
+            torch.stack([_packed(layer) for layer in rows]),
+            F.pad(self.scale[:, ids], (0, more)), F.pad(self.bias[:, ids], (0, more)),
+            (len(ids), self.shape[1]),
+        )  # fmt: skip
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of padded input features."""
+        return int(self.weight.shape[2])
 
-if TYPE_CHECKING:
-    Packed: TypeAlias = object
-else:
-    Packed = torch.classes.quantized.LinearPackedParamsBase  # FBGEMM's form of a group's weights
+    @property
+    def num_bytes(self) -> int:
+        """Size of the weights."""
+        return self.weight.numel()
 
-
-@scripted
-def product(
-    rows: Tensor,
-    groups: list[Packed],
-    bias: Tensor | None,
-) -> Tensor:
-    """x·Wᵀ + b: float32[n, in] → float32[n, out].
-
-    Args:
-        groups: W, group by group of equal width. bias: float32[out].
-    """
-    parts = rows.view(rows.shape[0], len(groups), -1)
-    peaks = parts.abs().amax([2], keepdim=True).clamp_min_(1e-30)
-    scaled = parts / peaks
-    total: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        scaled[:, 0], 1.0 / 90, 90, groups[0]
-    ).mul_(peaks[:, 0])
-    for index in range(1, len(groups)):
-        total += torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            scaled[:, index], 1.0 / 90, 90, groups[index]
-        ).mul_(peaks[:, index])
-    if bias is not None:
-        total += bias
-    return total
+    def operand(self) -> tuple[Any, ...]:
+        """What `kernels.run` and `kernels.multiply` take; shares the memory."""
+        largest = np.float32(kernels.largest_activation(2 * self.num_pairs))
+        weight = self.weight.view(len(self.weight), -1).numpy()
+        return weight, self.scale.numpy(), self.bias.numpy(), self.num_pairs, largest
 
 
 class IntegerProduct:
     """A matrix ready to multiply: float32[…, in] → float32[…, out].
 
     Attributes:
-        groups, bias: as `product` takes them.
         num_bytes: size of the weights.
     """
 
     def __init__(self, matrix: IntegerMatrix) -> None:
-        num_out, num_in = matrix.shape
-        width = num_in // matrix.num_groups
-        parts = torch.split(matrix.weight, width, dim=1)
-        self.groups = [
-            _prepacked(part.contiguous(), scale)
-            for part, scale in zip(parts, matrix.scale, strict=True)
-        ]
-        self.bias = matrix.bias
-        self.num_bytes = num_out * num_in
+        """Of a matrix of one layer."""
+        self.num_bytes = matrix.num_bytes
+        self._num_out = matrix.shape[0]
+        self._padded_out = int(matrix.scale.shape[1])
+        self._padded_in = 2 * matrix.num_pairs
+        self._operand = matrix.operand()
 
     def __call__(self, rows: Tensor, /) -> Tensor:
-        flat = rows.reshape(-1, rows.shape[-1])
-        return product(flat, self.groups, self.bias).view(*rows.shape[:-1], -1)
+        flat = rows.detach().reshape(-1, rows.shape[-1]).contiguous().numpy()
+        rounded = np.empty((len(flat), self._padded_in), np.int16)
+        steps = np.empty(len(flat), np.float32)
+        out = np.empty((len(flat), self._padded_out), np.float32)
+
+        def multiply(thread: int, num_threads: int, arrivals: npt.NDArray[np.int64]) -> None:
+            kernels.multiply(
+                thread, num_threads, arrivals, flat, self._operand, rounded, steps, out
+            )
+
+        on_all_threads(multiply)
+        return torch.from_numpy(out)[:, : self._num_out].view(*rows.shape[:-1], self._num_out)
 
 
-def num_groups(size: int, largest: int = GROUP) -> int:
-    """The fewest equal groups of at most `largest` features and a multiple of 16 each; 1 where
-    there are none such."""
-    for count in range(-(-size // largest), size // 16 + 1):
-        if size % (16 * count) == 0:
-            return count
-    return 1
+_own = threading.local()
 
 
-def joined(matrices: Sequence[IntegerMatrix]) -> IntegerMatrix:
-    """Matrices of the same rows one beside the other; all have a bias or none has."""
-    biases = [matrix.bias for matrix in matrices if matrix.bias is not None]
-    return IntegerMatrix(
-        torch.cat([matrix.weight for matrix in matrices]),
-        torch.cat([matrix.scale for matrix in matrices], dim=1),
-        torch.cat(biases) if biases else None,
-    )
+def on_all_threads(work: Work) -> None:
+    """Run `work(thread, num_threads, arrivals)` on as many threads as torch uses, at once.
+
+    The calls wait for each other, so that each must have a thread of its own: every caller has a
+    pool.
+    """
+    num_threads = torch.get_num_threads()
+    arrivals = np.zeros(1, np.int64)
+    if num_threads == 1:
+        work(0, 1, arrivals)
+        return
+    if getattr(_own, "num_threads", 0) < num_threads:
+        _own.pool, _own.num_threads = ThreadPoolExecutor(num_threads - 1), num_threads
+    others = [
+        _own.pool.submit(work, thread, num_threads, arrivals) for thread in range(1, num_threads)
+    ]
+    work(0, num_threads, arrivals)
+    for other in others:
+        other.result()
 
 
-def _prepacked(weight: Tensor, scale: Tensor) -> Packed:
-    """FBGEMM's form of int8[out, in] with float32[out] scales."""
-    with warnings.catch_warnings():  # torch announces that it will drop quantised tensors
-        warnings.simplefilter("ignore", UserWarning)
-        quantised = torch._make_per_channel_quantized_tensor(
-            weight, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
-        )
-        packed: Packed = torch.ops.quantized.linear_prepack(quantised, None)
-    return packed
+def _packed(rows: Tensor) -> Tensor:
+    """int8[16·blocks, 2·pairs] → int8[blocks, pairs, 16, 2]."""
+    num_out, num_in = rows.shape
+    cut = rows.view(num_out // BLOCK, BLOCK, num_in // 2, 2)
+    return cut.transpose(1, 2).contiguous()

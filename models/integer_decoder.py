@@ -1,11 +1,10 @@
 """A Llama or Qwen2 in int8: converted from float32 layer by layer, and kept as a directory.
 
-Three changes leave what the model computes as it is, but for rounding:
+Two changes leave what the model computes as it is, but for rounding:
 
-* The norms' gains are folded into the matrices behind them, the last norm's into the head.
+* The norms' gains are folded into the matrices after them, the last norm's into the head.
 * The hidden state is rotated (`models.rotation`): embedding E·Q, matrices that read it W·Q, that
   write it Qᵀ·W; likewise each head's values between value and output projection.
-* A gated width that is no multiple of `rowwise.LANES` is padded with zeros.
 
 A directory holds `integer.safetensors` (matrices as `models.integer` keeps them; the embedding as
 float16, of which only the rows of the tokens are read), config and tokenizer.
@@ -13,33 +12,29 @@ float16, of which only the rows of the tokens are read), config and tokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
 from bus.errors import ModelError
-from models import rowwise
-from models.integer import IntegerMatrix, joined, num_groups
+from models.integer import IntegerMatrix
 from models.rotation import rotate
 from models.weights import Weights
 
 INTEGER_WEIGHTS = "integer.safetensors"
-FORMAT = "int8-v3"
+FORMAT = "int8-v4"
 """Raised when converted copies must look different."""
-
-_GATED_GROUPS, _GATED_GROUP = 4, 2560
-"""Least groups of the gated width, whose outliers are not rotated away, and most features of one
-[ours]; docs/int8.md has the measurements."""
 
 
 @dataclass(frozen=True, slots=True)
-class IntegerLayer:
-    """The matrices of one layer; those that the same rows run through are one."""
+class IntegerLayers:
+    """The matrices of all layers; those that the same rows run through are one."""
 
     qkv: IntegerMatrix
     output: IntegerMatrix
@@ -60,7 +55,7 @@ class IntegerDecoder:
 
     config: Any
     embedding: Tensor
-    layers: tuple[IntegerLayer, ...]
+    layers: IntegerLayers
     head: IntegerMatrix
     vocab: Tensor | None = None
 
@@ -72,8 +67,8 @@ class IntegerDecoder:
         for name, matrix in self._matrices().items():
             tensors[f"{name}.weight"] = matrix.weight
             tensors[f"{name}.scale"] = matrix.scale
-            if matrix.bias is not None:
-                tensors[f"{name}.bias"] = matrix.bias
+            tensors[f"{name}.bias"] = matrix.bias
+            tensors[f"{name}.shape"] = torch.tensor(matrix.shape)
         save_file(tensors, directory / INTEGER_WEIGHTS)
         self.config.save_pretrained(directory)
 
@@ -87,12 +82,7 @@ class IntegerDecoder:
         try:
             config = AutoConfig.from_pretrained(directory)
             tensors = load_file(directory / INTEGER_WEIGHTS)
-            layers = tuple(
-                IntegerLayer(
-                    *(_matrix(tensors, f"layers.{i}.{part}") for part in IntegerLayer.__slots__)
-                )
-                for i in range(config.num_hidden_layers)
-            )
+            layers = IntegerLayers(*(_matrix(tensors, part) for part in IntegerLayers.__slots__))
             head, vocab = _matrix(tensors, "head"), tensors.get("vocab")
             return cls(config, tensors["embedding"], layers, head, vocab)
         except Exception as error:  # the readers of both files can raise anything
@@ -106,11 +96,8 @@ class IntegerDecoder:
         return replace(self, head=self.head.rows(vocab.long()), vocab=vocab)
 
     def _matrices(self) -> dict[str, IntegerMatrix]:
-        named = {"head": self.head}
-        for index, layer in enumerate(self.layers):
-            for part in IntegerLayer.__slots__:
-                named[f"layers.{index}.{part}"] = getattr(layer, part)
-        return named
+        parts = {part: getattr(self.layers, part) for part in IntegerLayers.__slots__}
+        return {"head": self.head, **parts}
 
 
 def convert(
@@ -133,11 +120,15 @@ def convert(
     converted_head = _reading([head], last_gain)
     rotated = rotate(embedding).half()
     del embedding, head
-    layers = tuple(_layer(config, weights, index) for index in range(config.num_hidden_layers))
-    return IntegerDecoder(config, rotated, layers, converted_head, vocab)
+    layers = [_layer(config, weights, index) for index in range(config.num_hidden_layers)]
+    stacked = IntegerLayers(
+        *(IntegerMatrix.stacked([layer.pop(0) for layer in layers]) for _ in layers[0].copy())
+    )
+    return IntegerDecoder(config, rotated, stacked, converted_head, vocab)
 
 
-def _layer(config: Any, weights: Weights, index: int) -> IntegerLayer:
+def _layer(config: Any, weights: Weights, index: int) -> list[IntegerMatrix]:
+    """The matrices in the order of `IntegerLayers`."""
     prefix = f"model.layers.{index}"
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     gain = _needed(weights, f"{prefix}.input_layernorm.weight")
@@ -149,44 +140,33 @@ def _layer(config: Any, weights: Weights, index: int) -> IntegerLayer:
     if biases[2] is not None:
         biases[2] = _rotated_heads(biases[2], head_dim)
     output = _rotated_heads(_needed(weights, f"{attention}.o_proj.weight"), head_dim)
-    gate, up = (_needed(weights, f"{mlp}.{part}_proj.weight") for part in ("gate", "up"))
-    down = _needed(weights, f"{mlp}.down_proj.weight")
-    padding = -gate.shape[0] % rowwise.LANES
-    gate, up = (F.pad(matrix, (0, 0, 0, padding)) for matrix in (gate, up))
-    down = F.pad(down, (0, padding))
-    gated = [weights.get(f"{mlp}.{part}_proj.bias") for part in ("gate", "up")]
-    gated = [None if bias is None else F.pad(bias, (0, padding)) for bias in gated]
-    return IntegerLayer(
-        qkv=_reading(matrices, gain, biases),
-        output=_writing(
-            output, num_groups(output.shape[1]), weights.get(f"{attention}.o_proj.bias")
+    gated = [f"{mlp}.{part}_proj" for part in ("gate", "up")]
+    mlp_gain = _needed(weights, f"{prefix}.post_attention_layernorm.weight")
+    return [
+        _reading(matrices, gain, biases),
+        _writing(output, weights.get(f"{attention}.o_proj.bias")),
+        _reading(
+            [_needed(weights, f"{name}.weight") for name in gated], mlp_gain,
+            [weights.get(f"{name}.bias") for name in gated],
         ),
-        gate_up=_reading(
-            [gate, up], _needed(weights, f"{prefix}.post_attention_layernorm.weight"), gated
+        _writing(
+            _needed(weights, f"{mlp}.down_proj.weight"), weights.get(f"{mlp}.down_proj.bias")
         ),
-        down=_writing(down, _num_gated_groups(down.shape[1]), weights.get(f"{mlp}.down_proj.bias")),
-    )
+    ]  # fmt: skip
 
 
 def _reading(
-    matrices: list[Tensor], gain: Tensor, biases: list[Tensor | None] | None = None
+    matrices: list[Tensor], gain: Tensor, biases: Sequence[Tensor | None] = (None,)
 ) -> IntegerMatrix:
-    """Matrices that read the hidden state after a norm: (W ∘ g)·Q, one beside the other."""
-    parts = []
-    for matrix, bias in zip(matrices, biases or [None] * len(matrices), strict=True):
-        turned = rotate(matrix * gain)
-        parts.append(IntegerMatrix.of(turned, num_groups(turned.shape[1]), bias))
-    return joined(parts)
+    """Matrices that read the hidden state after a norm, (W ∘ g)·Q, one beside the other."""
+    given = [bias for bias in biases if bias is not None]  # all have one or none
+    turned = torch.cat([rotate(matrix * gain) for matrix in matrices])
+    return IntegerMatrix.of(turned, torch.cat(given) if given else None)
 
 
-def _writing(matrix: Tensor, groups: int, bias: Tensor | None) -> IntegerMatrix:
+def _writing(matrix: Tensor, bias: Tensor | None) -> IntegerMatrix:
     """A matrix that writes the hidden state: Qᵀ·W, bias included."""
-    turned = rotate(matrix.T).T.contiguous()
-    return IntegerMatrix.of(turned, groups, None if bias is None else rotate(bias))
-
-
-def _num_gated_groups(width: int) -> int:
-    return num_groups(width, min(_GATED_GROUP, max(1, width // _GATED_GROUPS)))
+    return IntegerMatrix.of(rotate(matrix.T).T, None if bias is None else rotate(bias))
 
 
 def _rotated_heads(rows: Tensor, head_dim: int) -> Tensor:
@@ -202,6 +182,6 @@ def _needed(weights: Weights, name: str) -> Tensor:
 
 
 def _matrix(tensors: dict[str, Tensor], name: str) -> IntegerMatrix:
-    return IntegerMatrix(
-        tensors[f"{name}.weight"], tensors[f"{name}.scale"], tensors.get(f"{name}.bias")
-    )
+    num_out, num_in = tensors[f"{name}.shape"].tolist()
+    weight, scale, bias = (tensors[f"{name}.{part}"] for part in ("weight", "scale", "bias"))
+    return IntegerMatrix(weight, scale, bias, (num_out, num_in))

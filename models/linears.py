@@ -5,8 +5,8 @@ weights more than for the arithmetic, and there torch's own float32 product is s
 (docs/results.md, by `e2sci bench overhead`). So matrices are kept in the layout of a library made
 for it:
 
-* `integer`: int8 weights and sums in integers, by FBGEMM: a quarter of the bytes, and bitwise the
-  same result for a row whatever rows are beside it (`models.integer`). For both models.
+* `integer`: int8 weights and sums in integers: a quarter of the bytes, and bitwise the same result
+  for a row whatever rows are beside it (`models.integer`). For both models.
 * `halved`: float16 weights, float32 rows and sums, by FBGEMM: half the bytes. For drafts in
   float32, whose weights may be rounded once more (by at most 2⁻¹¹ of themselves, the same for every
   chunk of tokens, so that a draft stays a function of the prefix).
@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from models.integer import IntegerMatrix, IntegerProduct, available, num_groups
+from models.integer import IntegerMatrix, IntegerProduct
 
 _TYPICAL_ROWS = 8  # oneDNN picks its blocks for this many; they serve 1 to 16 alike
 
@@ -47,16 +47,15 @@ Layout = Callable[[Sequence[nn.Linear]], Product]
 
 
 def integer(linears: Sequence[nn.Linear]) -> Product:
-    """In int8 where FBGEMM is there."""
-    if not (_float32_on_cpu(linears) and available()):
+    """In int8."""
+    if not _float32_on_cpu(linears):
         return _AsLoaded(linears)
-    weight, bias = _joined(linears)
-    return IntegerProduct(IntegerMatrix.of(weight, num_groups(weight.shape[1]), bias))
+    return IntegerProduct(IntegerMatrix.of(*_joined(linears)))
 
 
 def halved(linears: Sequence[nn.Linear]) -> Product:
     """In float16 where FBGEMM is there; numbers beyond its range become its largest."""
-    possible = _float32_on_cpu(linears) and available()
+    possible = _float32_on_cpu(linears) and _has_fbgemm()
     return _Halved(linears) if possible else _AsLoaded(linears)
 
 
@@ -122,6 +121,10 @@ def replace_linears(model: nn.Module, layout: Layout) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and _float32_on_cpu([child]):
                 setattr(parent, name, ProductModule(child, layout))
+
+
+def _has_fbgemm() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

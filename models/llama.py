@@ -12,30 +12,28 @@ halves (Su et al. 2021, in the order of Llama's published weights). Grouped-quer
 repeated: the g queries that share a key head are g rows of one attention.
 
 Two bodies, for a CPU. `FloatBody` runs float32 as fast as torch's operations allow. `IntegerBody`
-runs `models.integer` products between operations of `models.rowwise`, so that a token's result is
-bitwise the same however the tokens are cut into passes.
+runs `models.kernels`, so that a token's result is bitwise the same however the tokens are cut into
+passes.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
-from models import rowwise
+from models import kernels
 from models.cache import KVCache
-from models.integer import IntegerProduct, Packed, product
-from models.integer_decoder import IntegerDecoder, IntegerLayer
+from models.integer import on_all_threads
+from models.integer_decoder import IntegerDecoder
 from models.linears import Layout, Product
-from models.rowwise import scripted
 
 _CHANGING_ROPES = ("dynamic", "longrope")  # their angles depend on the length run so far
 _ROPE_BLOCK = 512  # positions of the rotation table computed at a time
@@ -225,60 +223,6 @@ class FloatBody(LlamaBody):
         return future.repeat_interleave(self._num_heads // self._num_kv_heads, dim=0)
 
 
-@scripted
-def _before_attention(
-    x: Tensor,
-    qkv: list[Packed],
-    bias: Tensor | None,
-    epsilon: float,
-    cos: Tensor,
-    signed_sin: Tensor,
-    head_dim: int,
-    num_kv_heads: int,
-) -> tuple[Tensor, Tensor]:
-    """Rotated queries and keys, float32[n, heads + kv_heads, d], and values, float32[n, kv_heads,
-    d], of float32[n, hidden]."""
-    rows = product(rowwise.normalised(x, epsilon), qkv, bias)
-    heads = rows.view(x.shape[0], -1, head_dim)
-    turned = rowwise.rotated(heads[:, :-num_kv_heads], cos, signed_sin)
-    return turned, heads[:, -num_kv_heads:]
-
-
-@scripted
-def _attention(
-    turned: Tensor, values: Tensor, key_block: Tensor, value_block: Tensor, past: int
-) -> Tensor:
-    """float32[n, heads·d]; writes keys and values into a layer's blocks at `past`."""
-    size, num_kv_heads, head_dim = values.shape
-    end = past + size
-    key_block[0, :, past:end] = turned[:, -num_kv_heads:].transpose(0, 1)
-    value_block[0, :, past:end] = values.transpose(0, 1)
-    queries = turned[:, :-num_kv_heads].reshape(size, num_kv_heads, -1, head_dim)
-    return rowwise.attention(queries, key_block, value_block, past)
-
-
-@scripted
-def _after_attention(
-    x: Tensor,
-    mixed: Tensor,
-    output: list[Packed],
-    output_bias: Tensor | None,
-    gate_up: list[Packed],
-    gate_up_bias: Tensor | None,
-    down: list[Packed],
-    down_bias: Tensor | None,
-    epsilon: float,
-) -> Tensor:
-    """float32[n, hidden] after a layer."""
-    x = x + product(mixed, output, output_bias)
-    both = product(rowwise.normalised(x, epsilon), gate_up, gate_up_bias)
-    return x + product(rowwise.gated(both), down, down_bias)
-
-
-def _products(layer: IntegerLayer) -> list[IntegerProduct]:
-    return [IntegerProduct(getattr(layer, part)) for part in IntegerLayer.__slots__]
-
-
 class IntegerBody(LlamaBody):
     """In int8 products, with every row's result independent of the rows beside it.
 
@@ -287,30 +231,60 @@ class IntegerBody(LlamaBody):
 
     def __init__(self, decoder: IntegerDecoder) -> None:
         super().__init__(decoder.config)
-        self._epsilon = float(decoder.config.rms_norm_eps)
+        config = decoder.config
         self._embedding = decoder.embedding
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # packing lets go of the GIL
-            self._products = list(pool.map(_products, decoder.layers))
-        self.weight_bytes = sum(part.num_bytes for layer in self._products for part in layer)
+        self._epsilon = np.float32(config.rms_norm_eps)
+        layers = decoder.layers
+        parts = (layers.qkv, layers.output, layers.gate_up, layers.down)
+        self._layers = tuple(part.operand() for part in parts)
+        self._num_layers = int(config.num_hidden_layers)
+        gated = layers.down.shape[1]
+        self._shape = (
+            int(config.hidden_size), self._num_heads, self._num_kv_heads, self._head_dim, gated
+        )  # fmt: skip
+        self._hidden_padded = int(layers.down.scale.shape[1])
+        self._widest_in = max(2 * part.num_pairs for part in parts)
+        self._widest_out = max(int(part.scale.shape[1]) for part in parts)
+        self.weight_bytes = sum(part.num_bytes for part in parts)
 
     def forward(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Run int64[n] after what `cache` holds; float32[n, hidden] after the last norm."""
         past, size = cache.length, input_ids.shape[0]
-        cos, sin = self._rotation.at(past, past + size)
-        x = F.embedding(input_ids, self._embedding).float()
-        for index, (qkv, output, gate_up, down) in enumerate(self._products):
-            turned, values = _before_attention(
-                x, qkv.groups, qkv.bias, self._epsilon, cos, sin, self._head_dim,
-                self._num_kv_heads,
+        hidden = self._shape[0]
+        x = np.zeros((size, self._hidden_padded), np.float32)
+        x[:, :hidden] = F.embedding(input_ids, self._embedding).float().numpy()
+        (keys, values), capacity = cache.extend(
+            size, self._num_layers, self._num_kv_heads, self._head_dim
+        )
+        places = keys[None], values[None], np.array([capacity])
+        order = np.arange(size)
+        rows = np.zeros(size, np.int64), past + order, np.full(size, past), order - 1
+        rotation = tuple(part[:, 0].numpy() for part in self._rotation.at(past, past + size))
+        num_threads = torch.get_num_threads()
+        buffers = self._buffers(size, past + size, num_threads)
+
+        def run(thread: int, num_threads: int, arrivals: npt.NDArray[np.int64]) -> None:
+            kernels.run(
+                thread, num_threads, arrivals, x, self._layers, self._shape, self._epsilon,
+                rotation, places, rows, buffers,
             )  # fmt: skip
-            keys_values = cache.layer(index).extended(size, values)
-            with rowwise.one_thread():
-                mixed = _attention(turned, values, *keys_values, past)
-            x = _after_attention(
-                x, mixed, output.groups, output.bias, gate_up.groups, gate_up.bias, down.groups,
-                down.bias, self._epsilon,
-            )  # fmt: skip
-        return rowwise.normalised(x, self._epsilon)
+
+        on_all_threads(run)
+        return torch.from_numpy(x)[:, :hidden]
+
+    def _buffers(self, num_rows: int, length: int, num_threads: int) -> tuple[Any, ...]:
+        """What `kernels.run` works in: rounded rows, their steps, wide rows, attention's results,
+        and for each thread a row, scores and places."""
+        narrow = max(self._num_heads * self._head_dim, self._hidden_padded)
+        return (
+            np.empty(num_rows * self._widest_in, np.int16),
+            np.empty(num_rows, np.float32),
+            np.empty(num_rows * self._widest_out, np.float32),
+            np.empty(num_rows * narrow, np.float32),
+            np.empty((num_threads, narrow), np.float32),
+            np.empty((num_threads, length), np.float32),
+            np.empty((num_threads, num_rows), np.int32),
+        )
 
 
 def _rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from transformers.utils import logging as transformers_logging
 from bus.errors import ModelError
 from models.cache import require_croppable
 from models.conversion import is_converted, load_integer
-from models.integer import available
 from models.integer_decoder import IntegerDecoder
 from models.precision import (
     NumberFormat,
@@ -74,7 +73,7 @@ def load_model(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedMo
     where = resolve_device(device)
     number_format = resolve_format(dtype, where, is_registered(spec) or is_converted(spec))
     if number_format is not NumberFormat.INT8:
-        if dtype == "auto" and where.type == "cpu" and available():
+        if dtype == "auto" and where.type == "cpu":
             _log.info("%s runs in %s; --dtype int8 is faster on this CPU", spec, number_format)
         return _load_float(spec, number_format, where)
     quiet_transformers()

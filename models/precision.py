@@ -1,6 +1,6 @@
 """Which number format and which device a model runs in.
 
-`auto` means int8 for the models this project names, on a CPU with FBGEMM; for others bfloat16 where
+`auto` means int8 for the models this project names, on a CPU; for others bfloat16 where
 the hardware multiplies it natively and float32 elsewhere: on a CPU without bf16 instructions every
 product would be emulated, at a tenth of the speed.
 """
@@ -12,7 +12,6 @@ from enum import StrEnum
 import torch
 
 from bus.errors import ConfigurationError
-from models import integer
 
 DEVICE_CHOICES = ("auto", "cpu", "cuda")
 
@@ -64,14 +63,14 @@ def resolve_format(dtype: str, device: torch.device, registered: bool = False) -
         raise ConfigurationError(
             f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPE_CHOICES)}"
         )
-    possible = device.type == "cpu" and integer.available()
-    if dtype == NumberFormat.INT8 and not possible:
+    on_cpu = device.type == "cpu"
+    if dtype == NumberFormat.INT8 and not on_cpu:
         raise ConfigurationError(
-            "dtype 'int8' needs a CPU and a torch with FBGEMM; use float32 or bfloat16 here"
+            f"dtype 'int8' runs on a CPU, not on {device.type!r}; use float32 or bfloat16 here"
         )
     if dtype != "auto":
         return NumberFormat(dtype)
-    if registered and possible:
+    if registered and on_cpu:
         return NumberFormat.INT8
     return NumberFormat.BFLOAT16 if has_native_bfloat16(device) else NumberFormat.FLOAT32
 

@@ -25,7 +25,6 @@ from bench.passes import PASS_SIZES
 from bench.prompts import SETS
 from bus.errors import ConfigurationError
 from cli.main import app
-from models.integer import available
 from models.registry import Specs
 from models.weights import MappedWeights
 from tests.models.tiny import save_tiny, save_tiny_gguf
@@ -39,7 +38,6 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
-needs_int8 = pytest.mark.skipif(not available(), reason="torch without FBGEMM")
 
 
 def _llama(**options: Any) -> Any:
@@ -140,7 +138,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(save_tiny(tmp_path / "tiny", num_layers=1))
 
 
-@needs_int8
 def test_answers_are_spread_over_the_sets_and_continued_from_the_file(
     tiny: str, tmp_path: Path
 ) -> None:
@@ -170,7 +167,6 @@ def test_a_cut_answer_serves_shorter_limits_only() -> None:
     assert cut.cut(2).answer == (3, 4)
 
 
-@needs_int8
 def test_target_and_draft_are_compared_over_all_answers_and_by_set(tiny: str) -> None:
     answers = [
         Answer("m", "a", 0, (5, 6, 7), (8, 9, 10, 11), ended=False),
@@ -317,7 +313,6 @@ def test_nonsense_is_refused(arguments: list[str], status: int, message: str) ->
     assert message in done.stderr
 
 
-@needs_int8
 def test_the_command_writes_what_it_prints(tiny: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--target", tiny, "--draft", f"{tiny}", "--tokens", "4", "--repeats", "1"]
@@ -329,7 +324,6 @@ def test_the_command_writes_what_it_prints(tiny: str, tmp_path: Path) -> None:
     assert len(printed["passes"]["timings"]) == 1 + len(PASS_SIZES)
 
 
-@needs_int8
 def test_llama_cpp_needs_a_gguf_target(tiny: str) -> None:
     arguments = ["--target", tiny, "--draft", tiny, "--tokens", "0", "--repeats", "1"]
     done = CliRunner().invoke(app, ["bench", "int8", *arguments, "--llama-cpp", sys.executable])

@@ -17,7 +17,6 @@ from transformers import Qwen2ForCausalLM
 from bus.errors import ModelError
 from models.cache import KVCache
 from models.draft import DraftNetwork, load_draft
-from models.integer import available
 from models.integer_decoder import INTEGER_WEIGHTS, IntegerDecoder, convert
 from models.linears import integer
 from models.loading import load_model
@@ -25,8 +24,6 @@ from models.network import CausalNetwork
 from models.tokenizer import encode_prompt
 from models.weights import MappedWeights
 from tests.models.tiny import random_model
-
-pytestmark = pytest.mark.skipif(not available(), reason="torch has no FBGEMM here")
 
 VOCAB = 200  # of 203 rows
 IDS = torch.randint(VOCAB, (64,), generator=torch.Generator().manual_seed(3))
@@ -48,11 +45,6 @@ MODELS: dict[str, Callable[[], Any]] = {
     "qwen2 tied": lambda: random_model(
         Qwen2ForCausalLM, hidden_size=96, num_attention_heads=6, tie_word_embeddings=True
     ),
-    "two groups": lambda: random_model(  # of 2048 features
-        hidden_size=4096, head_dim=16, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=48, num_hidden_layers=1, initializer_range=0.02,
-    ),
-    "three gated groups": lambda: random_model(intermediate_size=2720),
 }  # fmt: skip
 
 
@@ -139,13 +131,13 @@ def test_the_same_bits_beyond_a_block_of_the_cache_and_of_the_rotation() -> None
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_logits_are_near_those_in_float32(name: str) -> None:
-    """Rounding x to ±63 steps of its peak, about 3σ of a rotated row, errs by 3/63/√12 ≈ 1.4 % of
-    σ, weights by half that; seven products of two layers add up to about 4 %. A wrong matrix, gain,
+    """Rounding a weight to ±127 steps of its row's peak, about 3σ of a rotated row, errs by
+    3/127/√12 ≈ 0.7 % of σ; seven products of two layers add up to about 2 %. A wrong matrix, gain,
     bias or rotation gives 100 %."""
     model = MODELS[name]()
     plain = model(IDS[None]).logits[0, :, :VOCAB]
     error = float((expected(name) - plain).norm() / plain.norm())
-    assert 1e-4 < error < 0.1
+    assert 1e-4 < error < 0.05
     # ½·Var(Δ logits) is what a small error of the logits costs
     log_p, log_q = plain.log_softmax(1), expected(name).log_softmax(1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(1).mean()
@@ -181,7 +173,7 @@ def test_a_damaged_copy_says_what_to_do(damage: str, tmp_path: Path) -> None:
         from safetensors.torch import load_file, save_file
 
         tensors = load_file(weights)
-        del tensors["layers.1.down.scale"]
+        del tensors["down.scale"]
         save_file(tensors, weights)
     with pytest.raises(ModelError, match="delete the directory, and it is converted again"):
         IntegerDecoder.load(tmp_path)
