@@ -33,9 +33,9 @@ RUN python3 -m venv /opt/e2sci \
 
 # The default target, converted from GGUF once, here (about half a minute).
 FROM dependencies AS weights
-COPY models models
+COPY engines engines
 COPY bus/__init__.py bus/errors.py bus/
-RUN python -c 'from models.sources import resolve_source; resolve_source("default")'
+RUN python -c 'from engines.torch.sources import resolve_source; resolve_source("default")'
 
 
 FROM dependencies AS application
@@ -49,7 +49,7 @@ COPY dashboard dashboard
 COPY decoding decoding
 COPY edge_worker edge_worker
 COPY launch launch
-COPY models models
+COPY engines engines
 RUN pip install -q --no-deps .
 
 

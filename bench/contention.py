@@ -26,7 +26,7 @@ from bench.contention_child import DRAFT, MODULE, PASS_SIZES, TARGET, Order
 from bench.paced import CONTENDED, Device, fixed_device
 from bench.progress import counting_bar
 from bus.errors import ConfigurationError
-from models.padding import LeastTimes
+from engines.padding import LeastTimes
 
 CONTENTION = "contention.json"
 REPEATS = 15

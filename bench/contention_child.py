@@ -19,8 +19,8 @@ import zmq
 
 from bench.child import listen
 from bench.passes import CONTEXT, DraftStep, TargetPass
-from cloud_worker.target_model import TargetModel
-from edge_worker.draft_model import DraftModel
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
 
 MODULE = "bench.contention_child"
 TARGET, DRAFT = "target", "draft"
@@ -76,7 +76,7 @@ def _passes(options: argparse.Namespace) -> Callable[[int], float]:
 
 
 def _steps(options: argparse.Namespace) -> Callable[[int], float]:
-    draft = DraftModel.load(options.model, options.dtype)
+    draft = ModelDrafter.load(options.model, options.dtype)
     context = np.random.default_rng(0).integers(0, draft.vocab_size, CONTEXT).tolist()
     step = DraftStep(draft, context)
     return lambda _: step.run()

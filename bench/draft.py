@@ -28,10 +28,10 @@ from edge_worker.distill.evaluation import Quality, evaluate
 from edge_worker.distill.prompts import read_prompts
 from edge_worker.distill.records import Record, load_shard, save_shard
 from edge_worker.distill.training import rows_of_tokens
-from edge_worker.draft_model import DraftCache, DraftModel
-from models.cache import KVCache
-from models.draft import LoadedDraft, TrimmedDraft, WholeDraft, load_draft
-from models.loading import load_causal_lm
+from engines.torch.cache import KVCache
+from engines.torch.draft import LoadedDraft, TrimmedDraft, WholeDraft, load_draft
+from engines.torch.drafter import DraftCache, ModelDrafter
+from engines.torch.loading import load_causal_lm
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16)
 _GROUP = 32
@@ -81,7 +81,7 @@ def run(
         loaded = [load_draft(spec, dtype) for spec in drafts]
         qualities = [measure(draft, records, lambda: progress.advance(task)) for draft in loaded]
         progress.update(task, total=None, description="steps")
-        steps = step_times([DraftModel(draft) for draft in loaded], repeats)
+        steps = step_times([ModelDrafter(draft) for draft in loaded], repeats)
     figures = [
         assess(spec, draft, quality, step_ms, link)
         for spec, draft, quality, step_ms in zip(drafts, loaded, qualities, steps, strict=True)
@@ -153,7 +153,7 @@ def goodput(accepted: float, window: int, step_ms: float, link: Link) -> float:
     return 1e3 * accepted / (window * step_ms + link.rtt_ms + link.verify_ms)
 
 
-def step_times(drafts: Sequence[DraftModel], repeats: int) -> list[float]:
+def step_times(drafts: Sequence[ModelDrafter], repeats: int) -> list[float]:
     """Milliseconds of a step of each draft, behind `CONTEXT` tokens: medians, in turns."""
     with one_core():
         context = np.random.default_rng(0).integers(0, 256, CONTEXT).tolist()
@@ -167,9 +167,9 @@ def step_times(drafts: Sequence[DraftModel], repeats: int) -> list[float]:
         return [statistics.median(kept[1:]) for kept in samples]  # the first one warms up
 
 
-def _step_ms(draft: DraftModel, cache: DraftCache) -> float:
+def _step_ms(draft: ModelDrafter, cache: DraftCache) -> float:
     window = draft.draft(cache, [0], _STEPS, frozenset(), stop=lambda: False)
-    draft.crop(cache, CONTEXT)
+    draft.keep(cache, CONTEXT)
     return window.draft_ms / len(window.tokens)
 
 

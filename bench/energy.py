@@ -3,7 +3,7 @@
     E = Σ over edge and cloud of  idle_w·T + (busy_w − idle_w)·T_busy
 
 T is the whole answer, T_busy the time in which that side ran its model; the prompt counts as busy
-on both. Baselines that run on one side keep it busy throughout. Counters (`models.energy`) measure
+on both. Baselines that run on one side keep it busy throughout. Counters (`engines.energy`) measure
 the machine's processors and graphics cards together, so they hold where nothing else runs.
 """
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from bus.arrays import Float64Array
-from cloud_worker.target_model import TargetModel
 from decoding.acceptance import accepts_exactly
+from decoding.engine import Drafter, Want
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
-from edge_worker.draft_model import DraftModel
+from engines.torch.target import TargetModel
 
 
 def decision_margin(
-    target: TargetModel, draft: DraftModel, prefix: tuple[int, ...], params: SamplingParams
+    target: TargetModel, draft: Drafter[Any], prefix: tuple[int, ...], params: SamplingParams
 ) -> float:
     """Least distance of a uniform to a boundary, in the decisions about the token after `prefix`.
 
@@ -36,7 +38,8 @@ def decision_margin(
         abs(u_accept - p_x / q_x),
     ]
     if not accepts_exactly(p_x, q_x, u_accept):
-        residual = target.full_row(target_cache, 0)
+        residual = target.row(target_cache, 0, Want(0, full=True)).full
+        assert residual is not None
         residual[q.ids] -= q.probs
         residual = np.maximum(residual, 0.0)
         u = uniform(params.seed, position, Purpose.RESIDUAL)

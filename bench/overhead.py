@@ -24,10 +24,10 @@ from bench.prompts import PROMPTS
 from bench.telemetry import read_telemetry
 from bus.client import Client
 from bus.store import WindowEntry
-from cloud_worker.target_model import TargetModel
-from edge_worker.draft_model import DraftModel
+from engines.torch.drafter import ModelDrafter
+from engines.torch.loading import load_causal_lm
+from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions
-from models.loading import load_causal_lm
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _summarize(entries: list[WindowEntry]) -> WindowCosts:
 def _measure_models(repeats: int, dtype: str, tick: Callable[[], None]) -> list[PassTiming]:
     with one_core():
         target = TargetModel.load("default", dtype)
-        draft = DraftModel.load("default", dtype)
+        draft = ModelDrafter.load("default", dtype)
         plain = load_causal_lm("default", dtype).model
         return measure_passes(target, draft, plain, repeats, tick)
 

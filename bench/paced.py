@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bus.errors import ConfigurationError
-from models.padding import NO_PADDING, LeastTimes, Padding
+from engines.padding import NO_PADDING, LeastTimes, Padding
 
 AS_IT_IS = "as it is"
 NONE, CONTENDED = "none", "contended"

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
-from edge_worker.draft_model import DraftModel
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
 
 CONTEXT = 128
 PASS_SIZES = (1, 2, 4, 8, 16)
@@ -61,7 +61,7 @@ class PassTiming:
 
 
 def measure_passes(
-    target: TargetModel, draft: DraftModel, plain: Any, repeats: int, tick: Callable[[], None]
+    target: TargetModel, draft: ModelDrafter, plain: Any, repeats: int, tick: Callable[[], None]
 ) -> list[PassTiming]:
     """Time passes of `PASS_SIZES` tokens and a draft step behind a context of `CONTEXT` tokens.
 
@@ -106,7 +106,7 @@ class TargetPass:
 
     def run(self) -> float:
         _, elapsed_ms = self._target.forward(self._cache, self._tokens, self._row_ids)
-        self._target.crop(self._cache, CONTEXT)
+        self._target.keep(self._cache, CONTEXT)
         return elapsed_ms
 
 
@@ -129,14 +129,14 @@ class _Plain:
 class DraftStep:
     """A step as the edge worker makes it, drawing included: the mean of a window of eight."""
 
-    def __init__(self, draft: DraftModel, context: list[int]) -> None:
+    def __init__(self, draft: ModelDrafter, context: list[int]) -> None:
         self._draft, self._feed = draft, context[-1:]
         self._cache = draft.open(GREEDY)
         draft.prefill(self._cache, context)
 
     def run(self) -> float:
         window = self._draft.draft(self._cache, self._feed, 8, frozenset(), stop=lambda: False)
-        self._draft.crop(self._cache, CONTEXT)
+        self._draft.keep(self._cache, CONTEXT)
         return window.draft_ms / len(window.tokens)
 
 

@@ -15,6 +15,7 @@ PROB_DTYPE = np.dtype("<f2")
 
 Int32Array = npt.NDArray[np.int32]
 Float16Array = npt.NDArray[np.float16]
+Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 

@@ -66,7 +66,7 @@ def calibrate(
     from bench.calibrate import Aims, CalibrationPlan
     from bench.calibrate import run as run_calibration
     from controller.policies import SHIPPED
-    from models.registry import chosen_models
+    from engines.catalog.registry import chosen_models
 
     plan = CalibrationPlan(
         tuple(data), samples, max_new_tokens, *chosen_models(pair, target, draft),

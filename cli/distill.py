@@ -17,7 +17,7 @@ from bus.errors import ConfigurationError
 from edge_worker.distill.evaluation import Quality
 from edge_worker.distill.run import DistillSettings, Result
 from edge_worker.distill.run import distill as run_distill
-from models.loading import load_causal_lm
+from engines.torch.loading import load_causal_lm
 
 __all__ = ["distill", "parse_layers"]
 

@@ -155,14 +155,15 @@ def checked_files(data: Path | None, datasets: str | None) -> tuple[Path, ...]:
 
 def _draft(name: str) -> str:
     from bench.evaluation.plan import ORACLE
-    from decoding.lookup import Drafter
+    from engines.kinds import DrafterKind
 
-    if name in set(Drafter):
+    if name in set(DrafterKind):
         return name
     if name.startswith(ORACLE):
         return f"{ORACLE}{options.number(name.removeprefix(ORACLE), 1):g}"
     raise ConfigurationError(
-        f"--drafts {name!r} is unknown; use {', '.join(Drafter)} or {ORACLE}RATE, a rate of errors"
+        f"--drafts {name!r} is unknown; use {', '.join(DrafterKind)} or {ORACLE}RATE, a rate of "
+        "errors"
     )
 
 

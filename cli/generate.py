@@ -125,7 +125,7 @@ def answers_alone(
     """
     import torch
 
-    from cloud_worker.target_model import TargetModel
+    from engines.torch.target import TargetModel
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -138,7 +138,7 @@ def _answer_alone(model: Any, request: GenerationRequest, stream: bool) -> Gener
     from cloud_worker.reference import generate_alone
     from decoding.sampling import SamplingParams
     from edge_worker.text import AnswerText
-    from models.tokenizer import encode_prompt
+    from engines.tokenizer import encode_prompt
 
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     if len(prompt) + request.max_new_tokens > model.context_length:

@@ -94,8 +94,8 @@ def up(
     process of its own. One that dies is started again.
     """
     from cli.up import up as run_up
+    from engines.catalog.registry import chosen_models, require_local
     from launch.stack import StackOptions
-    from models.registry import chosen_models, require_local
 
     specs = chosen_models(pair, target, draft)
     require_local([*([specs.target] if cloud else []), *([specs.draft] if edge else [])])
@@ -189,8 +189,8 @@ def generate(
 
     With --json, one object on one line for each prompt: token_ids, text, finish_reason, stats.
     """
+    from engines.catalog.registry import chosen_models, require_local
     from launch.stack import StackOptions
-    from models.registry import chosen_models, require_local
 
     if target_only and (method or window or drafter or link):
         raise typer.BadParameter(
@@ -262,7 +262,7 @@ def pull(
     """
     from cli.pull import pull as run_pull
     from cli.pull import show_list
-    from models.pull import Source
+    from engines.catalog.pull import Source
 
     if source not in set(Source):
         known = ", ".join(Source)

@@ -16,10 +16,10 @@ import typer
 from bus.errors import ConfigurationError, RequestError
 from bus.requests import GenerationRequest, new_request
 from decoding import methods
-from decoding.lookup import Drafter
+from engines.kinds import DrafterKind
 
 if TYPE_CHECKING:
-    from models.registry import Specs
+    from engines.catalog.registry import Specs
 
 __all__ = ["Sampling", "read_prompt"]
 
@@ -126,7 +126,7 @@ Window = Annotated[
     typer.Option(min=1, max=256, help="Tokens drafted before each check.", show_default="4"),
 ]
 DraftedBy = Annotated[
-    Drafter | None,
+    DrafterKind | None,
     typer.Option(
         help="Who drafts: the model, lookup (repeats what followed the same words earlier; costs "
         "nothing), or lookup where it has something and else the model.",
@@ -241,13 +241,14 @@ def _decoded(data: bytes, source: str) -> str:
 
 
 def checked_models(pair: str | None, target: str | None, draft: str | None) -> Specs:
-    """Target and draft to use (`models.registry.chosen_models`), before anything is started.
+    """Target and draft to use (`engines.catalog.registry.chosen_models`), before anything is
+    started.
 
     Raises:
         ConfigurationError: there is no such pair.
         ModelError: a registered model is not here; the text says how to fetch it.
     """
-    from models.registry import chosen_models, require_local
+    from engines.catalog.registry import chosen_models, require_local
 
     specs = chosen_models(pair, target, draft)
     require_local(specs)
@@ -262,7 +263,7 @@ def checked_drafts(
     Raises:
         ConfigurationError, ModelError: as `checked_models`.
     """
-    from models.registry import require_local
+    from engines.catalog.registry import require_local
 
     first = checked_models(pair, target, drafts[0] if drafts else None)
     others = (drafts or [])[1:]

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from bench.progress import byte_bar
 from cli.group import INTERRUPTED, say
-from models.pull import Pulled, Source, pull_all
-from models.registry import Model, Registry, load_registry
+from engines.catalog.pull import Pulled, Source, pull_all
+from engines.catalog.registry import Model, Registry, load_registry
 
 __all__ = ["pull", "show_list"]
 

@@ -51,13 +51,13 @@ def rank(
     such a ranking of its tokenizer; docs/models.md. Count in texts like the
     answers you expect.
     """
-    from models.registry import require_local
+    from engines.catalog.registry import require_local
 
     require_local([model])
-    from models.corpus import load_vocabulary
-    from models.ranking import own_rankings, save_ranking
-    from models.ranking import rank as run_rank
-    from models.tokenizer import tokenizer_digest
+    from engines.catalog.ranking import own_rankings, save_ranking
+    from engines.catalog.ranking import rank as run_rank
+    from engines.tokenizer import tokenizer_digest
+    from engines.torch.corpus import load_vocabulary
 
     missing = [path for path in corpus if not path.is_file()]
     if missing:
@@ -90,7 +90,7 @@ def rank(
 def _shown(paths: list[Path], quiet: bool) -> Iterator[str]:
     """The files' texts, with a progress bar over their bytes."""
     from bench.progress import byte_bar
-    from models.corpus import read_corpus
+    from engines.torch.corpus import read_corpus
 
     bar = byte_bar()
     bar.disable = quiet

@@ -110,7 +110,7 @@ def _workers_table(workers: list[WorkerRecord]) -> Table:
 
 
 def _prefix_cache(record: WorkerRecord) -> str:
-    """What a worker's `models.prefixes.PrefixCache` counts; empty where it has none."""
+    """What a worker's `engines.torch.prefixes.PrefixCache` counts; empty where it has none."""
     counters = record.counters
     if f"{_PREFIX_CACHE}entries" not in counters:
         return ""

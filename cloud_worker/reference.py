@@ -3,7 +3,7 @@
 Everything here runs the target's network directly, token by token, with a cache of its own and
 whole rows of logits. It shares nothing else with `TargetModel`, so that it can stand as the
 reference for it; that the network computes what transformers' model does is tested in
-`tests/models/test_network.py`.
+`tests/engines/test_network.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from bus.arrays import Float64Array
-from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams, draw_dense, warp_dense
 from decoding.uniforms import Purpose, uniform
-from models.cache import KVCache
+from engines.torch.cache import KVCache
+from engines.torch.target import TargetModel
 
 
 def generate_alone(

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -25,15 +28,16 @@ from bus.messages import (
 from bus.sockets import EVERYBODY, Sockets, advertised
 from bus.store import WorkerRecord
 from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
+from cloud_worker.scheduler import Scheduler
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
-from cloud_worker.target_model import TargetModel
 from decoding import cloud, methods
-from decoding.cloud_events import OpenArrived, WindowArrived
-from models.energy import find_gauge
-from models.padding import LeastTimes, Padding
-from models.prefixes import PrefixCache
-from models.thread import ModelThread, now_ms
+from decoding.cloud_events import Event, OpenArrived, WindowArrived
+from engines.energy import find_gauge
+from engines.padding import LeastTimes, Padding
+from engines.thread import ModelThread, now_ms
+from engines.torch.prefixes import PrefixCache
+from engines.torch.target import TargetModel
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +103,11 @@ class CloudWorker:
         self._inbox = sockets.inbox(settings.endpoint(settings.windows_port))
         self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
         self._sessions: dict[str, CloudSession] = {}
+        self._loop = asyncio.get_running_loop()
+        self._scheduler: Scheduler[Any] = Scheduler(
+            model, thread, self._gauge,
+            partial(self._soon, self._completed), partial(self._soon, self._failed),
+        )  # fmt: skip
         self._leaving = False
 
     @property
@@ -173,12 +182,7 @@ class CloudWorker:
             known.handle(OpenArrived(message))
         else:
             session = CloudSession(
-                self._model,
-                self._thread,
-                self._gauge,
-                self._send,
-                self._controller.report,
-                self._failed,
+                self._model, self._scheduler, self._gauge, self._send, self._controller.report
             )
             self._sessions[message.session] = session
             session.begin(message, method, self._name, self._limits)
@@ -191,7 +195,7 @@ class CloudWorker:
             return True
         oldest = min(self._sessions.values(), key=lambda session: session.last_used_ms)
         idle_s = (now_ms() - oldest.last_used_ms) / 1e3
-        if oldest.turns.busy or idle_s < self._settings.evict_idle_s:
+        if oldest.busy or idle_s < self._settings.evict_idle_s:
             return False
         self._counters["evictions"] += 1
         self._drop(oldest, "evicted")
@@ -206,8 +210,24 @@ class CloudWorker:
         closed = SessionClosed(state.session, self._name, state.incarnation, reason[:200])
         self._controller.report(closed)
 
+    def _soon(self, call: Callable[..., None], *args: object) -> None:
+        """From the model thread to the event loop, if that still lives."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _completed(self, events: Sequence[tuple[CloudSession, Event]]) -> None:
+        """What a pass has completed."""
+        for session, event in events:
+            if not session.closed:
+                try:
+                    session.completed(event)
+                except Exception as error:  # noqa: BLE001 - ends only this session
+                    self._failed(session, error)
+
     def _failed(self, session: CloudSession, error: Exception) -> None:
         """A model job raised: the session ends here, its edge may try elsewhere."""
+        if session.closed:
+            return
         log.error("session %s: %s", session.state.session, error, exc_info=error)
         self._counters["failed_jobs"] += 1
         detail = f"the target failed: {error}"[:500]
@@ -219,7 +239,7 @@ class CloudWorker:
         while True:
             limit_ms = now_ms() - self._settings.session_ttl_s * 1e3
             for session in list(self._sessions.values()):
-                if session.last_used_ms < limit_ms and not session.turns.busy:
+                if session.last_used_ms < limit_ms and not session.busy:
                     self._counters["expired_sessions"] += 1
                     self._drop(session, "expired")
             counters = dict(self._counters) | self._model.prefixes.counters()
@@ -232,7 +252,7 @@ class CloudWorker:
         for session in list(self._sessions.values()):
             fault = Fault(session.state.session, FaultCode.OVERLOADED, "this worker is leaving")
             self._send(session.state.edge, fault)
-        running = [session.turns.wait_idle() for session in self._sessions.values()]
+        running = [session.wait_idle() for session in self._sessions.values()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await asyncio.gather(*running)

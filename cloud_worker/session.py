@@ -1,44 +1,34 @@
 """One session in the cloud worker's shell: runs the effects of `decoding.cloud` in order.
 
-Model work goes to the worker's one model thread, a chunk of prefill or one pass at a time, so
-sessions take turns. A crop rides along with the next job: no torch call is made in a coroutine.
+Model work goes to the scheduler; a rollback goes with the next piece of it, as the model is called
+on its own thread alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-from bus.arrays import Float64Array
 from bus.messages import Message, OpenSession
-from cloud_worker.target_model import TargetCache, TargetModel
+from cloud_worker.scheduler import Scheduler
 from decoding import cloud
-from decoding.acceptance import TargetRow
 from decoding.cloud_events import (
     Crop,
     Effect,
     Event,
     FetchRow,
     Forward,
-    FullRowReady,
     Prefill,
-    Prefilled,
-    PrehitFailed,
     Report,
     ReportWindow,
-    RowsReady,
     Send,
 )
+from decoding.engine import Target
 from decoding.methods import Method
 from decoding.verification import window_report
-from models.energy import PowerGauge
-from models.thread import ModelThread, now_ms
-
-AFTER_FEEDBACK_S = 0.002
-"""A report waits this long: the feedback, which the edge waits for, leaves this core first."""
+from engines.energy import PowerGauge
+from engines.thread import now_ms
 
 
 class SendToEdge(Protocol):
@@ -47,48 +37,52 @@ class SendToEdge(Protocol):
     def __call__(self, edge: str, *messages: Message) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What the model thread gives back: rows, the kept one first; no windows: it rejected."""
-
-    rows: list[TargetRow]
-    verify_ms: float
-    num_windows: int
-
-
 class CloudSession:
-    """State machine, cache and jobs of one session.
+    """State machine and cache of one session.
+
+    Attributes:
+        cache, state: also read on the model thread.
 
     Args:
-        gauge: tells the energy of passes.
+        gauge: measures the energy of passes.
         send: delivers messages to an edge.
         report: delivers a message to the controller.
-        failed: told about an exception that a model job raised.
     """
 
     def __init__(
         self,
-        model: TargetModel,
-        thread: ModelThread,
+        target: Target[Any],
+        scheduler: Scheduler[Any],
         gauge: PowerGauge,
         send: SendToEdge,
         report: Callable[[Message], None],
-        failed: Callable[[CloudSession, Exception], None],
     ) -> None:
-        self._model = model
+        self._target = target
+        self._scheduler = scheduler
         self._gauge = gauge
         self._send = send
         self._report = report
-        self.turns = thread.turns(partial(failed, self))
-        self._cache: TargetCache
-        self._crop_to: int | None = None
+        self._keep: int | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.cache: Any
         self.state: cloud.CloudState
+        self.closed = False
         self.last_used_ms = now_ms()
+
+    @property
+    def busy(self) -> bool:
+        """Whether work of it waits or runs."""
+        return not self._idle.is_set()
+
+    async def wait_idle(self) -> None:
+        """Return once no work waits or runs."""
+        await self._idle.wait()
 
     def begin(self, message: OpenSession, method: Method, name: str, limits: cloud.Limits) -> None:
         """Open; the message has passed `cloud.check_open`."""
         self.state, effects = cloud.begin(message, method, name, limits)
-        self._cache = self._model.open(self.state.sampling)
+        self.cache = self._target.open(self.state.sampling)
         self._run(effects)
 
     def handle(self, event: Event) -> None:
@@ -97,13 +91,19 @@ class CloudSession:
         self.state, effects = cloud.step(self.state, event)
         self._run(effects)
 
+    def completed(self, event: Event) -> None:
+        """The work that was waited for is done."""
+        self._idle.set()
+        self.handle(event)
+
     def close(self) -> None:
-        """Forget pending jobs; a pass that runs ends by itself and its result is discarded. The
-        cache then goes to the model's prefix cache, on the model thread."""
-        self.turns.close(partial(self._model.close, self._cache))
+        """Forget work that waits; the cache goes back to the target, on the model thread."""
+        self.closed = True
+        self._idle.set()
+        self._scheduler.close(self)
 
     def _run(self, effects: tuple[Effect, ...]) -> None:
-        """Verdicts of one pass go together: the edge must not draft behind the first of them what
+        """Feedback of one pass goes together: the edge must not draft after the first of it what
         a later one makes void."""
         messages = [effect.message for effect in effects if isinstance(effect, Send)]
         if messages:
@@ -114,78 +114,23 @@ class CloudSession:
                     pass
                 case Report(message):
                     self._report(message)
-                case ReportWindow():
-                    asyncio.get_running_loop().call_later(
-                        AFTER_FEEDBACK_S, self._report_window, effect
-                    )
+                case ReportWindow():  # after the feedback of all sessions of the pass
+                    asyncio.get_running_loop().call_soon(self._report_window, effect)
                 case Crop(length):
-                    pending = self._crop_to
-                    self._crop_to = length if pending is None else min(pending, length)
-                case Prefill():
-                    self._prefill(effect)
-                case Forward(job):
-                    run = partial(self._pass, effect, self._take_crop())
-                    self.turns.submit(run, partial(self._passed, job))
-                case FetchRow(job, index):
-                    fetch = partial(self._model.full_row, self._cache, index)
-                    self.turns.submit(fetch, partial(self._fetched, job))
+                    self._keep = length if self._keep is None else min(self._keep, length)
+                case Prefill() | Forward() | FetchRow():
+                    keep, self._keep = self._keep, None
+                    self._idle.clear()
+                    self._scheduler.submit(self, effect, keep)
 
     def _report_window(self, effect: ReportWindow) -> None:
-        state, feedback = self.state, effect.feedback
-        own_pass_ms = feedback.verify_ms if feedback.pass_tokens else 0.0
+        if self.closed:  # a report after its end would open the session anew at the controller
+            return
+        state, feedback, verified = self.state, effect.feedback, effect.verification
+        own_ms = feedback.verify_ms * verified.share if feedback.pass_tokens else 0.0
         self._report(
             window_report(
-                effect.verification, feedback, state.edge, state.client, state.method.name,
-                self._gauge.joules(own_pass_ms / 1e3),
+                verified, feedback, state.edge, state.client, state.method.name,
+                self._gauge.joules(own_ms / 1e3),
             )
         )  # fmt: skip
-
-    def _take_crop(self) -> int | None:
-        crop_to, self._crop_to = self._crop_to, None
-        return crop_to
-
-    def _prefill(self, effect: Prefill) -> None:
-        """In chunks, so that other sessions get their turns between them."""
-        tokens, crop_to = self.turns.prefill(effect.tokens, self._take_crop(), self._run_chunk)
-        self.turns.submit(
-            partial(self._run_chunk, tokens, crop_to), partial(self._prefilled, effect.job)
-        )
-
-    def _prefilled(self, job: int, _: None) -> None:
-        self.handle(Prefilled(job, now_ms()))
-
-    def _passed(self, job: int, result: Pass) -> None:
-        if result.num_windows:
-            rows, verify_ms = tuple(result.rows), result.verify_ms
-            self.handle(RowsReady(job, rows, verify_ms, now_ms(), result.num_windows))
-        else:
-            self.handle(PrehitFailed(job, result.rows[0], now_ms()))
-
-    def _fetched(self, job: int, probs: Float64Array) -> None:
-        self.handle(FullRowReady(job, probs, now_ms()))
-
-    # --- on the model thread --------------------------------------------------------------
-
-    def _run_chunk(self, chunk: tuple[int, ...], crop_to: int | None) -> None:
-        self._crop(crop_to)
-        self._model.prefill(self._cache, chunk)
-
-    def _pass(self, forward: Forward, crop_to: int | None) -> Pass:
-        """Roll the cache back and run, with all windows that wait by now; both are model time."""
-        began_ms = now_ms()
-        self._crop(crop_to)
-        kept: list[TargetRow] = []
-        prehit = forward.prehit
-        if prehit is not None:
-            kept = [self._model.reduce_row(self._cache, prehit.index, prehit.proposal.ids)]
-            if not prehit.passes(kept[0]):
-                return Pass(kept, 0.0, num_windows=0)
-        forward = cloud.extended(self.state, forward)
-        self._gauge.begin()
-        rows, pass_ms = self._model.forward(self._cache, forward.feed, forward.row_ids)
-        self._gauge.end(pass_ms / 1e3)
-        return Pass(kept + rows, now_ms() - began_ms, forward.num_windows)
-
-    def _crop(self, crop_to: int | None) -> None:
-        if crop_to is not None:
-            self._model.crop(self._cache, min(crop_to, self._cache.length))

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from bus.errors import ConfigurationError
 from bus.worker import WorkerSettings
-from models.padding import LeastTimes
-from models.registry import chosen_models
+from engines.catalog.registry import chosen_models
+from engines.padding import LeastTimes
 
 
 def _least_times(value: Any) -> str:

@@ -11,31 +11,10 @@ distributed exactly as p. At temperature 0 both collapse to argmax equality.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from bus.arrays import Float64Array
 from decoding.sampling import SparseDistribution, draw_dense
-
-
-@dataclass(frozen=True, slots=True)
-class TargetRow:
-    """The target's next-token distribution at one position, reduced to what a test needs.
-
-    Attributes:
-        argmax: the most probable token.
-        p1_at_q: float64[K], temperature-1 probabilities at the window's q_ids for this position
-            (empty for a row behind the last drafted token).
-        p_at_q: float64[K], the same under the request's temperature, top-k and top-p; 0 for
-            tokens cut off. At temperature 0 it is not needed and empty.
-        p1_max: temperature-1 probability of the argmax.
-    """
-
-    argmax: int
-    p1_at_q: Float64Array
-    p_at_q: Float64Array
-    p1_max: float
 
 
 def accepts_exactly(p_x: float, q_x: float, u: float) -> bool:

@@ -137,8 +137,8 @@ def step(state: CloudState, event: Event) -> Step:
             return _window(state, Arrived(message, now_ms))
         case Prefilled(job, _) if job == state.job:
             return next_pass(replace(state, stage=Stage.IDLE))
-        case RowsReady(job, rows, verify_ms, now_ms, num_windows) if job == state.job:
-            return judge(state, rows, verify_ms, now_ms, num_windows)
+        case RowsReady() if event.job == state.job:
+            return judge(state, event)
         case PrehitFailed(job, row, now_ms) if job == state.job:
             return prehit_failed(state, row, now_ms)
         case FullRowReady(job, probs, _) if job == state.job:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from bus.arrays import Float64Array, Int32Array
 from bus.messages import DraftWindow, Feedback, Message, OpenSession
-from decoding.acceptance import TargetRow
+from decoding.engine import TargetRow
 from decoding.verification import PreHit, Verification
 
 # --- events -----------------------------------------------------------------------------------
@@ -40,6 +40,7 @@ class RowsReady(Struct, frozen=True):
         rows: the kept row where `Forward.prehit` asked for it, then one for each of `row_ids`.
         verify_ms: what the pass took in the model thread.
         num_windows: how many the pass held in the end (`decoding.cloud.extended`).
+        share: of the pass's rows that were this session's.
     """
 
     job: int
@@ -47,6 +48,7 @@ class RowsReady(Struct, frozen=True):
     verify_ms: float
     now_ms: float
     num_windows: int = 1
+    share: float = 1.0
 
 
 class PrehitFailed(Struct, frozen=True):

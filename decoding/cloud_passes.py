@@ -15,8 +15,15 @@ from msgspec.structs import replace
 
 from bus.arrays import Float64Array, Int32Array
 from bus.messages import Fault, FaultCode, Feedback, Outcome
-from decoding.acceptance import TargetRow
-from decoding.cloud_events import Crop, Effect, FetchRow, Forward, ReportWindow, Send
+from decoding.cloud_events import (
+    Crop,
+    Effect,
+    FetchRow,
+    Forward,
+    ReportWindow,
+    RowsReady,
+    Send,
+)
 from decoding.cloud_state import (
     MAX_KEPT_FEEDBACKS,
     MAX_PASS_TOKENS,
@@ -25,6 +32,7 @@ from decoding.cloud_state import (
     Step,
     refusal,
 )
+from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
 from decoding.verification import Arrived, PreHit, Verification
 
@@ -158,15 +166,9 @@ def _forward(
     return Forward(job, feed, tuple(row_ids), len(windows), prehit)
 
 
-def judge(
-    state: CloudState,
-    rows: tuple[TargetRow, ...],
-    verify_ms: float,
-    now_ms: float,
-    num_windows: int,
-) -> Step:
+def judge(state: CloudState, ready: RowsReady) -> Step:
     """Accept the longest prefix the rule accepts; decide what follows it."""
-    windows = state.verifications
+    windows, rows, num_windows = state.verifications, ready.rows, ready.num_windows
     if num_windows > len(windows):
         windows = _joined(state, windows)[:num_windows]
         taken = {window.arrived.message.seq for window in windows}
@@ -182,8 +184,8 @@ def judge(
     for window in windows:
         end = offset + len(window.proposals)
         seen = replace(
-            window, rows=rows[offset : end + (window is windows[-1])], verify_ms=verify_ms,
-            done_ms=now_ms, pass_tokens=0 if offset else pass_tokens,
+            window, rows=rows[offset : end + (window is windows[-1])], verify_ms=ready.verify_ms,
+            done_ms=ready.now_ms, pass_tokens=0 if offset else pass_tokens, share=ready.share,
         )  # fmt: skip
         state, more = _judge_window(state, seen, offset - kept_rows)
         effects += more

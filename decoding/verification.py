@@ -9,7 +9,8 @@ import numpy as np
 from msgspec import Struct
 
 from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
-from decoding.acceptance import TargetRow, expected_accepted, jensen_shannon, overlap
+from decoding.acceptance import expected_accepted, jensen_shannon, overlap
+from decoding.engine import TargetRow
 from decoding.methods.base import AcceptanceRule, Proposal
 from decoding.sampling import SamplingParams
 
@@ -29,7 +30,8 @@ class Verification(Struct, frozen=True):
         verify_ms: of the pass that gave them; `pass_tokens` its length if it began with this
             window, else 0.
         rejected_at: index of the first rejected token, once known; `prehit_failed` if it was the
-            first and the kept row has told.
+            first and the cached row rejected it.
+        share: of the pass's rows that were this session's.
     """
 
     arrived: Arrived
@@ -40,6 +42,7 @@ class Verification(Struct, frozen=True):
     rejected_at: int | None = None
     pass_tokens: int = 0
     prehit_failed: bool = False
+    share: float = 1.0
 
     @property
     def greedy(self) -> bool:

@@ -20,9 +20,10 @@ from bus.arrays import Float16Array, Int32Array
 from bus.errors import ConfigurationError, RequestError
 from decoding.sampling import SamplingParams
 from decoding.uniforms import Purpose, uniform
-from edge_worker.draft_model import DraftCache, DraftModel, certain
-from models.draft import LoadedDraft, load_draft
-from models.prefixes import Prefix
+from engines.row import certain
+from engines.torch.draft import LoadedDraft, load_draft
+from engines.torch.drafter import DraftCache, ModelDrafter
+from engines.torch.prefixes import Prefix
 
 Tokens = tuple[int, ...]
 
@@ -60,7 +61,7 @@ class OracleCache(DraftCache):
     answer: Tokens = ()
 
 
-class OracleDraft(DraftModel):
+class OracleDraft(ModelDrafter):
     """A draft network whose proposals are replaced by recorded answers.
 
     Args:

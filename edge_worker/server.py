@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import Any
 
 import msgspec
 
@@ -28,20 +29,22 @@ from decoding.edge_events import (
     Opened,
     Tick,
 )
+from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
-from edge_worker.draft_model import DraftModel
 from edge_worker.memory import PathMemory
 from edge_worker.oracle import OracleDraft
 from edge_worker.peers import Peers
-from edge_worker.session import EdgeSession, Workshop
+from edge_worker.session import EdgeSession, SessionContext
 from edge_worker.settings import EdgeSettings
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
-from models.padding import LeastTimes, Padding
-from models.prefixes import PrefixCache
-from models.thread import ModelThread, now_ms
-from models.tokenizer import encode_prompt
+from engines.kinds import DrafterKind, drafter_of
+from engines.padding import LeastTimes, Padding
+from engines.thread import ModelThread, now_ms
+from engines.tokenizer import encode_prompt
+from engines.torch.drafter import ModelDrafter
+from engines.torch.prefixes import PrefixCache
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +82,11 @@ async def serve(settings: EdgeSettings) -> None:
         thread.close()
 
 
-def _load(settings: EdgeSettings) -> DraftModel:
+def _load(settings: EdgeSettings) -> ModelDrafter:
     spec, dtype, device = settings.draft, settings.dtype, settings.device
-    model: DraftModel
+    model: ModelDrafter
     if settings.oracle is None:
-        model = DraftModel.load(spec, dtype, device, settings.num_sparse, settings.drafter)
+        model = ModelDrafter.load(spec, dtype, device, settings.num_sparse)
     else:
         model = OracleDraft.load_oracle(
             spec, dtype, device, settings.num_sparse, settings.oracle, settings.oracle_error_rate
@@ -91,6 +94,12 @@ def _load(settings: EdgeSettings) -> DraftModel:
     model.padding = Padding(LeastTimes.parse(f"{settings.least_step_ms:g}"), settings.step_counts)
     model.prefixes = PrefixCache(settings.prefix_cache_mb)
     return model
+
+
+def _drafter(settings: EdgeSettings, model: ModelDrafter) -> Drafter[Any]:
+    """Who drafts: an oracle stands alone."""
+    kind = DrafterKind.MODEL if settings.oracle else settings.drafter
+    return drafter_of(kind, model)
 
 
 class Running:
@@ -110,7 +119,7 @@ class EdgeWorker:
     def __init__(
         self,
         settings: EdgeSettings,
-        model: DraftModel,
+        model: ModelDrafter,
         thread: ModelThread,
         sockets: Sockets,
         store: Store,
@@ -121,8 +130,13 @@ class EdgeWorker:
         self._store = store
         self._counters = sockets.counters
         self._peers = Peers(store, sockets, self.name, model.tokenizer_digest, self._received)
-        self._workshop = Workshop(
-            model, thread, self._peers, settings.peer_wait_s, settings.timeline, PathMemory()
+        self._context = SessionContext(
+            _drafter(settings, model),
+            thread,
+            self._peers,
+            settings.peer_wait_s,
+            settings.timeline,
+            PathMemory(),
         )
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -194,7 +208,7 @@ class EdgeWorker:
         answer.push(claim.streamed_tokens)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
-        session = EdgeSession(self._workshop, answer, meter, writer)
+        session = EdgeSession(self._context, answer, meter, writer)
         running = Running(claim, request, session)
         previous = self._running.get(spec.session)
         if previous is not None:  # our own lease ran out, and we claimed the prompt again

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from bus.errors import E2SCIError, StoreUnavailableError
 from bus.messages import DraftWindow, FinishReason, Message
@@ -35,13 +37,13 @@ from decoding.edge_events import (
     StopMatched,
     WindowJudged,
 )
-from edge_worker.draft_model import DraftedWindow, DraftModel
+from decoding.engine import DraftedWindow, Drafter
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import Piece, ResultWriter
-from models.thread import ModelThread, now_ms
+from engines.thread import ModelThread, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +51,14 @@ RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class SessionContext:
     """What all sessions of an edge worker share.
 
     Attributes:
         timelines: whether sessions add theirs to telemetry.
     """
 
-    model: DraftModel
+    drafter: Drafter[Any]
     thread: ModelThread
     peers: Peers
     mismatch_wait_s: float
@@ -74,13 +76,13 @@ class EdgeSession:
     """
 
     def __init__(
-        self, workshop: Workshop, answer: AnswerText, meter: UsageMeter, writer: ResultWriter
+        self, context: SessionContext, answer: AnswerText, meter: UsageMeter, writer: ResultWriter
     ) -> None:
-        self._workshop = workshop
+        self._context = context
         self._answer = answer
         self._meter = meter
         self._writer = writer
-        self._turns = workshop.thread.turns(self._failed)
+        self._turns = context.thread.turns(self._failed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._crop_to: int | None = None
         self._piece: Piece | None = None
@@ -95,7 +97,7 @@ class EdgeSession:
         incarnation: int,
     ) -> None:
         """Start, or go on from tokens that were already streamed."""
-        self._cache = self._workshop.model.open(spec.sampling, spec.prompt)
+        self._cache = self._context.drafter.open(spec.sampling, spec.prompt)
         self.state, effects = edge.begin(spec, control, committed, incarnation)
         self._run(effects)
 
@@ -116,7 +118,7 @@ class EdgeSession:
         """Stop drafting and waiting; a window that is being drafted ends at its next token. The
         cache then goes to the model's prefix cache, on the model thread."""
         self.handle(Ended(FinishReason.CANCELLED))
-        self._turns.close(partial(self._workshop.model.close, self._cache))
+        self._turns.close(partial(self._context.drafter.close, self._cache))
         for task in self._tasks:
             task.cancel()
 
@@ -187,12 +189,12 @@ class EdgeSession:
             self._piece = Piece(self._answer.num_tokens, (), (), rest)
         self._write_piece()
         entries: list[TelemetryEntry] = [self._meter.closing(reason)]
-        if self._workshop.timelines:
+        if self._context.timelines:
             entries.append(self._meter.timeline_entry())
         self._writer.end(reason, error, self._meter.usage(), *entries)
         if self.peer is not None:
             spec, cloud = self.state.spec, self.peer.record.worker_id
-            self._workshop.memory.keep(cloud, spec.method.name, self.state.measures)
+            self._context.memory.keep(cloud, spec.method.name, self.state.measures)
 
     def _write_piece(self) -> None:
         piece, self._piece = self._piece, None
@@ -236,14 +238,14 @@ class EdgeSession:
         left = "" if self.peer is None else self.peer.record.boot
         while not self.finished:
             try:
-                self.peer = await self._workshop.peers.find(
-                    self._workshop.mismatch_wait_s, self._meter.probe, left
+                self.peer = await self._context.peers.find(
+                    self._context.mismatch_wait_s, self._meter.probe, left
                 )
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)
                 continue
             record, method = self.peer.record, self.state.spec.method.name
-            measures = self._workshop.memory.recall(record.worker_id, method)
+            measures = self._context.memory.recall(record.worker_id, method)
             self.handle(Started(frozenset(record.eos_tokens), now_ms(), measures))
             return
 
@@ -252,7 +254,7 @@ class EdgeSession:
         if peer is None:
             return
         try:
-            gone = await self._workshop.peers.is_gone(peer)
+            gone = await self._context.peers.is_gone(peer)
         except StoreUnavailableError:
             return
         if gone and peer is self.peer:
@@ -286,13 +288,13 @@ class EdgeSession:
 
     def _prefill(self, tokens: tuple[int, ...], crop_to: int | None) -> None:
         self._crop(crop_to)
-        self._workshop.model.prefill(self._cache, tokens)
+        self._context.drafter.prefill(self._cache, tokens)
 
     def _window(self, effect: Draft, feed: tuple[int, ...], crop_to: int | None) -> DraftedWindow:
         """Roll the cache back and draft; both are the model's time."""
         began_ms = now_ms()
         self._crop(crop_to)
-        window = self._workshop.model.draft(
+        window = self._context.drafter.draft(
             self._cache, feed, effect.count, self.state.eos,
             stop=lambda: self.state.job != effect.job or not self.state.drafting,
         )  # fmt: skip
@@ -300,4 +302,5 @@ class EdgeSession:
 
     def _crop(self, crop_to: int | None) -> None:
         if crop_to is not None:
-            self._workshop.model.crop(self._cache, min(crop_to, self._cache.length))
+            drafter = self._context.drafter
+            drafter.keep(self._cache, min(crop_to, drafter.length(self._cache)))

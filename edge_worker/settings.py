@@ -10,8 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from bus.messages import MAX_SPARSE
 from bus.worker import WorkerSettings
 from decoding.edge_state import CONTROL_TTL_MS
-from decoding.lookup import Drafter
-from models.registry import chosen_models
+from engines.catalog.registry import chosen_models
+from engines.kinds import DrafterKind
 
 
 class EdgeSettings(WorkerSettings):
@@ -28,8 +28,8 @@ class EdgeSettings(WorkerSettings):
         description="Draft model: 'default' (shipped), a registered name, a Hugging Face id, a "
         "directory, a .gguf; where empty, the pair's.",
     )
-    drafter: Drafter = Field(
-        Drafter.LOOKUP_MODEL,
+    drafter: DrafterKind = Field(
+        DrafterKind.LOOKUP_MODEL,
         description="Who drafts: 'model', 'lookup' (repeats what followed the same words earlier "
         "in prompt and answer; costs nothing), or 'lookup+model' (lookup where it has something).",
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from decoding.stopping import StopScanner
-from models.tokenizer import Detokenizer
+from engines.tokenizer import Detokenizer
 
 
 class AnswerText:

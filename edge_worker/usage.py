@@ -11,7 +11,7 @@ from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from edge_worker.peers import Peer
 from edge_worker.timeline import Timeline
-from models.thread import now_ms
+from engines.thread import now_ms
 
 
 class FirstPass:

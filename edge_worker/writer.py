@@ -19,8 +19,6 @@ from bus.store import Claim, End, ResultGapError, Store, TelemetryEntry, Usage, 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
-AFTER_DRAFT_S = 0.001
-"""A write waits this long: the draft thread, which needs the interpreter too, starts first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,6 @@ class ResultWriter:
         """Write until the end is written or the prompt is lost to another edge."""
         try:
             while (write := await self._writes.get()) is not None:
-                await asyncio.sleep(AFTER_DRAFT_S)
                 await _until_written(write)
         except OwnershipLostError as error:
             log.warning("%s", error)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def module_command(module: str) -> tuple[str, ...]:
     """`python -m module`."""
-    # -P: a folder `models` or `controller` where the user stands must not shadow our packages.
+    # -P: a folder `engines` or `controller` where the user stands must not shadow our packages.
     return (sys.executable, "-P", "-m", module)
 
 

@@ -36,11 +36,11 @@ class StackOptions:
 
     Attributes:
         cloud, edge: how many workers of each role.
-        pair: a named pair, as `models.registry` knows it; None is the default pair.
-        target, draft: models, as `models.sources` takes them; None takes the pair's.
+        pair: a named pair, as `engines.catalog.registry` knows it; None is the default pair.
+        target, draft: models, as `engines.torch.sources` takes them; None takes the pair's.
         dtype: number format of both models.
         window: tokens drafted at a time; None leaves it to the controller's settings.
-        drafter: who drafts (`decoding.lookup.Drafter`); None leaves it to the edges' settings.
+        drafter: who drafts (`engines.kinds.DrafterKind`); None leaves it to the edges' settings.
         threads: CPU threads of each model worker; None shares the cores among them.
         redis_url: an existing Redis; None starts the embedded Valkey.
         data_dir: where the embedded Valkey keeps its data beyond this run.

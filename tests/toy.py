@@ -5,14 +5,16 @@ Both models really read their cache, so a wrong crop or feed changes the text an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 from bus.arrays import Float16Array, Float64Array, Int32Array
-from decoding.acceptance import TargetRow
-from decoding.lookup import SuffixIndex
+from bus.errors import LocalError
+from decoding.engine import Capabilities, Segment, TargetRow, Want
+from decoding.rows import reduced
 from decoding.sampling import (
     SamplingParams,
     canonical,
@@ -22,6 +24,7 @@ from decoding.sampling import (
     warp_dense,
 )
 from decoding.uniforms import Purpose, uniform
+from engines.lookup import SuffixIndex
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def _noise(size: int, seed: int, which: int, prefix: tuple[int, ...]) -> Float64
 
 @dataclass
 class ToyDraft:
-    """A draft with a cache of tokens, as `edge_worker.draft_model` has."""
+    """A draft with a cache of tokens, as an edge worker's drafter has."""
 
     pair: ToyPair
     sampling: SamplingParams
@@ -100,47 +103,68 @@ class ToyDraft:
 
 
 @dataclass
-class ToyTarget:
-    """A target with a cache of tokens, as `cloud_worker.target_model` has."""
+class ToyCache:
+    """A session's tokens, the paths of a tree that has not been kept, and the last pass's rows."""
 
-    pair: ToyPair
     sampling: SamplingParams
-    cache: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    branches: tuple[tuple[int, ...], ...] = ()
     rows: list[Float64Array] = field(default_factory=list)
-    num_passes: int = 0
-
-    def prefill(self, tokens: tuple[int, ...]) -> None:
-        self.cache += tokens
-
-    def forward(
-        self, feed: tuple[int, ...], row_ids: tuple[Int32Array, ...]
-    ) -> tuple[TargetRow, ...]:
-        assert len(feed) >= len(row_ids)
-        self.num_passes += 1
-        logits = []
-        for token in feed:
-            self.cache += (token,)
-            logits.append(self.pair.target_logits(self.cache))
-        self.rows = logits[len(feed) - len(row_ids) :]
-        return tuple(
-            reduce_row(row, ids, self.sampling) for row, ids in zip(self.rows, row_ids, strict=True)
-        )
-
-    def full_row(self, index: int) -> Float64Array:
-        return warp_dense(self.rows[index], self.sampling)
-
-    def reduce_row(self, index: int, ids: Int32Array) -> TargetRow:
-        return reduce_row(self.rows[index], ids, self.sampling)
-
-    def crop(self, length: int) -> None:
-        self.cache = self.cache[:length]
 
 
-def reduce_row(logits: Float64Array, ids: Int32Array, sampling: SamplingParams) -> TargetRow:
-    """The dense reference of what a target model's row reduction must give."""
-    p1 = warp_dense(logits, SamplingParams(temperature=1.0))
-    p = np.empty(0) if sampling.greedy else warp_dense(logits, sampling)[ids]
-    return TargetRow(int(np.argmax(logits)), p1[ids], p, float(p1.max()))
+class ToyTarget:
+    """A target that computes each row from the tokens its cache holds."""
+
+    capabilities = Capabilities(
+        trees=True, full_rows=True, hidden_states=False, batching=True, bitwise=True,
+        number_formats=("float64",),
+    )  # fmt: skip
+    context_length = 4096
+
+    def __init__(self, pair: ToyPair) -> None:
+        self.pair = pair
+        self.vocab_size = pair.vocab_size
+
+    def open(self, sampling: SamplingParams) -> ToyCache:
+        return ToyCache(sampling)
+
+    def length(self, cache: ToyCache) -> int:
+        return len(cache.tokens) + len(cache.branches)
+
+    def run(self, batch: Sequence[Segment[ToyCache]]) -> list[list[TargetRow]]:
+        for segment in batch:
+            segment.check()
+        return [self._run(segment) for segment in batch]
+
+    def _run(self, segment: Segment[ToyCache]) -> list[TargetRow]:
+        cache, texts = segment.cache, list[tuple[int, ...]]()
+        parents = segment.parents or range(-1, len(segment.tokens) - 1)
+        for token, parent in zip(segment.tokens, parents, strict=True):
+            texts.append((*(texts[parent] if parent >= 0 else cache.tokens), token))
+        rows = [self.pair.target_logits(texts[want.index]) for want in segment.wants]
+        cache.rows = cache.rows + rows if segment.continues else rows
+        if segment.parents:
+            cache.branches = tuple(texts)
+        else:
+            cache.tokens = texts[-1]
+        return [
+            reduced(row, want, cache.sampling)
+            for row, want in zip(rows, segment.wants, strict=True)
+        ]
+
+    def row(self, cache: ToyCache, index: int, want: Want) -> TargetRow:
+        if not 0 <= index < len(cache.rows):
+            raise LocalError("the last pass left no such row")
+        return reduced(cache.rows[index], want, cache.sampling)
+
+    def keep(self, cache: ToyCache, length: int, path: Sequence[int] = ()) -> None:
+        if not 0 <= length <= self.length(cache):
+            raise LocalError(f"cannot keep {length} positions of {self.length(cache)}")
+        cache.tokens = cache.branches[path[-1]] if path else cache.tokens[:length]
+        cache.branches = ()
+
+    def close(self, cache: ToyCache) -> None:
+        cache.tokens = cache.branches = ()
 
 
 def target_alone(

@@ -25,11 +25,12 @@ from bench.evaluation.colocated import Piece, generate_colocated
 from bench.link.process import LinkProcess
 from bench.paced import THIS_DEVICE, Device, paced
 from cloud_worker.reference import generate_alone
-from cloud_worker.target_model import TargetModel
-from decoding.lookup import Drafter
+from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
-from edge_worker.draft_model import DraftModel
-from models.padding import LeastTimes, Padding
+from engines.kinds import DrafterKind, drafter_of
+from engines.padding import LeastTimes, Padding
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
 
 _MODULE = "bench.evaluation.baseline_server"
 PASS_COUNTS, STEP_COUNTS = "baseline-passes", "baseline-steps"
@@ -42,7 +43,7 @@ class ServedModels:
 
     Attributes:
         target, draft, dtype: as for `e2sci up`. draft: None serves the target alone only.
-        drafter: who drafts (`decoding.lookup.Drafter`).
+        drafter: who drafts (`engines.kinds.DrafterKind`).
         device: whose times its steps and passes take.
         counts: directory of the counts of padded steps and passes, or None.
     """
@@ -50,7 +51,7 @@ class ServedModels:
     target: str
     draft: str | None
     dtype: str
-    drafter: str = Drafter.MODEL
+    drafter: str = DrafterKind.MODEL
     device: Device = THIS_DEVICE
     counts: Path | None = None
 
@@ -122,17 +123,16 @@ class _Models:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._target = TargetModel.load(options.target, options.dtype)
-        self._draft = None
-        if options.draft is not None:
-            drafter = Drafter(options.drafter)
-            self._draft = DraftModel.load(options.draft, options.dtype, drafter=drafter)
+        self._draft: Drafter[Any] | None = None
         counts: Path | None = options.counts
         passes = None if counts is None else counts / PASS_COUNTS
         self._padding = Padding(LeastTimes.parse(options.least_pass_ms), passes)
         self._target.padding = self._padding
-        if self._draft is not None:
+        if options.draft is not None:
+            model = ModelDrafter.load(options.draft, options.dtype)
             steps = None if counts is None else counts / STEP_COUNTS
-            self._draft.padding = Padding(LeastTimes.parse(options.least_step_ms), steps)
+            model.padding = Padding(LeastTimes.parse(options.least_step_ms), steps)
+            self._draft = drafter_of(DrafterKind(options.drafter), model)
 
     def answer(self, prompt: list[int], most: int, window: int) -> Iterator[Piece]:
         target, eos = self._target, self._target.eos_tokens
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--target", default="default", help="as for `e2sci up`")
     parser.add_argument("--draft", help="for co-located SD, as for `e2sci up`")
     parser.add_argument(
-        "--drafter", default=Drafter.MODEL, choices=list(Drafter), help="who drafts"
+        "--drafter", default=DrafterKind.MODEL, choices=list(DrafterKind), help="who drafts"
     )
     parser.add_argument("--dtype", default="auto", help="as for `e2sci up`")
     parser.add_argument("--least-step-ms", default="0", help="pads draft steps")

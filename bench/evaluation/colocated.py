@@ -8,17 +8,18 @@ after the other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from bus.arrays import TOKEN_DTYPE
-from cloud_worker.target_model import TargetModel
+from decoding.engine import DraftedWindow, Drafter
 from decoding.methods.base import Proposal
 from decoding.methods.exact import ExactRule
 from decoding.sampling import SamplingParams
-from edge_worker.draft_model import DraftedWindow, DraftModel
-from models.thread import PREFILL_CHUNK
+from engines.thread import PREFILL_CHUNK
+from engines.torch.target import TargetModel
 
 _GREEDY = SamplingParams()
 _NO_IDS = np.empty(0, dtype=TOKEN_DTYPE)
@@ -35,7 +36,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 def generate_colocated(
     target: TargetModel,
-    draft: DraftModel,
+    draft: Drafter[Any],
     prompt: Sequence[int],
     window: int,
     max_new_tokens: int,
@@ -59,7 +60,7 @@ def generate_colocated(
         count = min(window, end - len(tokens) - 1)  # the target's own token follows them
         drafted = None
         if count:
-            missing = tokens[scout.length :]
+            missing = tokens[draft.length(scout) :]
             drafted = draft.draft(scout, missing, count, eos, stop=lambda: False)
         proposed = () if drafted is None else drafted.tokens
         feed = [*tokens[judge.length :], *proposed]
@@ -71,8 +72,8 @@ def generate_colocated(
             ):
                 accepted += 1
         committed = _until((*proposed[:accepted], rows[accepted].argmax), eos)
-        target.crop(judge, len(tokens) + accepted)
-        draft.crop(scout, min(scout.length, len(tokens) + accepted))
+        target.keep(judge, len(tokens) + accepted)
+        draft.keep(scout, min(draft.length(scout), len(tokens) + accepted))
         tokens += committed
         yield Piece(committed, len(proposed), accepted)
         if committed[-1] in eos:

@@ -1,6 +1,6 @@
 """Contended times, and whether the padding held: steps and passes that overran.
 
-Workers and the baselines' server count them in files (`models.padding.Counts`). Methods answer one
+Workers and the baselines' server count them in files (`engines.padding.Counts`). Methods answer one
 after the other, so what is added while one answers is its own.
 """
 
@@ -16,7 +16,7 @@ from bench.contention import CONTENTION, Contention, read_contention
 from bench.evaluation import baseline_server
 from bench.evaluation.plan import Setting
 from bench.evaluation.rows import PaddingRow
-from models.padding import Tally, read_tally
+from engines.padding import Tally, read_tally
 
 _STEPS = (paced.STEP_COUNTS, baseline_server.STEP_COUNTS)
 _PASSES = (paced.PASS_COUNTS, baseline_server.PASS_COUNTS)

@@ -40,7 +40,7 @@ class Setting:
 
     Attributes:
         rtt_ms: round trip of the link.
-        draft: who drafts (`decoding.lookup.Drafter`), or `oracle:0.1`, a draft that is
+        draft: who drafts (`engines.kinds.DrafterKind`), or `oracle:0.1`, a draft that is
             right but at one position in ten.
         variation: name and value of the setting; empty where all is as usual.
         device: whose times steps and passes take.

@@ -6,7 +6,7 @@ import msgspec
 
 from bench.paced import AS_IT_IS
 from bus.store import TimelineEntry, Usage, WindowEntry
-from models.padding import Tally
+from engines.padding import Tally
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,11 +40,11 @@ from bus.client import Client
 from bus.settings import BusSettings
 from bus.store import Store
 from cloud_worker.reference import Quality, generate_alone, score
-from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
+from engines.energy import MODELLED
+from engines.tokenizer import decode, encode_prompt
+from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions
-from models.energy import MODELLED
-from models.tokenizer import decode, encode_prompt
 
 LAST_THRESHOLD = 0.69
 """Bound of the cloud worker in nats: as good as none, so that baselines can be swept."""

@@ -18,10 +18,10 @@ from bus.errors import LocalError
 from bus.settings import BusSettings
 from bus.store import Store
 from cloud_worker.reference import generate_alone
-from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
+from engines.tokenizer import encode_prompt
+from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions
-from models.tokenizer import encode_prompt
 
 SEED = 1234
 _PASSIVE = {"OMP_WAIT_POLICY": "passive"}

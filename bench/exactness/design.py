@@ -17,14 +17,14 @@ from covertable import make
 
 from bus.errors import ConfigurationError
 from decoding import methods
-from decoding.lookup import Drafter
 from decoding.methods.base import Control
 from decoding.methods.paces import Lockstep
+from engines.kinds import DrafterKind
 
 WINDOWS = (1, 4, 7, 16, 2)
 LINKS = ("loopback", "5g", "wan", "lossy")
 TEMPERATURES = (0.0, 0.8)
-DRAFTERS = (Drafter.MODEL.value, Drafter.LOOKUP_MODEL.value)
+DRAFTERS = (DrafterKind.MODEL.value, DrafterKind.LOOKUP_MODEL.value)
 THREADS = (1, 2)
 OWN_WINDOW = 0
 """The level of methods without a set window."""

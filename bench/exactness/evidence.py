@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import cache, cached_property
+from typing import Any
 
 from bench.exactness.answers import SEED, Asked, Tokens
 from bench.exactness.design import Cell
 from bench.margins import decision_margin
 from cloud_worker.reference import replay_gaps, replay_shortfalls, replay_windows
-from cloud_worker.target_model import TargetModel
-from decoding.lookup import Drafter
+from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
-from edge_worker.draft_model import DraftModel
-from models.tokenizer import encode_prompt
+from engines.kinds import DrafterKind, drafter_of
+from engines.tokenizer import encode_prompt
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
 
 _REPLAY_WINDOW = 5
 
@@ -35,9 +37,9 @@ class ModelEvidence:
     def _target(self) -> TargetModel:
         return TargetModel.load(self._asked.target, self._asked.dtype)
 
-    def _load_draft(self, drafter: str) -> DraftModel:
-        asked = self._asked
-        return DraftModel.load(asked.draft, asked.dtype, drafter=Drafter(drafter))
+    def _load_draft(self, drafter: str) -> Drafter[Any]:
+        model = ModelDrafter.load(self._asked.draft, self._asked.dtype)
+        return drafter_of(DrafterKind(drafter), model)
 
     def _encoded(self, prompt: int) -> Tokens:
         return encode_prompt(self._target.tokenizer, self._asked.prompts[prompt], raw=False)

@@ -24,10 +24,10 @@ from bench.cores import one_core
 from bench.int8.llamacpp import LlamaCpp
 from bench.passes import CONTEXT, PASS_SIZES, DraftStep, TargetPass, alternate, memory_bandwidth
 from bus.errors import ConfigurationError
-from cloud_worker.target_model import TargetModel
-from edge_worker.draft_model import DraftModel
-from models.registry import Specs
-from models.sources import find_source
+from engines.catalog.registry import Specs
+from engines.torch.drafter import ModelDrafter
+from engines.torch.sources import find_source
+from engines.torch.target import TargetModel
 
 INT8, FLOAT32, LLAMA_CPP, DRAFT = "int8", "float32", "llama.cpp", "draft step"
 _FLOAT_BYTES = 4
@@ -124,7 +124,10 @@ def measure(
     """
     gguf = None if llama_python is None else _gguf(specs.target)
     with one_core(), ExitStack() as exits:
-        target, draft = TargetModel.load(specs.target, "int8"), DraftModel.load(specs.draft, "int8")
+        target, draft = (
+            TargetModel.load(specs.target, "int8"),
+            ModelDrafter.load(specs.draft, "int8"),
+        )
         rng = np.random.default_rng(0)
         context: list[int] = rng.integers(0, target.vocab_size, CONTEXT).tolist()
         tokens: list[list[int]] = [

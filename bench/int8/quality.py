@@ -22,12 +22,12 @@ from bench.int8.answers import Answer
 from bench.int8.reference import Reference, float_draft, float_model
 from bus.arrays import Float64Array, Int32Array
 from bus.errors import ConfigurationError
-from models.cache import KVCache
-from models.draft import DraftNetwork, WholeDraft, load_draft
-from models.linears import integer
-from models.loading import load_model
-from models.network import CausalNetwork
-from models.registry import Specs
+from engines.catalog.registry import Specs
+from engines.torch.cache import KVCache
+from engines.torch.draft import DraftNetwork, WholeDraft, load_draft
+from engines.torch.linears import integer
+from engines.torch.loading import load_model
+from engines.torch.network import CausalNetwork
 
 ALL = "all"
 _CHUNK = 16  # positions whose float64 logits are held at a time

@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bus.errors import ConfigurationError, ModelError
-from models.conversion import on_disk, read_config, weights_of
-from models.draft import is_trimmed, read_trimmed, trimmed_location
-from models.llama import has_llama_config
-from models.registry import split_head
-from models.sources import find_source
-from models.weights import MappedWeights, Weights
+from engines.catalog.registry import split_head
+from engines.torch.conversion import on_disk, read_config, weights_of
+from engines.torch.draft import is_trimmed, read_trimmed, trimmed_location
+from engines.torch.llama import has_llama_config
+from engines.torch.sources import find_source
+from engines.torch.weights import MappedWeights, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Reference:
     """A model's float32 weights, read when they are needed.
 
     Attributes:
-        config: transformers' config, one that `models.llama.has_llama_config`.
+        config: transformers' config, one that `engines.torch.llama.has_llama_config`.
         narrow_head: float32[H, hidden], where the head is not the model's own.
     """
 

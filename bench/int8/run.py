@@ -21,7 +21,7 @@ from bench.passes import CONTEXT, PASS_SIZES
 from bench.progress import counting_bar
 from bench.prompts import SETS
 from bench.tasks import prompt_of
-from models.registry import Specs
+from engines.catalog.registry import Specs
 
 _RESULT, _ANSWERS = "int8.json", "answers.jsonl"
 

@@ -9,11 +9,11 @@ from bench.cores import one_core
 from bench.pace.rows import ALONE, NO_DRAFT, Row
 from bench.paced import Device, paced
 from cloud_worker.reference import generate_alone
-from cloud_worker.target_model import TargetModel
 from decoding.sampling import SamplingParams
 from edge_worker.oracle import RecordedAnswer
-from models.padding import Padding
-from models.tokenizer import encode_prompt
+from engines.padding import Padding
+from engines.tokenizer import encode_prompt
+from engines.torch.target import TargetModel
 
 
 class TargetAlone:

@@ -17,7 +17,7 @@ class Setting:
     """One draft over one link.
 
     Attributes:
-        draft: its spec, as `models.draft.load_draft` takes it.
+        draft: its spec, as `engines.torch.draft.load_draft` takes it.
         error_rate: of an oracle on top of it; None is the draft itself.
         rtt_ms: round trip of the link.
     """

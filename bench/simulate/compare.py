@@ -20,8 +20,8 @@ from bench.pace.summary import Cell, summarise
 from bench.simulate.device import Device, fit_device
 from bench.simulate.predict import Answer, predict
 from edge_worker.oracle import RecordedAnswer, is_wrong, read_answers
-from models.cache import KVCache
-from models.draft import TrimmedDraft, WholeDraft, load_draft
+from engines.torch.cache import KVCache
+from engines.torch.draft import TrimmedDraft, WholeDraft, load_draft
 
 
 @dataclass(frozen=True, slots=True)

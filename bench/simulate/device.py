@@ -19,10 +19,6 @@ _Millis = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 _Factor = Annotated[float, msgspec.Meta(ge=1, le=1e3)]
 
 
-WRITES_AFTER_MS = 1.0
-"""A verdict is written to Redis so long after it came (`edge_worker.writer`)."""
-
-
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Draft and target, and what surrounds them.
 
@@ -178,7 +174,7 @@ class _Session:
         for span in self._drafts[1:]:
             if span.num_tokens:
                 own = (span.at_ms, span.end_ms)
-                arrivals = sum(span.at_ms <= at + WRITES_AFTER_MS <= span.end_ms for at in verdicts)
+                arrivals = sum(span.at_ms <= at <= span.end_ms for at in verdicts)
                 beside = _overlap(own, self._passes)
                 yield _Work(span.num_tokens, span.end_ms - span.at_ms, beside, arrivals)
 

@@ -8,19 +8,21 @@ tokens whether it is still wanted; one pass at a time, which takes in what has c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from bench.simulate.cores import Clock, Core
-from bench.simulate.device import WRITES_AFTER_MS, Device
+from bench.simulate.device import Device
 from bus.arrays import Float16Array, Int32Array
 from bus.messages import CloseSession, DraftWindow, Feedback, Message, OpenSession, SessionReady
 from decoding import cloud, cloud_events, edge, edge_events
-from decoding.acceptance import TargetRow
+from decoding.engine import Capabilities, Segment, TargetRow, Want
 from decoding.methods import Method
 from decoding.pacing import Measures
+from decoding.passes import SessionPass, run_pass
 from decoding.sampling import SamplingParams
 from edge_worker.timeline import Timeline
 
@@ -75,8 +77,8 @@ class SimulatedSession:
         self._edge_core.beside(self._cloud_core)
         self._method = method
         self._cloud: cloud.CloudState | None = None
-        self._cache_length = 0
-        self._row_positions: list[int] = []
+        self._target = _Target(self._target_token)
+        self._cache = self._target.open(SamplingParams())
         self._draft_queue: list[edge_events.Draft] = []
         self._prompt_left_ms = device.step_prompt_ms
         self._finished = False
@@ -179,8 +181,7 @@ class SimulatedSession:
 
     def _at_edge(self, message: Message) -> None:
         now_ms = self._clock.now_ms
-        writing = partial(self._edge_core.interrupt, self._device.verdict_ms)
-        self._clock.after(WRITES_AFTER_MS, writing)
+        self._edge_core.interrupt(self._device.verdict_ms)
         if isinstance(message, SessionReady):
             self._edge_event(edge_events.Opened(message, now_ms))
         elif isinstance(message, Feedback):
@@ -208,14 +209,15 @@ class SimulatedSession:
         for effect in effects:
             match effect:
                 case cloud_events.Prefill(job, tokens):
-                    self._cache_length += len(tokens)
+                    if tokens:
+                        self._target.run([Segment(self._cache, tokens)])
                     self._cloud_core.work(
                         self._device.pass_prompt_ms, 1.0, partial(self._prefilled, job)
                     )
                 case cloud_events.Forward():
                     self._clock.after(0.0, partial(self._pass, effect))
                 case cloud_events.Crop(length):
-                    self._cache_length = length
+                    self._target.keep(self._cache, length)
                 case cloud_events.Send(message):
                     self._clock.after(self._one_way_ms, partial(self._at_edge, message))
                 case _:
@@ -225,40 +227,76 @@ class SimulatedSession:
         self._cloud_event(cloud_events.Prefilled(job, self._clock.now_ms))
 
     def _pass(self, forward: cloud_events.Forward) -> None:
-        """Judge by the kept row first; if that passes, run all that has come."""
+        """When the model is free for it."""
         state, now_ms = self._cloud, self._clock.now_ms
         if state is None or state.job != forward.job:
             return
-        kept: tuple[TargetRow, ...] = ()
-        if forward.prehit is not None:
-            kept = (self._row(self._row_positions[forward.prehit.index]),)
-            if not forward.prehit.passes(kept[0]):
-                self._cloud_event(cloud_events.PrehitFailed(forward.job, kept[0], now_ms))
-                return
-        forward = cloud.extended(state, forward)
-        self._cache_length += len(forward.feed)
-        first = self._cache_length - len(forward.row_ids) + 1
-        self._row_positions = list(range(first, first + len(forward.row_ids)))
-        rows = kept + tuple(self._row(position) for position in self._row_positions)
-        num_tokens = len(forward.feed)
+        ran = run_pass(self._target, self._cache, state, forward)
+        if ran.rejected:
+            self._cloud_event(ran.event(0.0, now_ms))
+            return
+        num_tokens = ran.num_run
         self._cloud_core.work(
             self._device.target_ms(num_tokens),
             self._device.target_slowdown(num_tokens),
-            partial(self._rows_ready, forward, rows, now_ms),
+            partial(self._passed, ran, now_ms),
         )
 
-    def _rows_ready(
-        self, forward: cloud_events.Forward, rows: tuple[TargetRow, ...], began_ms: float
-    ) -> None:
+    def _passed(self, ran: SessionPass[_Positions], began_ms: float) -> None:
         now_ms = self._clock.now_ms
-        self._cloud_event(
-            cloud_events.RowsReady(
-                forward.job, rows, now_ms - began_ms, now_ms, forward.num_windows
-            )
-        )  # fmt: skip
+        self._cloud_event(ran.event(now_ms - began_ms, now_ms))
 
-    def _row(self, position: int) -> TargetRow:
-        return TargetRow(self._target_token(position), _EMPTY, _EMPTY, 1.0)
+
+@dataclass(slots=True)
+class _Positions:
+    """A session's cache in the simulated target: how long it is, and where its last rows stand."""
+
+    length: int = 0
+    rows: list[int] = field(default_factory=list)
+
+
+class _Target:
+    """A target that only knows its answer, by position."""
+
+    capabilities = Capabilities(
+        trees=False, full_rows=False, hidden_states=False, batching=False, bitwise=True,
+        number_formats=(),
+    )  # fmt: skip
+    vocab_size = _LIMITS.vocab_size
+    context_length = _LIMITS.context_length
+
+    def __init__(self, token_at: Callable[[int], int]) -> None:
+        self._token_at = token_at
+
+    def open(self, sampling: SamplingParams) -> _Positions:
+        del sampling
+        return _Positions()
+
+    def length(self, cache: _Positions) -> int:
+        return cache.length
+
+    def run(self, batch: Sequence[Segment[_Positions]]) -> list[list[TargetRow]]:
+        return [self._run(segment) for segment in batch]
+
+    def _run(self, segment: Segment[_Positions]) -> list[TargetRow]:
+        cache = segment.cache
+        cache.rows = [cache.length + want.index + 1 for want in segment.wants]
+        cache.length += len(segment.tokens)
+        return [self._at(position) for position in cache.rows]
+
+    def row(self, cache: _Positions, index: int, want: Want) -> TargetRow:
+        del want
+        return self._at(cache.rows[index])
+
+    def keep(self, cache: _Positions, length: int, path: Sequence[int] = ()) -> None:
+        del path
+        cache.length = length
+
+    def close(self, cache: _Positions) -> None:
+        cache.length = 0
+
+    def _at(self, position: int) -> TargetRow:
+        return TargetRow(self._token_at(position), _EMPTY, _EMPTY, 1.0)
 
 
 def _rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:

@@ -15,11 +15,11 @@ import numpy as np
 
 from bench.splice.prompts import Spliced
 from cloud_worker.reference import generate_alone
-from cloud_worker.target_model import TargetModel
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire
-from edge_worker.draft_model import DraftModel
-from models.tokenizer import encode_prompt
+from engines.tokenizer import encode_prompt
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
 
 WINDOW = 4
 GREEDY = SamplingParams()
@@ -53,7 +53,7 @@ class Window:
 
 
 def windows_of(
-    target: TargetModel, draft: DraftModel, text: Spliced, max_new_tokens: int
+    target: TargetModel, draft: ModelDrafter, text: Spliced, max_new_tokens: int
 ) -> list[Window]:
     """The windows of the answers, in order."""
     tokens: list[int] = []
@@ -70,7 +70,7 @@ def windows_of(
 
 
 def _judged(
-    target: TargetModel, draft: DraftModel, before: Sequence[int], answer: Sequence[int]
+    target: TargetModel, draft: ModelDrafter, before: Sequence[int], answer: Sequence[int]
 ) -> list[Token]:
     """Each position of the answer."""
     proposals = _proposals(draft, before, answer)
@@ -92,7 +92,7 @@ def _judged(
 
 
 def _proposals(
-    draft: DraftModel, before: Sequence[int], answer: Sequence[int]
+    draft: ModelDrafter, before: Sequence[int], answer: Sequence[int]
 ) -> list[SparseDistribution]:
     """q₁ at each position of the answer, most probable token first."""
     cache = draft.open(GREEDY)
@@ -102,5 +102,5 @@ def _proposals(
         length = cache.length
         window = draft.draft(cache, [token], 1, frozenset(), stop=lambda: False)
         found.append(from_wire(window.q_ids[0], np.asarray(window.q_probs[0])))
-        draft.crop(cache, length + 1)
+        draft.keep(cache, length + 1)
     return found

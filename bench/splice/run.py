@@ -18,11 +18,11 @@ from bench.ranges import Interval
 from bench.splice.measure import Window, windows_of
 from bench.splice.prompts import spliced
 from bench.splice.replay import Replay, Stretch, replay
-from cloud_worker.target_model import TargetModel
 from controller.calibration.files import load_calibration
 from controller.policies import SHIPPED
 from decoding.credit import Advice, ConstantPredictor, CreditLaw, always_safe
-from edge_worker.draft_model import DraftModel
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
 
 NEVER = math.inf
 ALARMS = (NEVER, 1.0, 0.75, 0.5)
@@ -58,7 +58,7 @@ class Row:
 
 def run(texts: int, max_new_tokens: int, target: str, draft: str, as_json: bool) -> list[Row]:
     """Measure the windows, replay the laws and print."""
-    models = TargetModel.load(target, "float32"), DraftModel.load(draft, "float32")
+    models = TargetModel.load(target, "float32"), ModelDrafter.load(draft, "float32")
     with counting_bar() as progress:
         measured = [
             windows_of(*models, text, max_new_tokens)

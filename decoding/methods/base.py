@@ -10,7 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from bus.arrays import Float16Array, Float64Array, Int32Array
-from decoding.acceptance import TargetRow
+from decoding.engine import TargetRow
 from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
 

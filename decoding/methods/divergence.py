@@ -11,7 +11,8 @@ and lenient. Divergences are of temperature-1 distributions at every temperature
 from __future__ import annotations
 
 from bus.arrays import Float64Array
-from decoding.acceptance import TargetRow, jensen_shannon
+from decoding.acceptance import jensen_shannon
+from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
 from decoding.methods.exact import ExactRule
 from decoding.sampling import SamplingParams, draw_dense

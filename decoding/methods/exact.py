@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bus.arrays import Float64Array
-from decoding.acceptance import TargetRow, accepts_exactly, draw_residual
+from decoding.acceptance import accepts_exactly, draw_residual
+from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
 from decoding.sampling import SamplingParams
 from decoding.uniforms import Purpose, uniform

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from edge_worker.distill.records import Record
-from models.loading import LoadedModel
+from engines.torch.loading import LoadedModel
 
 NUM_TOP = 48
 """K: probabilities kept of each position, as many as a draft sends (DESIGN rule 1)."""

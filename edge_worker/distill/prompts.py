@@ -14,8 +14,8 @@ import torch
 
 from bus.errors import ConfigurationError, ModelError
 from edge_worker.distill.answers import Prompt
-from models.loading import LoadedModel
-from models.tokenizer import decode, encode_prompt
+from engines.tokenizer import decode, encode_prompt
+from engines.torch.loading import LoadedModel
 
 OWN_PROMPTS = "own"
 """Name of the set of prompts that the target made up."""

@@ -1,8 +1,8 @@
 """`distill`: answers, head, pruned draft, training, within a time budget, resumable.
 
 The draft's directory is of use from the moment training begins, and its weights are only ever
-replaced by newer ones. Beside the draft (see `models.draft`) it holds `work/`: the answers, the
-last checkpoint and `run.json`, from which a run that was cut off goes on.
+replaced by newer ones. Beside the draft (see `engines.torch.draft`) it holds `work/`: the answers,
+the last checkpoint and `run.json`, from which a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from edge_worker.distill.student import (
 )
 from edge_worker.distill.training import Training, TrainingSettings, rows_of_tokens
 from edge_worker.distill.vocabulary import expected_counts, prompt_counts, rank_vocabulary
-from models.draft import DRAFT_WEIGHTS
-from models.loading import LoadedModel
+from engines.torch.draft import DRAFT_WEIGHTS
+from engines.torch.loading import LoadedModel
 
 ANSWERS, TEXTS = "answers", "texts"
 CHECKPOINT = "checkpoint.safetensors"

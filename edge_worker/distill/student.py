@@ -20,8 +20,14 @@ from transformers import DynamicCache
 from bus.errors import ConfigurationError, ModelError
 from edge_worker.distill.batches import Batch
 from edge_worker.distill.records import save_atomically
-from models.draft import EMBEDDING_WEIGHTS, HEAD_KEY, is_trimmed, read_trimmed, trimmed_location
-from models.loading import LoadedModel
+from engines.torch.draft import (
+    EMBEDDING_WEIGHTS,
+    HEAD_KEY,
+    is_trimmed,
+    read_trimmed,
+    trimmed_location,
+)
+from engines.torch.loading import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +151,8 @@ def copy_draft(spec: str, model: Any) -> tuple[Any, Tensor]:
 
 
 def save_weights(student: Student, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the trained part in the format of `models.draft`, atomically: matrices as int8 with
-    one float16 scale a row, everything else float16."""
+    """Write the trained part in the format of `engines.torch.draft`, atomically: matrices as int8
+    with one float16 scale a row, everything else float16."""
     frozen = embedding_name(student.body)
     tensors: dict[str, Tensor] = {"vocab": student.vocab.cpu()}
     for name, weight in student.body.state_dict().items():

@@ -23,7 +23,7 @@ from bus.errors import ModelError
 from edge_worker.distill.batches import Batch, collate, plan_batches
 from edge_worker.distill.records import Record, save_atomically
 from edge_worker.distill.student import Student
-from models.precision import has_native_bfloat16
+from engines.torch.precision import has_native_bfloat16
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,14 @@ from bench.paced import THIS_DEVICE, Device, fixed_device, one_device, paced, sp
 from bus.errors import ConfigurationError
 from cloud_worker.reference import generate_alone
 from cloud_worker.settings import CloudSettings
-from cloud_worker.target_model import TargetModel
-from decoding.lookup import Drafter
+from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
-from edge_worker.draft_model import DraftModel
-from models.padding import LeastTimes, Padding, Tally, TallyFile, read_tally
-from models.tokenizer import encode_prompt
-from tests.models.tiny import save_tiny
+from engines.kinds import DrafterKind, drafter_of
+from engines.padding import LeastTimes, Padding, Tally, TallyFile, read_tally
+from engines.tokenizer import encode_prompt
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
+from tests.engines.tiny import save_tiny
 
 PROMPT = [5, 9, 40, 77, 9, 40, 3]
 NEVER: frozenset[int] = frozenset()
@@ -62,12 +64,12 @@ def target(folder: Path) -> TargetModel:
 
 
 @pytest.fixture(scope="module")
-def drafts(folder: Path) -> dict[str, DraftModel]:
+def drafts(folder: Path) -> dict[str, Drafter[Any]]:
     own = {
-        name: DraftModel.load(str(folder / name), "float32", "cpu")
+        name: ModelDrafter.load(str(folder / name), "float32", "cpu")
         for name in ("target", "stranger")
     }
-    mixed = DraftModel.load(str(folder / "target"), "float32", "cpu", drafter=Drafter.LOOKUP_MODEL)
+    mixed = drafter_of(DrafterKind.LOOKUP_MODEL, own["target"])
     return {**own, "lookup": mixed}
 
 
@@ -78,7 +80,7 @@ def own_answer(target: TargetModel, eos: frozenset[int] = NEVER, most: int = MOS
 @pytest.mark.parametrize("window", range(1, 9))
 @pytest.mark.parametrize("draft", ["target", "stranger", "lookup"])
 def test_colocated_sd_gives_the_targets_own_tokens(
-    target: TargetModel, drafts: dict[str, DraftModel], draft: str, window: int
+    target: TargetModel, drafts: dict[str, Drafter[Any]], draft: str, window: int
 ) -> None:
     pieces = list(generate_colocated(target, drafts[draft], PROMPT, window, MOST, NEVER))
     assert [token for piece in pieces for token in piece.tokens] == own_answer(target)
@@ -91,7 +93,7 @@ def test_colocated_sd_gives_the_targets_own_tokens(
 @pytest.mark.parametrize("window", [1, 3, 8])
 @pytest.mark.parametrize("most", [1, 2, 3, 9])
 def test_an_answer_is_never_longer_than_asked(
-    target: TargetModel, drafts: dict[str, DraftModel], window: int, most: int
+    target: TargetModel, drafts: dict[str, Drafter[Any]], window: int, most: int
 ) -> None:
     for draft in drafts.values():
         pieces = list(generate_colocated(target, draft, PROMPT, window, most, NEVER))
@@ -100,7 +102,7 @@ def test_an_answer_is_never_longer_than_asked(
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
 def test_the_end_of_the_text_ends_the_answer_inside_a_window_and_after_it(
-    target: TargetModel, drafts: dict[str, DraftModel], window: int
+    target: TargetModel, drafts: dict[str, Drafter[Any]], window: int
 ) -> None:
     """Several tokens of the answer in turn are taken for the end, so that it falls everywhere."""
     whole = own_answer(target, most=10)
@@ -113,7 +115,7 @@ def test_the_end_of_the_text_ends_the_answer_inside_a_window_and_after_it(
 
 
 def test_a_prompt_of_one_token_is_enough(
-    target: TargetModel, drafts: dict[str, DraftModel]
+    target: TargetModel, drafts: dict[str, Drafter[Any]]
 ) -> None:
     pieces = list(generate_colocated(target, drafts["stranger"], [5], 4, 6, NEVER))
     expected = list(generate_alone(target, [5], SamplingParams(), 6, NEVER))
@@ -123,7 +125,7 @@ def test_a_prompt_of_one_token_is_enough(
 @pytest.mark.slow_model
 @pytest.mark.timeout(300)
 def test_colocated_sd_of_the_default_pair_gives_the_targets_own_tokens() -> None:
-    target, draft = TargetModel.load("default", "float32"), DraftModel.load("default", "float32")
+    target, draft = TargetModel.load("default", "float32"), ModelDrafter.load("default", "float32")
     prompt = encode_prompt(target.tokenizer, "Why is the sky blue?", raw=False)
     expected = list(generate_alone(target, prompt, SamplingParams(), 24, target.eos_tokens))
     for window in (1, 4, 8):

@@ -19,10 +19,10 @@ from bus.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
 from edge_worker.oracle import RecordedAnswer, is_wrong, write_answers
-from models.cache import KVCache
-from models.draft import load_draft
+from engines.torch.cache import KVCache
+from engines.torch.draft import load_draft
 from tests.bench.test_pace import usage
-from tests.models.tiny import save_tiny
+from tests.engines.tiny import save_tiny
 
 DEVICE = Device(step_ms=10.0, pass_ms=100.0, pass_token_ms=4.0)
 PROMPT = (1, 2, 3)

@@ -37,7 +37,7 @@ from bench.ranges import Interval
 from bench.turns import in_turn
 from bus.errors import ConfigurationError
 from bus.store import Usage, WindowEntry
-from models.padding import Tally
+from engines.padding import Tally
 
 USAGE = Usage(
     drafted_tokens=40, accepted_tokens=30, wasted_tokens=10, rollbacks=4, prehit_rejections=1,

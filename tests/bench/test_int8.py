@@ -25,9 +25,9 @@ from bench.passes import PASS_SIZES
 from bench.prompts import SETS
 from bus.errors import ConfigurationError
 from cli.main import app
-from models.registry import Specs
-from models.weights import MappedWeights
-from tests.models.tiny import save_tiny, save_tiny_gguf
+from engines.catalog.registry import Specs
+from engines.torch.weights import MappedWeights
+from tests.engines.tiny import save_tiny, save_tiny_gguf
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,

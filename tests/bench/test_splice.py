@@ -12,9 +12,9 @@ from bench.splice.measure import Token, Window, windows_of
 from bench.splice.prompts import KINDS, spliced
 from bench.splice.replay import AFTER, replay
 from bench.splice.run import compare
-from cloud_worker.target_model import TargetModel
 from decoding.credit import CreditLaw
-from edge_worker.draft_model import DraftModel
+from engines.torch.drafter import ModelDrafter
+from engines.torch.target import TargetModel
 
 LAW = CreditLaw(neutral=lambda _: 0.5, band=0.0, hold=0)
 EASY = Token(overlap=1.0, divergence=0.0, regret=0.0)
@@ -72,7 +72,7 @@ def test_saving_is_told_by_text_and_with_an_interval() -> None:
 
 @pytest.mark.slow_model
 def test_the_pair_reads_its_own_answers() -> None:
-    target, draft = TargetModel.load("default", "float32"), DraftModel.load("default", "float32")
+    target, draft = TargetModel.load("default", "float32"), ModelDrafter.load("default", "float32")
     windows = windows_of(target, draft, spliced(1)[0], max_new_tokens=10)
     assert [window.part for window in windows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [len(window.tokens) for window in windows] == [4, 4, 2] * 3

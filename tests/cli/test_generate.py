@@ -13,7 +13,7 @@ from cli.generate import parse_prompts
 from cli.main import app
 from cli.options import Sampling
 from tests.cli.conftest import e2sci
-from tests.models.tiny import save_tiny
+from tests.engines.tiny import save_tiny
 
 
 def test_lines_override_the_options() -> None:

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from models.places import files_dir
+from engines.catalog.places import files_dir
 from tests.cli.conftest import e2sci, finish, start
-from tests.models.index import HUB_FILE, Index, Register, content_of, entry, publish
+from tests.engines.index import HUB_FILE, Index, Register, content_of, entry, publish
 
 PARTS = content_of(2)
 WHOLE = b"".join(PARTS)

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from models.places import cache_root
-from tests.models.tiny import save_tiny
+from engines.catalog.places import cache_root
+from tests.engines.tiny import save_tiny
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 
 from cli.state import find_running
 from tests.cli.conftest import e2sci, finish, start
+from tests.engines.tiny import save_tiny
 from tests.launch.kept import is_running, until
-from tests.models.tiny import save_tiny
 
 pytestmark = pytest.mark.slow
 

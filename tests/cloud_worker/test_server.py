@@ -35,14 +35,16 @@ from bus.sockets import Sockets
 from bus.store import Store
 from bus.worker import Lifecycle, new_record
 from cloud_worker import server
+from cloud_worker.costs import FIRST_CHUNK
 from cloud_worker.reference import generate_alone
 from cloud_worker.server import CloudWorker
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
-from cloud_worker.target_model import TargetCache, TargetModel
+from decoding.engine import Want
 from decoding.sampling import SamplingParams
-from models.thread import ModelThread
-from tests.models.tiny import CONTEXT_LENGTH, save_tiny
+from engines.thread import ModelThread
+from engines.torch.target import TargetCache, TargetModel
+from tests.engines.tiny import CONTEXT_LENGTH, save_tiny
 
 PATIENCE_S = 30.0
 PROMPT = (5, 17, 99, 42, 7, 120)
@@ -166,7 +168,7 @@ async def start(
     await thread.call(lambda: None)  # what was submitted before has ended
     thread.close()
     assert {name for _, name in given_back} <= {"model"}
-    assert sorted(id(c) for c, _ in given_back) == sorted(id(s._cache) for s in begun)
+    assert sorted(id(c) for c, _ in given_back) == sorted(id(s.cache) for s in begun)
 
 
 def opening(target: TargetModel, **changes: Any) -> OpenSession:
@@ -245,7 +247,9 @@ async def test_sampled_windows_end_in_a_recovered_token(start: Start, target: Ta
     await house.ask(opening(target, temperature=1.0), SessionReady)
     cache = target.open(SamplingParams(temperature=1.0))
     target.forward(cache, PROMPT, [np.arange(3, dtype=np.int32)])
-    unlikely = int(target.full_row(cache, 0)[2:].argmin()) + 2
+    row = target.row(cache, 0, Want(0, full=True)).full
+    assert row is not None
+    unlikely = int(row[2:].argmin()) + 2
     answer = await house.ask(window((unlikely, 3)), Feedback)
     assert (answer.outcome, answer.num_accepted) == (Outcome.PARTIAL, 0)
     assert answer.next_token not in (unlikely, None)
@@ -265,13 +269,13 @@ async def test_a_long_prompt_is_prefilled_in_chunks_and_others_interleave(
     start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    prefill = target.prefill
+    run = target.run
 
-    def counting(cache: Any, tokens: Any) -> None:
-        sizes.append(len(tokens))
-        prefill(cache, tokens)
+    def counting(batch: Any) -> Any:
+        sizes.extend(len(segment.tokens) for segment in batch)
+        return run(batch)
 
-    monkeypatch.setattr(target, "prefill", counting)
+    monkeypatch.setattr(target, "run", counting)
     house = start()
     prompt = tuple((7 * i) % 280 + 2 for i in range(400))
     await house.ask(
@@ -280,7 +284,8 @@ async def test_a_long_prompt_is_prefilled_in_chunks_and_others_interleave(
     alone = list(generate_alone(target, list(prompt), SamplingParams(), 2, NEVER))
     answer = await house.ask(window(alone[:1], session="long", start=400), Feedback)
     assert (answer.num_accepted, answer.next_token) == (1, alone[1])
-    assert [size for size in sizes if size][:2] == [256, 143]
+    prefill = sizes[:-1]  # the last is the window
+    assert (sum(prefill), max(prefill)) == (399, FIRST_CHUNK)
 
 
 async def test_a_window_of_a_session_it_does_not_know_is_answered_to_everybody(
@@ -411,7 +416,7 @@ async def test_a_model_that_fails_ends_its_session_only(
         def failing(*_: Any) -> Any:
             raise RuntimeError("out of memory")
 
-        broken.setattr(target, "forward", failing)
+        broken.setattr(target, "run", failing)
         fault = await house.ask(window((7, 9)), Fault)
     assert fault.code is FaultCode.MODEL_FAILED
     assert "out of memory" in fault.detail

@@ -27,7 +27,7 @@ from bus.messages import (
     SessionReady,
 )
 from decoding import cloud, methods
-from decoding.acceptance import TargetRow, draw_residual
+from decoding.acceptance import draw_residual
 from decoding.cloud import MAX_HELD, MAX_KEPT_FEEDBACKS, Stage
 from decoding.cloud_events import (
     Crop,
@@ -44,6 +44,7 @@ from decoding.cloud_events import (
     Send,
     WindowArrived,
 )
+from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
 from decoding.methods.exact import ExactRule
 from decoding.sampling import SamplingParams, from_wire, warp

@@ -13,7 +13,7 @@ import pytest
 
 from bus.messages import DraftWindow, Fault, FaultCode, Outcome
 from decoding import cloud
-from decoding.acceptance import TargetRow, draw_residual
+from decoding.acceptance import draw_residual
 from decoding.cloud_events import (
     Crop,
     FetchRow,
@@ -24,6 +24,7 @@ from decoding.cloud_events import (
     ReportWindow,
 )
 from decoding.cloud_state import MAX_PASS_TOKENS, Stage
+from decoding.engine import TargetRow
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from decoding.verification import window_report

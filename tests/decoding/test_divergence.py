@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding.acceptance import TargetRow
+from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
 from decoding.methods.divergence import DivergenceRule, ElasticRule, divergence
 from decoding.methods.exact import ExactRule

@@ -7,7 +7,8 @@ import pytest
 
 from bus.messages import OpenSession
 from decoding import methods
-from decoding.acceptance import TargetRow, draw_residual
+from decoding.acceptance import draw_residual
+from decoding.engine import TargetRow
 from decoding.methods.base import Control, Flow, PaceView, Proposal
 from decoding.methods.exact import ExactRule
 from decoding.methods.paces import Lockstep

@@ -11,7 +11,8 @@ import pytest
 from bus.arrays import pack_tokens
 from bus.codec import decode, encode
 from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
-from decoding.acceptance import TargetRow, jensen_shannon
+from decoding.acceptance import jensen_shannon
+from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
 from decoding.sampling import SamplingParams
 from decoding.verification import (

@@ -18,10 +18,10 @@ from edge_worker.distill.records import load_shards
 from edge_worker.distill.run import DistillSettings, distill
 from edge_worker.distill.state import RunState
 from edge_worker.distill.training import TrainingSettings
-from edge_worker.draft_model import DraftModel
-from models.draft import DRAFT_WEIGHTS
-from models.loading import LoadedModel, load_causal_lm
-from tests.models.tiny import save_tiny
+from engines.torch.draft import DRAFT_WEIGHTS
+from engines.torch.drafter import ModelDrafter
+from engines.torch.loading import LoadedModel, load_causal_lm
+from tests.engines.tiny import save_tiny
 
 HEAD_SIZE = 150
 
@@ -86,7 +86,7 @@ def test_a_killed_distillation_goes_on_improves_its_draft_and_serves(
 ) -> None:
     out = tmp_path / "draft"
     killed_in_training(tmp_path / "target", out, prompts)
-    DraftModel.load(str(out), "float32", "cpu")  # what the kill left is a draft
+    ModelDrafter.load(str(out), "float32", "cpu")  # what the kill left is a draft
     answered = load_shards(out / "work", "answers")
     begun = RunState.open(out / "work" / "run.json", {})
     again = settings(out, prompts, epochs=60, budget_seconds=begun.spent + 90.0)
@@ -97,12 +97,12 @@ def test_a_killed_distillation_goes_on_improves_its_draft_and_serves(
     assert result.final.overlap > result.initial.overlap + 0.05
     assert result.final.agreement > result.initial.agreement
     assert result.final.mean_jsd < result.initial.mean_jsd
-    draft = DraftModel.load(str(out), "float32", "cpu")
+    draft = ModelDrafter.load(str(out), "float32", "cpu")
     assert draft.tokenizer_digest == target.tokenizer_digest
     assert served_agreement(draft, out) > result.initial.agreement + 0.1
 
 
-def served_agreement(draft: DraftModel, out: Path) -> float:
+def served_agreement(draft: ModelDrafter, out: Path) -> float:
     """Share of the answers' tokens that the served draft would have written, greedily."""
     hits = num_tokens = 0
     for record in load_shards(out / "work", "answers")[::6]:
@@ -144,7 +144,7 @@ def test_a_draft_can_begin_with_another(target: LoadedModel, prompts: Path, tmp_
     for name in trained.keys() - {"vocab"}:  # the head's tokens are ranked anew
         step = 1.0 if name.endswith(".int8") else 1e-3  # rounded a second time
         torch.testing.assert_close(copied[name], trained[name], rtol=0, atol=step)
-    assert DraftModel.load(str(second), "float32", "cpu").num_sparse > 1
+    assert ModelDrafter.load(str(second), "float32", "cpu").num_sparse > 1
 
 
 def test_texts_are_learnt_from_besides(target: LoadedModel, prompts: Path, tmp_path: Path) -> None:

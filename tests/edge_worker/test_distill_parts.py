@@ -36,10 +36,10 @@ from edge_worker.distill.student import (
 )
 from edge_worker.distill.training import distillation_loss, learning_rate_factor, rows_of_tokens
 from edge_worker.distill.vocabulary import expected_counts, rank_vocabulary
-from models.cache import KVCache
-from models.draft import DRAFT_WEIGHTS, TrimmedDraft, load_draft
-from models.loading import LoadedModel, load_causal_lm
-from tests.models.tiny import byte_level_tokenizer, save_tiny
+from engines.torch.cache import KVCache
+from engines.torch.draft import DRAFT_WEIGHTS, TrimmedDraft, load_draft
+from engines.torch.loading import LoadedModel, load_causal_lm
+from tests.engines.tiny import byte_level_tokenizer, save_tiny
 
 CPU = torch.device("cpu")
 VOCAB = torch.arange(0, 290, 3, dtype=torch.int32)

@@ -15,7 +15,7 @@ from bus.store import Claim
 from decoding.edge_events import Ended
 from edge_worker.server import EdgeWorker, Running
 from edge_worker.settings import EdgeSettings
-from models.thread import ModelThread
+from engines.thread import ModelThread
 
 REQUEST = GenerationRequest(id="r1", prompt="Hello")
 SESSION = session_id("r1")

@@ -15,8 +15,8 @@ from edge_worker.oracle import (
     read_answers,
     write_answers,
 )
-from models.draft import LoadedDraft, load_draft
-from tests.models.tiny import save_tiny
+from engines.torch.draft import LoadedDraft, load_draft
+from tests.engines.tiny import save_tiny
 
 PROMPT = (5, 17, 99, 42)
 ANSWER = (7, 120, 33, 8, 9, 10, 11, 12)
@@ -45,7 +45,7 @@ def test_it_goes_on_by_position_after_a_rollback(loaded: LoadedDraft) -> None:
     model = oracle(loaded, 0.0)
     cache = model.open(SamplingParams(), PROMPT)
     model.draft(cache, PROMPT, 6, NEVER, stop=lambda: False)
-    model.crop(cache, len(PROMPT) + 2)
+    model.keep(cache, len(PROMPT) + 2)
     window = model.draft(cache, [55], 3, NEVER, stop=lambda: False)
     assert window.start == len(PROMPT) + 3
     assert window.tokens == ANSWER[3:6]

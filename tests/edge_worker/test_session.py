@@ -15,8 +15,8 @@ from decoding import edge, methods
 from decoding.edge_events import Ended
 from decoding.sampling import SamplingParams
 from edge_worker.memory import PathMemory
-from edge_worker.session import EdgeSession, Workshop
-from models.thread import ModelThread
+from edge_worker.session import EdgeSession, SessionContext
+from engines.thread import ModelThread
 
 
 def spec() -> edge.SessionSpec:
@@ -40,7 +40,7 @@ async def test_a_session_gives_its_cache_back_once(reason: FinishReason | None) 
     thread = ModelThread(1)
     try:
         session = EdgeSession(
-            Workshop(model, thread, peers, 1.0, False, PathMemory()),
+            SessionContext(model, thread, peers, 1.0, False, PathMemory()),
             answer, MagicMock(), MagicMock(),
         )  # fmt: skip
         session.begin(spec(), edge.Control(0.1, 4, 0.1, ttl_ms=1e3), (), 1)

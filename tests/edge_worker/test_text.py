@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_worker.text import AnswerText
-from models.tokenizer import decode
-from tests.models.tiny import byte_fallback_tokenizer, byte_level_tokenizer
+from engines.tokenizer import decode
+from tests.engines.tiny import byte_fallback_tokenizer, byte_level_tokenizer
 
 TOKENIZER: Any = byte_level_tokenizer()
 TOKENIZERS = [TOKENIZER, byte_fallback_tokenizer()]

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launch.stack import Stack, StackOptions
-from tests.models.tiny import save_tiny
+from tests.engines.tiny import save_tiny
 
 LEASE_S = 1.0
 NOISE = 0.1

@@ -1,0 +1,235 @@
+"""Which rows the target runs next: continuous batching over the sessions that have work.
+
+The model thread repeats three steps:
+
+    schedule     every session with work gets a row; then windows share a budget equally, and
+                 prompts share a chunk that keeps the pass to about two decode passes
+    run          one pass over all of it
+    postprocess  what is complete goes to its session as an event
+
+A session has at most one piece of work. Its text does not depend on the sessions beside it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from cloud_worker.costs import PassCosts
+from decoding.cloud_events import Event, FetchRow, Forward, FullRowReady, Prefill, Prefilled
+from decoding.cloud_state import CloudState
+from decoding.engine import Cache, Segment, Target, TargetRow, Want
+from decoding.passes import SessionPass, begin_pass
+from engines.energy import PowerGauge
+from engines.thread import ModelThread, now_ms
+
+T = TypeVar("T")
+CacheOf_co = TypeVar("CacheOf_co", covariant=True)
+
+BUDGET = 64
+"""Rows of windows in a pass, beside each session's first [ours]."""
+
+
+class Client(Protocol[CacheOf_co]):
+    """A session as the scheduler sees it, on the model thread."""
+
+    @property
+    def cache(self) -> CacheOf_co: ...
+
+    @property
+    def state(self) -> CloudState: ...
+
+
+@dataclass(slots=True, eq=False)
+class Work(Generic[Cache]):
+    """What a session waits for.
+
+    Attributes:
+        keep: length its cache is cut to first, or None.
+        tokens: of a prompt, left to run. begun: its pass.
+        model_ms: duration of its passes; share_ms: its rows' share of them.
+    """
+
+    client: Client[Cache]
+    effect: Prefill | Forward | FetchRow
+    keep: int | None
+    is_new: bool = True
+    tokens: tuple[int, ...] = ()
+    begun: SessionPass[Cache] | None = None
+    model_ms: float = 0.0
+    share_ms: float = 0.0
+
+    @property
+    def num_left(self) -> int:
+        """Rows it still needs."""
+        return len(self.tokens) if self.begun is None else self.begun.num_left
+
+    def begin(self, target: Target[Cache]) -> None:
+        """Roll the cache back, and judge a window by the cached row."""
+        self.is_new = False
+        cache, effect = self.client.cache, self.effect
+        if self.keep is not None:
+            target.keep(cache, min(self.keep, target.length(cache)))
+        if isinstance(effect, Prefill):
+            self.tokens = effect.tokens
+        elif isinstance(effect, Forward):
+            self.begun = begin_pass(target, cache, self.client.state, effect)
+
+    def segment(self, num_rows: int) -> Segment[Cache]:
+        """Its next rows."""
+        if self.begun is not None:
+            return self.begun.segment(num_rows)
+        return Segment(self.client.cache, self.tokens[:num_rows])
+
+    def add(self, segment: Segment[Cache], rows: list[TargetRow], num_rows: int, ms: float) -> None:
+        """Its rows of a pass of `num_rows` rows."""
+        self.model_ms += ms
+        self.share_ms += ms * len(segment.tokens) / num_rows
+        if self.begun is not None:
+            self.begun.add(segment, rows)
+        self.tokens = self.tokens[len(segment.tokens) :]
+
+    def event(self, target: Target[Cache]) -> Event:
+        """What its session learns."""
+        job = self.effect.job
+        if isinstance(self.effect, FetchRow):
+            row = target.row(self.client.cache, self.effect.index, Want(0, full=True))
+            assert row.full is not None
+            return FullRowReady(job, row.full, now_ms())
+        if self.begun is None:
+            return Prefilled(job, now_ms())
+        share = self.share_ms / self.model_ms if self.model_ms else 1.0
+        return self.begun.event(self.model_ms, now_ms(), share)
+
+
+Batch = dict[Work[Cache], int]
+"""Work, and how many rows of it a pass takes."""
+
+
+class Scheduler(Generic[Cache]):
+    """Work of all sessions on one target, done on the model thread.
+
+    Args:
+        deliver: gets (client, event) of all sessions that a pass completes; on the model thread.
+        failed: gets (client, exception); on the model thread.
+    """
+
+    def __init__(
+        self,
+        target: Target[Cache],
+        thread: ModelThread,
+        gauge: PowerGauge,
+        deliver: Callable[[list[tuple[Client[Cache], Event]]], None],
+        failed: Callable[[Client[Cache], Exception], None],
+    ) -> None:
+        self._target = target
+        self._thread = thread
+        self._gauge = gauge
+        self._deliver = deliver
+        self._failed = failed
+        self._work: deque[Work[Cache]] = deque()
+        self._costs = PassCosts()
+
+    def submit(
+        self, client: Client[Cache], effect: Prefill | Forward | FetchRow, keep: int | None
+    ) -> None:
+        """A session's next piece of work; from any thread."""
+        self._thread.post(partial(self._take, Work(client, effect, keep)))
+
+    def close(self, client: Client[Cache]) -> None:
+        """Drop a session's work and give its cache back to the target; from any thread."""
+        self._thread.post(partial(self._end, client))
+
+    # --- on the model thread ------------------------------------------------------------------
+
+    def _take(self, work: Work[Cache]) -> None:
+        if not self._work:
+            self._thread.post(self._turn)
+        self._work.append(work)
+
+    def _end(self, client: Client[Cache]) -> None:
+        for work in [work for work in self._work if work.client is client]:
+            self._work.remove(work)
+        self._target.close(client.cache)
+
+    def _turn(self) -> None:
+        """One pass. What has come meanwhile is taken in before the next."""
+        batch = self._schedule()
+        if batch:
+            self._run(batch)
+        self._postprocess()
+        if self._work:
+            self._thread.post(self._turn)
+
+    def _schedule(self) -> Batch[Cache]:
+        """A row for each session with work; then windows, each as much as the others until it has
+        all; then prompts."""
+        for work in [work for work in self._work if work.is_new]:
+            self._guarded(work, partial(work.begin, self._target))
+        batch = {work: 1 for work in self._work if work.num_left}
+        windows = [work for work in batch if work.begun is not None]
+        budget = BUDGET
+        while budget and (wanting := [work for work in windows if batch[work] < work.num_left]):
+            share = max(1, budget // len(wanting))
+            for work in wanting:
+                more = min(share, work.num_left - batch[work], budget)
+                batch[work] += more
+                budget -= more
+        chunk = self._costs.chunk(sum(batch[work] for work in windows))
+        prompts = [work for work in batch if work.begun is None]
+        for index, work in enumerate(prompts):
+            batch[work] = min(work.num_left, max(1, chunk // (len(prompts) - index)))
+            chunk -= batch[work]
+        self._work.rotate(-1)  # the first of this pass is the last of the next
+        return batch
+
+    def _run(self, batch: Batch[Cache]) -> None:
+        """One pass. Where it fails, the segments run one by one, and a failure ends the session it
+        belongs to."""
+        segments = {work: work.segment(num_rows) for work, num_rows in batch.items()}
+        lengths = {work: self._target.length(work.client.cache) for work in batch}
+        began_ms = now_ms()
+        self._gauge.begin()
+        try:
+            rows = self._target.run(list(segments.values()))
+        except Exception as error:  # noqa: BLE001 - engines raise what they like
+            if len(batch) == 1:
+                self._drop(next(iter(batch)), error)
+                return
+            for work, length in lengths.items():
+                held = self._target.length(work.client.cache)
+                self._target.keep(work.client.cache, min(length, held))
+            for work, num_rows in batch.items():
+                self._run({work: num_rows})
+            return
+        took_ms = now_ms() - began_ms
+        self._gauge.end(took_ms / 1e3)
+        num_rows = sum(batch.values())
+        self._costs.add(num_rows, took_ms)
+        for (work, segment), given in zip(segments.items(), rows, strict=True):
+            work.add(segment, given, num_rows, took_ms)
+
+    def _postprocess(self) -> None:
+        """Events of the sessions whose work is complete, together."""
+        events: list[tuple[Client[Cache], Event]] = []
+        for work in [work for work in self._work if not work.is_new and not work.num_left]:
+            event = self._guarded(work, partial(work.event, self._target))
+            if event is not None:
+                self._work.remove(work)
+                events.append((work.client, event))
+        if events:
+            self._deliver(events)
+
+    def _guarded(self, work: Work[Cache], step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._drop(work, error)
+            return None
+
+    def _drop(self, work: Work[Cache], error: Exception) -> None:
+        self._work.remove(work)
+        self._failed(work.client, error)

@@ -1,0 +1,140 @@
+"""The forward pass of a transformers causal language model, by the fastest way known here.
+
+Which way is chosen when the network is built: a Llama or Qwen2 on a CPU runs as `IntegerBody` where
+it was converted to int8, as `FloatBody` in float32; every other model runs in its own module tree,
+on a CPU with its matrices in another layout. All of them use one kind of cache, and none knows
+sampling or sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+
+from bus.errors import LocalError
+from engines.torch.cache import KVCache
+from engines.torch.integer import IntegerProduct
+from engines.torch.integer_decoder import IntegerDecoder
+from engines.torch.linears import Layout, Product, ProductModule, replace_linears
+from engines.torch.llama import FloatBody, IntegerBody, runs_as_llama
+from engines.torch.parts import Part, input_ids, wanted_rows
+
+
+class Body(Protocol):
+    """A model without its head.
+
+    Attributes:
+        weight_bytes: bytes of weights that a pass reads, the embedding's rows left out.
+    """
+
+    weight_bytes: int
+
+    def forward(self, parts: Sequence[Part]) -> Tensor:
+        """Run the parts; float[n, hidden] of all their tokens."""
+        ...
+
+
+class ModuleBody:
+    """Any transformers model without a head, in its own module tree: one part after the other, and
+    no trees of tokens."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self.weight_bytes = weight_bytes(body)
+
+    def forward(self, parts: Sequence[Part]) -> Tensor:
+        """Run the parts; float[n, hidden] of all their tokens."""
+        ran: list[Tensor] = []
+        for part in parts:
+            ids = input_ids([part], self._body.device)
+            ran.append(self._body(ids[None], cache=part.cache.states).last_hidden_state[0])
+        return torch.cat(ran)
+
+
+def fast_body(body: Any, layout: Layout) -> Body:
+    """Take over a transformers model without a head; it is used up."""
+    if runs_as_llama(body):
+        return FloatBody(body, layout)
+    replace_linears(body, layout)
+    return ModuleBody(body)
+
+
+class CausalNetwork:
+    """A causal language model; rows of the vocabulary behind the real tokens are cut off.
+
+    Attributes:
+        weight_bytes: bytes of weights that a pass reads, of the embedding only as a head.
+    """
+
+    def __init__(self, model: Any, vocab_size: int, layout: Layout) -> None:
+        """Take over `model`, an `IntegerDecoder` or a model of transformers; it is used up.
+
+        Args:
+            vocab_size: number of real tokens.
+            layout: of the matrices, where they are not integers already.
+        """
+        self._vocab_size = vocab_size
+        self._fast: tuple[Body, Product] | None = None
+        if isinstance(model, IntegerDecoder):
+            self._fast = IntegerBody(model), IntegerProduct(model.head)
+        elif type(model) in (LlamaForCausalLM, Qwen2ForCausalLM) and runs_as_llama(model.model):
+            self._fast = FloatBody(model.model, layout), layout([model.lm_head])
+        if self._fast is None:
+            replace_linears(model, layout)
+            self._modules = model
+            self.weight_bytes = weight_bytes(model)
+        else:
+            self.weight_bytes = self._fast[0].weight_bytes + self._fast[1].num_bytes
+
+    @property
+    def has_own_body(self) -> bool:
+        """Whether passes hold several sessions, trees of tokens, and give hidden states."""
+        return self._fast is not None
+
+    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+        """Run the parts in one pass; of the rows wanted float[w, V] logits and float[w, hidden]
+        states after the last norm, where the network gives them.
+
+        Raises:
+            LocalError: a tree of tokens, and the network runs chains alone.
+        """
+        if self._fast:
+            body, head = self._fast
+            states = body.forward(parts)[wanted_rows(parts)]
+            return head(states)[:, : self._vocab_size], states
+        return torch.cat([self._run_modules(part) for part in parts]), None
+
+    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
+        """Run int64[n] after what `cache` holds; float[num_rows, V] of the last positions."""
+        tokens = input_ids.tolist()
+        wanted = range(len(tokens) - num_rows, len(tokens))
+        return self.run([Part(tokens, cache, wanted=wanted)])[0]
+
+    def _run_modules(self, part: Part) -> Tensor:
+        if part.parents:
+            raise LocalError("this architecture runs chains of tokens, not trees")
+        first = min(part.wanted, default=part.size - 1)
+        ids = input_ids([part], self._modules.device)
+        kept = part.size - first
+        logits = self._modules(ids[None], cache=part.cache.states, logits_to_keep=kept).logits[0]
+        rows: Tensor = logits[[index - first for index in part.wanted]]
+        return rows[:, : self._vocab_size]
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that a pass of a transformers model reads: all but the input embedding,
+    of which only the rows of the tokens are read, unless it serves as the head too."""
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    shared = isinstance(head, nn.Linear) and head.weight is embedding
+    read = [x for x in model.parameters() if shared or x is not embedding]
+    products = [x.product for x in model.modules() if isinstance(x, ProductModule)]
+    return _num_bytes(read) + sum(product.num_bytes for product in products)
+
+
+def _num_bytes(weights: list[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)

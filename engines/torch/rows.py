@@ -1,0 +1,218 @@
+"""Logits of a pass → the few numbers a verdict needs, on the device that holds them.
+
+A row of 50,000 logits is reduced to the probabilities of the K tokens the draft proposed; the full
+row leaves the device only for a draw. The warped distribution is that of
+`decoding.sampling.warp_dense`: temperature, top-k, top-p; ties by rising id.
+
+Precision: exponentials of float32 differences from the row's maximum, summed in float64. A
+probability is off by less than 1e-6 of itself, of which float32 logits already cost a part.
+
+On a CPU what comes of a row has the same bits whatever rows are reduced with it and on however many
+threads: sums are `engines.torch.rowwise.exp_sum`, and single probabilities are numpy's, whose
+exponentials do not depend on an element's place. On other devices sums are the device's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bus.arrays import Float32Array, Float64Array, Int32Array
+from bus.errors import LocalError
+from decoding.coupling import choose
+from decoding.engine import NUM_TOP, Choice, TargetRow, Want
+from decoding.sampling import SamplingParams, num_kept
+from engines.torch.rowwise import exp_sum
+
+Int64Array = npt.NDArray[np.int64]
+
+_FIRST_LOOK = 512
+"""Candidates looked at for top-p before the whole row is sorted [ours]. Rows of real text rarely
+need more; numpy sorts such a row in a tenth of torch's time on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The target's distributions at R consecutive positions.
+
+    Attributes:
+        logits: float32[R, V] on the model's device, real tokens only.
+        sampling: how they are warped.
+        peak: float32[R], the rows' maxima.
+        mass: float64[R], sums over kept tokens of exp((logit − peak)/T); unused when greedy.
+        cutoff: float32[R] and int64[R]: a token is kept if its logit is above the cutoff, or
+            equal to it with an id not above the second number. None where nothing is cut.
+        states: float[R, hidden] after the last norm, or None.
+    """
+
+    logits: Tensor
+    sampling: SamplingParams
+    peak: Tensor
+    mass: Tensor
+    cutoff: tuple[Tensor, Tensor] | None
+    states: Tensor | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, sampling: SamplingParams, states: Tensor | None = None) -> Rows:
+        """From float[R, V] logits, R ≥ 1, and float[R, hidden] states if there are any."""
+        wide = logits.float()
+        peak = wide.amax(dim=1)
+        mass, cutoff = torch.ones_like(peak, dtype=torch.float64), None
+        if not sampling.greedy and sampling.top_k == 0 and sampling.top_p == 1.0:
+            mass = _mass(wide, peak, sampling.temperature)
+        elif not sampling.greedy:
+            mass, cutoff = _truncate(wide, peak, sampling)
+        return cls(wide, sampling, peak, mass, cutoff, states)
+
+    def __len__(self) -> int:
+        return int(self.logits.shape[0])
+
+    def only(self, index: int) -> Rows:
+        """Row `index` alone."""
+        one = slice(index, index + 1)
+        cutoff = None if self.cutoff is None else (self.cutoff[0][one], self.cutoff[1][one])
+        states = None if self.states is None else self.states[one]
+        return Rows(self.logits[one], self.sampling, self.peak[one], self.mass[one], cutoff, states)
+
+    def reduce(self, wants: Sequence[Want]) -> list[TargetRow]:
+        """One `TargetRow` for each row."""
+        row_ids = [want.ids for want in wants]
+        width = max(asked.size for asked in row_ids)
+        padded = np.zeros((len(row_ids), width), dtype=np.int64)
+        for row, asked in enumerate(row_ids):
+            padded[row, : asked.size] = asked
+        at_ids = self.logits.gather(1, torch.from_numpy(padded).to(self.logits.device))
+        values, peak = at_ids.cpu().numpy(), self.peak.cpu().numpy()
+        plain = self.sampling.plain
+        mass = self.mass if plain else _mass(self.logits, self.peak, 1.0)
+        mass_host = mass.cpu().numpy()
+        p1 = np.exp((values - peak[:, None]).astype(np.float64)) / mass_host[:, None]
+        warped = p1 if plain else self._warp(values, padded, slice(None))
+        best = self.logits.argmax(dim=1).tolist()  # the first of equals, as numpy's
+        p1_max = (1.0 / mass_host).tolist()
+        return [
+            TargetRow(
+                best[row],
+                p1[row, : want.ids.size],
+                warped[row, : 0 if self.greedy else want.ids.size],
+                p1_max[row],
+                log_sum_exp=float(peak[row]) + float(np.log(mass_host[row])),
+                gap=self._gap(row) if want.gap else None,
+                choice=None if want.choice_at is None else self._choice(row, want.choice_at),
+                top=self._top(row, mass_host[row]) if want.top else None,
+                full=self.dense(row) if want.full else None,
+                hidden=self._hidden(row) if want.hidden else None,
+            )
+            for row, want in enumerate(wants)
+        ]
+
+    def _gap(self, row: int) -> float:
+        first, second = self.logits[row].topk(2).values.tolist()
+        return float(first - second)
+
+    def _choice(self, row: int, position: int) -> Choice:
+        if self.greedy:
+            return Choice(int(self.logits[row].argmax()), self._gap(row))
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(self.dense(row))
+        return choose(log_probs, self.sampling.seed, position)
+
+    def _top(self, row: int, mass: float) -> tuple[Int32Array, Float64Array]:
+        size = min(NUM_TOP, self.logits.shape[1])
+        values = self.logits[row].topk(size).values.cpu().numpy()
+        (able,) = np.nonzero(self.logits[row].cpu().numpy() >= values[-1])  # all of a tie
+        logits = self.logits[row].cpu().numpy()[able]
+        order = np.lexsort((able, -logits))[:size]
+        below = (logits[order] - self.peak[row].cpu().numpy()).astype(np.float64)
+        return able[order].astype(np.int32), below - np.log(mass)
+
+    def _hidden(self, row: int) -> Float32Array:
+        if self.states is None:
+            raise LocalError("this architecture gives no hidden states")
+        return self.states[row].float().cpu().numpy()
+
+    @property
+    def greedy(self) -> bool:
+        return self.sampling.greedy
+
+    def dense(self, index: int) -> Float64Array:
+        """float64[V], warped p of row `index`; one-hot on the argmax at temperature 0."""
+        one = slice(index, index + 1)
+        logits = self.logits[one].cpu().numpy()
+        if self.greedy:
+            probs = np.zeros(logits.shape[1])
+            probs[int(logits.argmax())] = 1.0
+            return probs
+        row: Float64Array = self._warp(logits, np.arange(logits.shape[1])[None], one)[0]
+        return row
+
+    def _warp(self, logits: Float32Array, ids: Int64Array, rows: slice) -> Float64Array:
+        """float64[n, K]: warped probabilities of tokens `ids`, int64[n, K], of some rows, from
+        their float32[n, K] logits; zeros at temperature 0."""
+        if self.greedy:
+            return np.zeros(logits.shape)
+        peak, mass = self.peak[rows].cpu().numpy(), self.mass[rows].cpu().numpy()
+        below = (logits - peak[:, None]).astype(np.float64)
+        probs: Float64Array = np.exp(below / self.sampling.temperature) / mass[:, None]
+        if self.cutoff is None:
+            return probs
+        value, last_id = (part[rows, None].cpu().numpy() for part in self.cutoff)
+        probs[(logits < value) | ((logits == value) & (ids > last_id))] = 0.0
+        return probs
+
+
+def _mass(logits: Tensor, peak: Tensor, temperature: float) -> Tensor:
+    """float64[R]: Σ exp((logit − peak)/T) over each row."""
+    scaled = logits - peak[:, None]
+    if temperature != 1.0:
+        scaled /= temperature
+    if scaled.device.type == "cpu":
+        return exp_sum(scaled)
+    return scaled.exp_().sum(dim=1, dtype=torch.float64)
+
+
+def _truncate(
+    logits: Tensor, peak: Tensor, sampling: SamplingParams
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Mass of the kept tokens and the cutoff, see `Rows`."""
+    total = _mass(logits, peak, sampling.temperature).cpu().numpy()
+    num_rows, vocab_size = logits.shape
+    heads = logits.topk(min(sampling.top_k or _FIRST_LOOK, vocab_size)).values.cpu().numpy()
+    mass = np.empty(num_rows)
+    value = np.empty(num_rows, dtype=np.float32)
+    last_id = np.empty(num_rows, dtype=np.int64)
+    for row in range(num_rows):
+        ranked, weights = heads[row], _weights(heads[row], sampling.temperature)
+        if not sampling.top_k and weights.sum() <= sampling.top_p * total[row]:
+            ranked = np.sort(logits[row].cpu().numpy())[::-1]
+            weights = _weights(ranked, sampling.temperature)
+        kept = _num_kept(weights / total[row], sampling)
+        mass[row] = weights[:kept].sum()
+        value[row] = ranked[kept - 1]
+        last_id[row] = vocab_size
+        if kept == ranked.size or ranked[kept] == value[row]:  # maybe a tie that is cut in two
+            num_equal = int((ranked[:kept] == value[row]).sum())
+            last_id[row] = torch.nonzero(logits[row] == float(value[row]))[num_equal - 1, 0]
+    device = logits.device
+    cutoff = (torch.from_numpy(value).to(device), torch.from_numpy(last_id).to(device))
+    return torch.from_numpy(mass).to(device), cutoff
+
+
+def _weights(ranked: Float32Array, temperature: float) -> Float64Array:
+    """float64[n]: exp((logit − peak)/T) of logits sorted falling."""
+    wide = ranked.astype(np.float64)
+    weights: Float64Array = np.exp((wide - wide[0]) / temperature)
+    return weights
+
+
+def _num_kept(probs: Float64Array, sampling: SamplingParams) -> int:
+    """As `decoding.sampling.num_kept`, for the head of a row sorted falling: without top-k, the
+    mass behind the head must stay in the denominator."""
+    if sampling.top_k:
+        return num_kept(probs, sampling)
+    return min(int(np.searchsorted(np.cumsum(probs), sampling.top_p)) + 1, probs.size)

@@ -1,0 +1,196 @@
+"""A causal language model of torch as a target: sessions run together, rows reduced on the device.
+
+Used from one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from bus.arrays import Int32Array
+from bus.errors import LocalError
+from decoding.engine import Capabilities, Segment, TargetRow, Want
+from decoding.sampling import SamplingParams
+from engines.padding import Padding
+from engines.torch.linears import integer, packed
+from engines.torch.loading import LoadedModel, load_model
+from engines.torch.network import CausalNetwork
+from engines.torch.parts import Part
+from engines.torch.precision import NumberFormat
+from engines.torch.prefixes import Prefix, PrefixCache
+from engines.torch.probe import probe
+from engines.torch.rows import Rows
+
+
+@dataclass(slots=True)
+class TargetCache:
+    """One session's cache in the target, how its tokens are chosen, and the last pass's rows.
+
+    Attributes:
+        rows: of the last pass, and of those it continued.
+    """
+
+    prefix: Prefix
+    sampling: SamplingParams
+    rows: list[Rows] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Positions held: the next token run stands at this position."""
+        return self.prefix.length
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A segment as the network runs it; its part may be empty."""
+
+    prefix: Prefix
+    part: Part
+
+
+class TargetModel:
+    """A causal language model with its tokenizer, as a `decoding.engine.Target`.
+
+    Attributes:
+        capabilities: what it can do.
+        probe: what its passes compute here (`engines.torch.probe`).
+        network: its forward pass, also for references that run it without this class's caches.
+        padding: makes passes last at least a set time, to measure as on another device.
+        prefixes: lets sessions reuse what others have run; off until a worker replaces it.
+        Others as in `engines.torch.loading.LoadedModel`.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        """Take over `loaded`, whose `model` is used up."""
+        layout = integer if loaded.dtype is NumberFormat.INT8 else packed
+        self.network = CausalNetwork(loaded.model, loaded.vocab_size, layout)
+        self.probe = probe(self.network, loaded.vocab_size, loaded.device)
+        self.tokenizer = loaded.tokenizer
+        self.tokenizer_digest = loaded.tokenizer_digest
+        self.name = loaded.name
+        self.dtype = loaded.dtype
+        self.device = loaded.device
+        self.context_length = loaded.context_length
+        self.vocab_size = loaded.vocab_size
+        self.eos_tokens = loaded.eos_tokens
+        own_body = self.network.has_own_body
+        self.capabilities = Capabilities(
+            trees=own_body,
+            full_rows=True,
+            hidden_states=own_body,
+            batching=own_body,
+            bitwise=self.probe.bitwise,
+            number_formats=tuple(NumberFormat),
+        )
+        self.padding = Padding()
+        self.prefixes = PrefixCache()
+
+    @classmethod
+    def load(cls, spec: str, dtype: str = "auto", device: str = "auto") -> Self:
+        """Load by spec; see `engines.torch.loading.load_model` for specs and errors."""
+        return cls(load_model(spec, dtype, device))
+
+    def open(self, sampling: SamplingParams) -> TargetCache:
+        """An empty cache for a new session."""
+        return TargetCache(Prefix(), sampling)
+
+    def length(self, cache: TargetCache) -> int:
+        """Positions held."""
+        return cache.prefix.length
+
+    def close(self, cache: TargetCache) -> None:
+        """The session has ended: keep what it has run for others."""
+        self.prefixes.keep(cache.prefix)
+
+    def keep(self, cache: TargetCache, length: int, path: Sequence[int] = ()) -> None:
+        """As `decoding.engine.Target.keep`. The last pass's rows stay."""
+        cache.prefix.keep(length, path)
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[Segment[TargetCache]]) -> list[list[TargetRow]]:
+        """As `decoding.engine.Target.run`. What other sessions have run of a prompt is copied."""
+        began = time.perf_counter()
+        for segment in batch:
+            segment.check()
+            if segment.parents and not self.capabilities.trees:
+                raise LocalError(f"{self.name} runs chains of tokens, not trees")
+        passes = [self._pass(segment) for segment in batch]
+        parts = [each.part for each in passes if each.part.tokens]
+        logits, states = self._network_run(passes, parts) if parts else (None, None)
+        rows, first = list[list[TargetRow]](), 0
+        for segment in batch:
+            size = len(segment.wants)
+            rows.append([])
+            if not size:
+                segment.cache.rows = []
+            elif logits is not None:
+                part = slice(first, first + size)
+                rows[-1] = self._reduced(segment, logits[part], states, part)
+            first += size
+        self.padding.wait(began, sum(part.size for part in parts))
+        return rows
+
+    def row(self, cache: TargetCache, index: int, want: Want) -> TargetRow:
+        """As `decoding.engine.Target.row`."""
+        with torch.inference_mode():
+            for rows in cache.rows:
+                if 0 <= index < len(rows):
+                    return rows.only(index).reduce([want])[0]
+                index -= len(rows)
+        raise LocalError("the last pass left no such row")
+
+    def prefill(self, cache: TargetCache, tokens: Sequence[int]) -> None:
+        """Run tokens nobody judges. The caller cuts long prompts into chunks."""
+        if tokens:
+            self.run([Segment(cache, tuple(tokens))])
+
+    def forward(
+        self, cache: TargetCache, feed: Sequence[int], row_ids: Sequence[Int32Array]
+    ) -> tuple[list[TargetRow], float]:
+        """Run `feed` of one session and reduce the last len(row_ids) rows at these ids; the rows,
+        and the wall time in milliseconds."""
+        began = time.perf_counter()
+        first = len(feed) - len(row_ids)
+        wants = tuple(Want(first + i, ids) for i, ids in enumerate(row_ids))
+        (rows,) = self.run([Segment(cache, tuple(feed), wants)])
+        return rows, 1e3 * (time.perf_counter() - began)
+
+    def _pass(self, segment: Segment[TargetCache]) -> _Pass:
+        """What is left to run of a segment after what other sessions have run."""
+        prefix = segment.cache.prefix
+        tokens: Sequence[int] = segment.tokens
+        wanted = [want.index for want in segment.wants]
+        if not segment.parents:
+            num_rows = len(tokens) - wanted[0] if wanted else 0
+            tokens = self.prefixes.fill(prefix, tokens, num_rows)
+        skipped = len(segment.tokens) - len(tokens)
+        wanted = [index - skipped for index in wanted]
+        return _Pass(prefix, Part(tokens, prefix.keys_values, segment.parents, wanted))
+
+    def _network_run(
+        self, passes: Sequence[_Pass], parts: Sequence[Part]
+    ) -> tuple[Tensor, Tensor | None]:
+        ran = [each for each in passes if each.part.tokens]
+        with contextlib.ExitStack() as stack:
+            for each in ran:
+                stack.enter_context(each.prefix.running(each.part.tokens, each.part.parents))
+            return self.network.run(parts)
+
+    def _reduced(
+        self,
+        segment: Segment[TargetCache],
+        logits: Tensor,
+        states: Tensor | None,
+        part: slice,
+    ) -> list[TargetRow]:
+        cache = segment.cache
+        rows = Rows.of(logits, cache.sampling, None if states is None else states[part])
+        cache.rows = [*cache.rows, rows] if segment.continues else [rows]
+        return rows.reduce(segment.wants)

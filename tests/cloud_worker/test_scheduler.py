@@ -1,0 +1,285 @@
+"""The scheduler over a toy target: who gets rows, whose text is whose, and whose failure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from bus.arrays import pack_tokens
+from bus.messages import DraftWindow, Feedback, OpenSession
+from cloud_worker import scheduler as module
+from cloud_worker.costs import FIRST_CHUNK, LARGEST_CHUNK, SMALLEST_CHUNK, PassCosts
+from cloud_worker.scheduler import BUDGET, Scheduler
+from decoding import cloud, methods
+from decoding.cloud_events import Crop, Event, FetchRow, Forward, Prefill, Send, WindowArrived
+from decoding.engine import Segment, TargetRow
+from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget
+
+PAIR = ToyPair()
+LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
+SD = methods.sd.METHOD
+
+
+class Thread:
+    """The model thread, run by hand."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[Callable[[], None]] = deque()
+
+    def post(self, job: Callable[[], None]) -> None:
+        self.jobs.append(job)
+
+    def turn(self) -> None:
+        """What is posted by now."""
+        for _ in range(len(self.jobs)):
+            self.jobs.popleft()()
+
+    def run(self) -> None:
+        while self.jobs:
+            self.turn()
+
+
+class Gauge:
+    def begin(self) -> None: ...
+
+    def end(self, seconds: float) -> None: ...
+
+
+class Recorded(ToyTarget):
+    """Keeps how many rows each session had in each pass; fails for one session when told to."""
+
+    def __init__(self) -> None:
+        super().__init__(PAIR)
+        self.passes: list[list[int]] = []
+        self.closed: list[ToyCache] = []
+        self.broken: ToyCache | None = None
+
+    def run(self, batch: Sequence[Segment[ToyCache]]) -> list[list[TargetRow]]:
+        if any(segment.cache is self.broken for segment in batch):
+            super().run(batch[:1])  # a pass may have done a part of its work
+            raise RuntimeError("out of memory")
+        self.passes.append([len(segment.tokens) for segment in batch])
+        return super().run(batch)
+
+    def close(self, cache: ToyCache) -> None:
+        self.closed.append(cache)
+
+
+@dataclass(eq=False)
+class Client:
+    """A session at the cloud whose edge drafts windows of `window` tokens, one after the other."""
+
+    scheduler: Scheduler[ToyCache]
+    target: ToyTarget
+    prompt: tuple[int, ...]
+    window: int
+    temperature: float = 0.0
+    text: tuple[int, ...] = ()
+    feedbacks: list[Feedback] = field(default_factory=list)
+    error: Exception | None = None
+    most: int = 24
+
+    def __post_init__(self) -> None:
+        message = OpenSession(
+            session="s", client="c", edge="e", incarnation=1, epoch=0, next_seq=0, method="sd",
+            prompt=pack_tokens(self.prompt), committed=b"", seed=5, max_new_tokens=99,
+            temperature=self.temperature, top_p=1.0, top_k=0, tokenizer_digest="d",
+        )  # fmt: skip
+        self.text, self.epoch = self.prompt, 0
+        self.keep: int | None = None
+        self.state, effects = cloud.begin(message, SD, "cloud", LIMITS)
+        self.cache = self.target.open(self.state.sampling)
+        self.run(effects)
+        self.send_window(0)
+
+    def send_window(self, seq: int) -> None:
+        draft = ToyDraft(PAIR, self.state.sampling, self.text[:-1])
+        start, tokens, ids, probs = draft.draft(self.text[-1:], self.window, frozenset())
+        message = DraftWindow(
+            session="s", incarnation=1, epoch=self.epoch, seq=seq, start=start,
+            tokens=pack_tokens(tokens), q_ids=ids.tobytes(), q_probs=probs.tobytes(),
+            threshold=0.1, control_version=0, draft_ms=1.0, edge_ms=1.0,
+            rework_ms=0.0, rtt_ms=1.0, awaits=True,
+        )  # fmt: skip
+        self.handle(WindowArrived(message, 0.0))
+
+    def handle(self, event: Event) -> None:
+        self.state, effects = cloud.step(self.state, event)
+        self.run(effects)
+
+    def run(self, effects: tuple[Any, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case Crop(length):
+                    self.keep = length if self.keep is None else min(length, self.keep)
+                case Prefill() | Forward() | FetchRow():
+                    self.scheduler.submit(self, effect, self.keep)
+                    self.keep = None
+                case Send(Feedback() as feedback):
+                    self.feedbacks.append(replace(feedback, verify_ms=0.0, queue_ms=0.0))
+                    self.text = self.state.tokens
+                    self.epoch = self.state.epoch
+                    if len(self.text) < len(self.prompt) + self.most:
+                        self.send_window(feedback.seq + 1)
+
+
+class House:
+    """A scheduler, its target, and sessions."""
+
+    def __init__(self) -> None:
+        self.thread, self.target = Thread(), Recorded()
+        scheduler: Any = Scheduler
+        self.scheduler: Scheduler[ToyCache] = scheduler(
+            self.target, self.thread, Gauge(), self.deliver, self.failed
+        )
+        self.clients: list[Client] = []
+
+    def deliver(self, events: Any) -> None:
+        for client, event in events:
+            client.handle(event)
+
+    def failed(self, client: Any, error: Exception) -> None:
+        client.error = error
+
+    def add(self, prompt: tuple[int, ...], window: int = 4, temperature: float = 0.0) -> Client:
+        client = Client(self.scheduler, self.target, prompt, window, temperature)
+        self.clients.append(client)
+        return client
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(0, PAIR.vocab_size, length).tolist())
+
+
+COMPANY = st.lists(
+    st.tuples(st.integers(1, 90), st.integers(1, 30), st.sampled_from([0.0, 1.0])),
+    min_size=2, max_size=6,
+)  # fmt: skip
+
+
+@given(COMPANY)
+@settings(max_examples=30, deadline=None)
+def test_a_sessions_text_is_the_same_alone_and_in_company(
+    company: list[tuple[int, int, float]],
+) -> None:
+    together = House()
+    for seed, (length, window, temperature) in enumerate(company):
+        together.add(prompt(length, seed), window, temperature)
+        together.thread.turn()  # they come one after the other
+    together.thread.run()
+    for client in together.clients:
+        alone = House()
+        again = alone.add(client.prompt, client.window, client.temperature)
+        alone.thread.run()
+        assert client.text == again.text
+        assert client.feedbacks == again.feedbacks
+
+
+def test_every_session_with_work_is_in_every_pass() -> None:
+    house = House()
+    for seed in range(20):
+        house.add(prompt(9, seed), window=30)
+    house.thread.run()
+    windows = [rows for rows in house.target.passes if len(rows) == 20]
+    assert windows
+    assert all(min(rows) >= 1 for rows in windows)
+    assert max(map(sum, house.target.passes)) <= 20 + max(BUDGET, LARGEST_CHUNK)
+
+
+def test_what_is_over_is_shared_equally_by_those_who_want_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BUDGET", 20)
+    house = House()
+    for seed, window in enumerate((2, 30, 30)):
+        house.add((1 + seed,), window=window)
+    house.thread.run()
+    first = next(rows for rows in house.target.passes if len(rows) == 3)
+    assert sum(first) == 3 + 20
+    assert sorted(first)[0] <= 3  # the short window needs no more
+    assert abs(sorted(first)[1] - sorted(first)[2]) <= 1
+
+
+def test_a_long_prompt_leaves_room_for_the_others() -> None:
+    house = House()
+    chatting = house.add((1, 2), window=2)
+    house.thread.turn()
+    house.thread.turn()
+    long = house.add(prompt(1500, 3), window=2)
+    house.thread.run()
+    beside = [rows for rows in house.target.passes if len(rows) == 2]
+    assert beside
+    assert max(map(max, beside)) <= LARGEST_CHUNK
+    assert len(chatting.text) == len(chatting.prompt) + chatting.most or len(chatting.text) > 20
+    assert len(long.text) >= 1500 + long.most
+
+
+def test_a_failure_ends_the_session_it_belongs_to() -> None:
+    house, expected = House(), House()
+    for seed in range(3):
+        house.add(prompt(5, seed))
+        expected.add(prompt(5, seed))
+    house.thread.turn()
+    house.target.broken = house.clients[1].cache
+    house.thread.run()
+    expected.thread.run()
+    assert [client.error is None for client in house.clients] == [True, False, True]
+    for index in (0, 2):
+        assert house.clients[index].text == expected.clients[index].text
+
+
+def test_a_session_that_ends_drops_its_work_and_gives_its_cache_back() -> None:
+    house = House()
+    one, other = house.add(prompt(300, 1)), house.add(prompt(5, 2))
+    house.thread.turn()
+    house.scheduler.close(one)
+    house.thread.run()
+    assert house.target.closed == [one.cache]
+    assert not one.feedbacks
+    assert len(other.text) >= len(other.prompt) + other.most
+
+
+# --- costs ------------------------------------------------------------------------------------
+
+
+def test_a_chunk_keeps_a_pass_to_twice_its_time() -> None:
+    costs = PassCosts()
+    for rows in (1, 4, 16, 40):
+        costs.add(rows, 60.0 + 2.0 * rows)
+    for others in (1, 8, 30):
+        chunk = costs.chunk(others)
+        assert 60 + 2 * (others + chunk) <= 2 * (60 + 2 * others) + 2
+        assert chunk == 30 + others
+    assert costs.chunk(0) == LARGEST_CHUNK  # 600: reading weights is the most of it
+
+
+def test_a_chunk_stays_in_its_bounds_and_needs_no_measurements() -> None:
+    costs = PassCosts()
+    assert costs.chunk(0) == FIRST_CHUNK
+    assert costs.chunk(3) == SMALLEST_CHUNK
+    for _ in range(9):
+        costs.add(4, 10.0)  # always the same: nothing to fit
+    assert costs.chunk(3) == SMALLEST_CHUNK
+    for rows in (1, 2, 50):
+        costs.add(rows, 5.0 * rows)  # no fixed cost
+    assert costs.chunk(2) == SMALLEST_CHUNK
+
+
+def test_old_measurements_fade() -> None:
+    costs = PassCosts()
+    for _ in range(50):
+        for rows in (1, 9):
+            costs.add(rows, 10.0 * rows)
+    for _ in range(300):
+        for rows in (1, 9):
+            costs.add(rows, 90.0 + rows)
+    assert costs.chunk(9) > 60

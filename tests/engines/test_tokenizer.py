@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from bus.errors import RequestError
+from engines.tokenizer import (
+    Detokenizer,
+    decode,
+    encode_prompt,
+    eos_token_ids,
+    num_real_tokens,
+    tokenizer_digest,
+)
+from tests.engines.tiny import byte_fallback_tokenizer, byte_level_tokenizer, tiny_llama
+
+TOKENIZERS = [byte_level_tokenizer(), byte_fallback_tokenizer()]
+
+
+# --- digest -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_the_digest_survives_saving_and_ignores_name_and_chat_template(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    copy = AutoTokenizer.from_pretrained(tmp_path)
+    copy.name_or_path = "somebody/else"
+    copy.chat_template = "{{ messages }}"
+    assert tokenizer_digest(copy) == tokenizer_digest(tokenizer)
+
+
+def test_tokenizers_that_disagree_about_an_id_have_different_digests() -> None:
+    digests = {tokenizer_digest(tokenizer) for tokenizer in TOKENIZERS}
+    digests.add(tokenizer_digest(byte_level_tokenizer(vocab_size=280)))
+    for added in ("<tool>", "<call>"):
+        extended = byte_level_tokenizer()
+        extended.add_tokens([AddedToken(added)])
+        digests.add(tokenizer_digest(extended))
+    assert len(digests) == 5
+
+
+def test_real_tokens_end_where_the_tokenizer_ends_or_the_model_does() -> None:
+    tokenizer = byte_level_tokenizer()
+    assert num_real_tokens(tokenizer, num_rows=320) == len(tokenizer)
+    assert num_real_tokens(tokenizer, num_rows=200) == 200
+
+
+def test_every_kind_of_end_token_counts() -> None:
+    tokenizer = byte_level_tokenizer()
+    model = tiny_llama(len(tokenizer))
+    model.generation_config.eos_token_id = [5, 7]
+    assert eos_token_ids(model.generation_config, model.config, tokenizer) == {1, 5, 7}
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def test_a_prompt_goes_through_the_chat_template_unless_raw() -> None:
+    tokenizer = byte_level_tokenizer()
+    chat = encode_prompt(tokenizer, "the cat", raw=False)
+    assert tokenizer.decode(chat) == "<|start|>user\nthe cat<|end|><|start|>assistant\n"
+    assert tokenizer.decode(encode_prompt(tokenizer, "the cat", raw=True)) == "the cat"
+
+
+def test_a_model_without_a_chat_template_says_to_send_raw_text() -> None:
+    with pytest.raises(RequestError, match="no chat template; send the prompt as raw text"):
+        encode_prompt(byte_fallback_tokenizer(), "the cat", raw=False)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize(("text", "complaint"), [("", "empty"), ("a\ud800b", "not valid UTF-8")])
+def test_bad_text_is_refused(raw: bool, text: str, complaint: str) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        encode_prompt(byte_level_tokenizer(), text, raw)
+
+
+def test_a_template_that_refuses_the_prompt_is_an_error_of_the_request() -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no user turns here') }}"
+    with pytest.raises(RequestError, match="no user turns here"):
+        encode_prompt(tokenizer, "the cat", raw=False)
+
+
+# --- detokenizer ------------------------------------------------------------------------------
+
+
+def pieces_of(tokenizer: Any, tokens: list[int]) -> tuple[list[str], str]:
+    detokenizer = Detokenizer(tokenizer)
+    return [detokenizer.push(token) for token in tokens], detokenizer.flush()
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_pieces_join_to_the_text_of_all_tokens(tokenizer: Any, data: st.DataObject) -> None:
+    """Any tokens, special ones and broken UTF-8 included."""
+    ids = st.integers(0, len(tokenizer) - 1)
+    tokens = data.draw(st.lists(ids, max_size=30))
+    pieces, rest = pieces_of(tokenizer, tokens)
+    assert "".join(pieces) + rest == decode(tokenizer, tokens)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=12))
+def test_no_piece_holds_half_a_character(tokenizer: Any, text: str) -> None:
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    pieces, rest = pieces_of(tokenizer, tokens)
+    assert "\ufffd" not in "".join(pieces)
+    assert "".join(pieces) + rest == decode(tokenizer, tokens)
+
+
+def test_an_emoji_appears_with_its_last_byte_and_words_at_once() -> None:
+    tokenizer = byte_level_tokenizer(vocab_size=258)  # bytes only
+    pieces, rest = pieces_of(tokenizer, tokenizer.encode("a🦜b"))
+    assert (pieces, rest) == (["a", "", "", "", "🦜", "b"], "")
+
+
+def test_an_answer_that_ends_inside_a_character_ends_in_a_replacement() -> None:
+    tokenizer = byte_level_tokenizer(vocab_size=258)
+    pieces, rest = pieces_of(tokenizer, tokenizer.encode("a🦜")[:3])
+    assert (pieces, rest) == (["a", "", ""], "\ufffd")
+
+
+def test_a_special_token_does_not_end_a_run_of_byte_tokens() -> None:
+    """Decoded as a whole, the run is broken UTF-8, though a part of it alone would be a letter."""
+    tokenizer = byte_fallback_tokenizer()
+    half, rest = (tokenizer.convert_tokens_to_ids(token) for token in ("<0xC2>", "<0x80>"))
+    tokens = [half, rest, tokenizer.bos_token_id, rest, tokenizer.convert_tokens_to_ids("▁the")]
+    pieces, flushed = pieces_of(tokenizer, tokens)
+    assert pieces == ["", "", "", "", "\ufffd\ufffd\ufffd the"]
+    assert flushed == ""
