@@ -39,6 +39,33 @@ def overhead(
     run_overhead(prompts, max_new_tokens, repeats, options.checked_dtype(dtype), json)
 
 
+@app.command()
+def sessions(
+    sessions: Annotated[int, typer.Option(min=2, help="Sessions at once.")] = 8,
+    window: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of a window; may be given several times. 1 and 4."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each window.")] = 3,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Another checkout, whose worker takes turns with ours.",
+        ),
+    ] = None,
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """Many sessions on one cloud worker: tokens a second, gaps, and whose text is whose."""
+    from bench.sessions import run as run_sessions
+
+    checked = options.checked_dtype(dtype)
+    run_sessions(sessions, window or [1, 4], max_new_tokens, rounds, checked, against, json)
+
+
 @app.command("data")
 def bench_data(
     out: Annotated[Path, typer.Argument(help="Directory of the files, for --data.")],

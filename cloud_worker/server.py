@@ -171,6 +171,8 @@ class CloudWorker:
             offered = ", ".join(methods.names())
             detail = f"method {message.method!r} is not known here; known: {offered}"
             fault = Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        if fault is None and method is not None:
+            fault = self._incapable(message, method)
         if fault is None and known is None and not self._make_room():
             detail = "leaving" if self._leaving else f"{len(self._sessions)} sessions are open"
             fault = Fault(message.session, FaultCode.OVERLOADED, detail)
@@ -186,6 +188,20 @@ class CloudWorker:
             )
             self._sessions[message.session] = session
             session.begin(message, method, self._name, self._limits)
+
+    def _incapable(self, message: OpenSession, method: methods.Method) -> Fault | None:
+        """Why the target cannot serve the method, or None."""
+        capabilities = self._model.capabilities
+        missing = method.missing(capabilities)
+        if message.temperature > 0 and not capabilities.full_rows:
+            missing.append("full_rows")
+        if not missing:
+            return None
+        detail = (
+            f"method {method.name!r} needs {' and '.join(missing)} of its target, which "
+            f"{self._model.name} has not; choose another method or target"
+        )
+        return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
 
     def _make_room(self) -> bool:
         """Whether one more session fits, after dropping the longest idle one if need be."""

@@ -10,7 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from bus.arrays import Float16Array, Float64Array, Int32Array
-from decoding.engine import TargetRow
+from decoding.engine import Capabilities, TargetRow
 from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
 
@@ -145,6 +145,7 @@ class Method:
         summary: one line for help texts.
         threshold: given with the name, in nats: that of a fixed control, the base of credit's;
             None leaves it to settings.
+        needs: names of `decoding.engine.Capabilities` without which it cannot run.
     """
 
     name: str
@@ -153,6 +154,11 @@ class Method:
     pace: Pace
     control: Control
     threshold: float | None = None
+    needs: tuple[str, ...] = ()
+
+    def missing(self, capabilities: Capabilities) -> list[str]:
+        """What it needs and a target has not."""
+        return [name for name in self.needs if not getattr(capabilities, name)]
 
     @property
     def lossless(self) -> bool:
