@@ -2,8 +2,9 @@
 
 *Measured*: real cloud workers, each pinned to the last core, spoken to over ZeroMQ by a client on
 the first. The sessions' windows are drafted by nobody: they are the target's own answers, recorded
-before, so that all is accepted and the target is what limits. Two workers, of this checkout and of
-another, take turns, and only one is busy at a time.
+before, so that all is accepted and the target is what limits. No window awaits its feedback, so
+that a pass runs as many tokens as a window has. Two workers, of this checkout and of another, take
+turns, and only one is busy at a time.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class _Session:
             session=self.name, incarnation=1, epoch=self.epoch, seq=self.seq,
             start=len(self.prompt) + begin, tokens=pack_tokens(tokens), q_ids=ids.tobytes(),
             q_probs=np.ones(ids.shape, np.float16).tobytes(), threshold=0.0, control_version=0,
-            draft_ms=0.0, edge_ms=0.0, rework_ms=0.0, rtt_ms=0.0, awaits=True,
+            draft_ms=0.0, edge_ms=0.0, rework_ms=0.0, rtt_ms=0.0, awaits=False,
         )  # fmt: skip
 
     def take(self, feedback: Feedback) -> None:

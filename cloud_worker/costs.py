@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
-SMALLEST_CHUNK, LARGEST_CHUNK = 8, 256
+import numpy as np
+
+SMALLEST_CHUNK, LARGEST_CHUNK = 4, 256
 FIRST_CHUNK = 64
-"""Rows of a prompt in a pass, before anything is known."""
-_MEMORY = 0.98  # weight of a pass, against that of the one after it
-_WASTE = 0.05  # share of a pass that a prompt may spend on reading weights, where nobody waits
+"""Rows of a prompt in a pass where nobody else waits, before anything is known."""
+_SIZES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_NEW = 0.2  # weight of a measurement against those before it
+_WASTE = 1.05  # where nobody waits, a row may cost so many times what it costs in the best chunk
 
 
-@dataclass(slots=True)
 class PassCosts:
-    """Least squares of ms = fixed + each · rows, older passes weighing less."""
+    """Mean times by number of rows, in half octaves: passes of one size say nothing of others."""
 
-    weight: float = 0.0
-    rows: float = 0.0
-    ms: float = 0.0
-    rows_squared: float = 0.0
-    rows_ms: float = 0.0
+    def __init__(self) -> None:
+        self._means: dict[int, tuple[float, float]] = {}
 
     def add(self, num_rows: int, ms: float) -> None:
         """A pass was measured."""
-        self.weight = _MEMORY * self.weight + 1
-        self.rows = _MEMORY * self.rows + num_rows
-        self.ms = _MEMORY * self.ms + ms
-        self.rows_squared = _MEMORY * self.rows_squared + num_rows**2
-        self.rows_ms = _MEMORY * self.rows_ms + num_rows * ms
+        key = round(2 * math.log2(num_rows))
+        rows, mean_ms = self._means.get(key, (float(num_rows), ms))
+        self._means[key] = (rows + _NEW * (num_rows - rows), mean_ms + _NEW * (ms - mean_ms))
+
+    def estimate(self, num_rows: int) -> float:
+        """Milliseconds of a pass: between measured sizes linear, beyond them in proportion."""
+        rows, ms = zip(*sorted(self._means.values()), strict=True)
+        rising = np.maximum.accumulate(ms)
+        if num_rows > rows[-1]:
+            return float(rising[-1]) * num_rows / rows[-1]
+        return float(np.interp(num_rows, np.array(rows), rising))
 
     def chunk(self, num_others: int) -> int:
         """Rows of prompts for a pass beside `num_others` rows of windows.
 
-        The pass then lasts at most about twice what it would last without them. Without others it
-        is as long as makes reading the weights a small share of it.
+        The pass then lasts at most about twice what it would last without them. Without others, it
+        is the shortest chunk of which a row costs about what it costs in the best. Sizes are tried
+        up to twice the largest measured.
         """
-        spread = self.weight * self.rows_squared - self.rows**2
-        if spread <= 1e-9 * self.weight * self.rows_squared:
-            return FIRST_CHUNK if num_others == 0 else SMALLEST_CHUNK
-        each = max((self.weight * self.rows_ms - self.rows * self.ms) / spread, 1e-9)
-        fixed = max((self.ms - each * self.rows) / self.weight, 0.0)
-        most = fixed / each + num_others if num_others else fixed / each / _WASTE
-        return round(min(max(most, SMALLEST_CHUNK), LARGEST_CHUNK))
+        if not self._means:
+            return SMALLEST_CHUNK if num_others else FIRST_CHUNK
+        known = 2 * max(rows for rows, _ in self._means.values())
+        able = [size for size in _SIZES if num_others + size <= known]
+        if num_others:
+            limit_ms = 2 * self.estimate(num_others)
+            able = [size for size in able if self.estimate(num_others + size) <= limit_ms]
+            return max(able, default=SMALLEST_CHUNK)
+        costs = {size: self.estimate(size) / size for size in able}
+        best = min(costs.values(), default=0.0)
+        return min((s for s in able if costs[s] <= _WASTE * best), default=SMALLEST_CHUNK)

@@ -251,35 +251,51 @@ def test_a_session_that_ends_drops_its_work_and_gives_its_cache_back() -> None:
 # --- costs ------------------------------------------------------------------------------------
 
 
-def test_a_chunk_keeps_a_pass_to_twice_its_time() -> None:
+def measured(fixed_ms: float, each_ms: float, *sizes: int) -> PassCosts:
     costs = PassCosts()
-    for rows in (1, 4, 16, 40):
-        costs.add(rows, 60.0 + 2.0 * rows)
-    for others in (1, 8, 30):
-        chunk = costs.chunk(others)
-        assert 60 + 2 * (others + chunk) <= 2 * (60 + 2 * others) + 2
-        assert chunk == 30 + others
-    assert costs.chunk(0) == LARGEST_CHUNK  # 600: reading weights is the most of it
+    for rows in sizes:
+        costs.add(rows, fixed_ms + each_ms * rows)
+    return costs
 
 
-def test_a_chunk_stays_in_its_bounds_and_needs_no_measurements() -> None:
-    costs = PassCosts()
-    assert costs.chunk(0) == FIRST_CHUNK
-    assert costs.chunk(3) == SMALLEST_CHUNK
-    for _ in range(9):
-        costs.add(4, 10.0)  # always the same: nothing to fit
-    assert costs.chunk(3) == SMALLEST_CHUNK
-    for rows in (1, 2, 50):
-        costs.add(rows, 5.0 * rows)  # no fixed cost
-    assert costs.chunk(2) == SMALLEST_CHUNK
+@pytest.mark.parametrize("others", [1, 4, 8, 30])
+def test_a_chunk_keeps_a_pass_to_twice_its_time(others: int) -> None:
+    costs = measured(60.0, 2.0, 1, 2, 4, 8, 16, 40, 80)
+    chunk = costs.chunk(others)
+    assert 60 + 2 * (others + chunk) <= 2 * (60 + 2 * others)
+    following = next(size for size in (6, 8, 12, 16, 24, 32, 48, 64, 96) if size > chunk)
+    assert 60 + 2 * (others + following) > 2 * (60 + 2 * others)
+
+
+def test_where_nobody_waits_a_chunk_is_as_long_as_makes_rows_cheap() -> None:
+    sizes = (1, 4, 16, 64, 128, 256)
+    assert measured(600.0, 2.0, *sizes).chunk(0) == LARGEST_CHUNK  # weights are most of it
+    assert measured(10.0, 2.0, *sizes).chunk(0) == 96  # 2.10 a row; 2.04 in the largest
+    assert measured(0.0, 2.0, *sizes).chunk(0) == SMALLEST_CHUNK
+
+
+def test_sizes_are_tried_up_to_twice_the_largest_known() -> None:
+    assert PassCosts().chunk(0) == FIRST_CHUNK
+    assert PassCosts().chunk(3) == SMALLEST_CHUNK
+    costs = measured(100.0, 0.0, 8)
+    assert costs.chunk(4) == 12  # 16 rows in all
+    costs.add(16, 100.0)
+    assert costs.chunk(4) == 24
+
+
+def test_passes_of_one_size_say_nothing_of_others() -> None:
+    """A line through them would have any slope; noise must not make chunks large."""
+    costs = measured(7.0, 2.4, 1, 64)
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        costs.add(8, 26.0 + rng.normal())
+    assert costs.chunk(8) <= 12
 
 
 def test_old_measurements_fade() -> None:
-    costs = PassCosts()
-    for _ in range(50):
-        for rows in (1, 9):
-            costs.add(rows, 10.0 * rows)
-    for _ in range(300):
-        for rows in (1, 9):
+    costs = measured(0.0, 10.0, 1, 9, 18, 36)
+    assert costs.chunk(9) == 8
+    for _ in range(30):
+        for rows in (1, 9, 18, 36):
             costs.add(rows, 90.0 + rows)
-    assert costs.chunk(9) > 60
+    assert costs.chunk(9) >= 32
