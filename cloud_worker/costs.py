@@ -28,11 +28,11 @@ class PassCosts:
 
     def estimate(self, num_rows: int) -> float:
         """Milliseconds of a pass: between measured sizes linear, beyond them in proportion."""
-        rows, ms = zip(*sorted(self._means.values()), strict=True)
+        rows, ms = np.array(sorted(self._means.values())).T
         rising = np.maximum.accumulate(ms)
         if num_rows > rows[-1]:
-            return float(rising[-1]) * num_rows / rows[-1]
-        return float(np.interp(num_rows, np.array(rows), rising))
+            return float(rising[-1] * num_rows / rows[-1])
+        return float(np.interp(num_rows, rows, rising))
 
     def chunk(self, num_others: int) -> int:
         """Rows of prompts for a pass beside `num_others` rows of windows.
