@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.client import Client
-from bus.errors import RequestFailedError
-from bus.requests import session_id
+from bus.protocol.errors import RequestFailedError
+from bus.protocol.requests import session_id
 from bus.store import Usage
 from bus.store.entries import FinishReason
 

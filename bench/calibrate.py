@@ -26,8 +26,8 @@ from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bench.telemetry import newest_entry, told_of
 from bus.client import Client
-from bus.errors import ConfigurationError, RequestFailedError
-from bus.requests import session_id
+from bus.protocol.errors import ConfigurationError, RequestFailedError
+from bus.protocol.requests import session_id
 from bus.settings import BusSettings
 from bus.store import FinishReason, ReportEntry, Store, WindowEntry, WorkerRecord
 from controller.calibration.curves import gains_of_following

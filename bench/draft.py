@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench.cores import one_core
 from bench.passes import CONTEXT, GREEDY
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from edge_worker.distill.answers import answer
 from edge_worker.distill.evaluation import Quality, evaluate
 from edge_worker.distill.prompts import read_prompts

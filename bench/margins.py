@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.acceptance import accepts_exactly
 from decoding.engine import Drafter, Want
 from decoding.sampling import SamplingParams, from_wire, warp

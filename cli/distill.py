@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from edge_worker.distill.evaluation import Quality
 from edge_worker.distill.run import DistillSettings, Result
 from edge_worker.distill.run import distill as run_distill

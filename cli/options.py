@@ -1,6 +1,7 @@
 """Options that several commands share: how to sample, which models, where Redis is.
 
-Ranges are checked where every request is checked, in `bus.requests`; here only the types are.
+Ranges are checked where every request is checked, in `bus.protocol.requests`; here only the types
+are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from bus.errors import ConfigurationError, RequestError
-from bus.requests import GenerationRequest, new_request
+from bus.protocol.errors import ConfigurationError, RequestError
+from bus.protocol.requests import GenerationRequest, new_request
 from decoding import methods
 from engines.kinds import DrafterKind
 

@@ -10,9 +10,9 @@ import msgspec
 import typer
 
 from bus.client import Chunk, Client
-from bus.errors import RequestFailedError, RequestTimeoutError
-from bus.messages import FinishReason
-from bus.requests import GenerationRequest
+from bus.protocol.errors import RequestFailedError, RequestTimeoutError
+from bus.protocol.messages import FinishReason
+from bus.protocol.requests import GenerationRequest
 from bus.settings import BusSettings
 from bus.store import End, Role, Store
 from cli.group import say

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.sampling import SamplingParams, draw_dense, warp_dense
 from decoding.uniforms import Purpose, uniform
 from engines.torch.cache import KVCache

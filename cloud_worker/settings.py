@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from bus.errors import ConfigurationError
-from bus.worker import WorkerSettings
+from bus.protocol.errors import ConfigurationError
+from bus.runtime.worker import WorkerSettings
 from engines.catalog.registry import chosen_models
 from engines.padding import LeastTimes
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from bus.worker import WorkerSettings
+from bus.runtime.worker import WorkerSettings
 
 DEFAULT, UNCALIBRATED = "default", "none"
 

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
-from bus.errors import ConfigurationError, RemoteError, StoreUnavailableError
+from bus.protocol.errors import ConfigurationError, RemoteError, StoreUnavailableError
 from bus.settings import BusSettings
 from bus.store import End, Keys, TimelineEntry, WindowEntry
 from bus.store.entries import TokensEntry, parse_result_entry, text_fields

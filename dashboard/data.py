@@ -24,8 +24,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 
-from bus.errors import ConfigurationError, StoreUnavailableError
-from bus.requests import session_id
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.requests import session_id
 from bus.settings import BusSettings
 from bus.store import Keys, SessionRecord, session_from_fields
 from bus.store.keys import GROUP

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bus.requests import GenerationRequest
+from bus.protocol.requests import GenerationRequest
 from bus.store import SessionRecord
 from dashboard.telemetry import Progress, credit_of, entry_time_s
 from decoding import methods

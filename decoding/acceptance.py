@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.sampling import SparseDistribution, draw_dense
 
 

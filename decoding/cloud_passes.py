@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 from msgspec.structs import replace
 
-from bus.arrays import Float64Array, Int32Array
-from bus.messages import Fault, FaultCode, Feedback, Outcome
+from bus.protocol.arrays import Float64Array, Int32Array
+from bus.protocol.messages import Fault, FaultCode, Feedback, Outcome
 from decoding.cloud_events import (
     Crop,
     Effect,

@@ -6,7 +6,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from bus.messages import Fault, FaultCode, Feedback
+from bus.protocol.messages import Fault, FaultCode, Feedback
 from decoding.cloud_events import Effect
 from decoding.methods import Method
 from decoding.sampling import SamplingParams

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from bus.messages import WindowReport
+from bus.protocol.messages import WindowReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
 
-from bus.messages import WindowReport
+from bus.protocol.messages import WindowReport
 from decoding.control import ControlState
 
 NEUTRAL_RATE = 0.806

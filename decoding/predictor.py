@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.credit import Advice
 
 NUM_LAYERS = 5

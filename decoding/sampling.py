@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bus.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 
 _ONE = np.ones(1)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from msgspec import Struct
 
-from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
+from bus.protocol.messages import DraftWindow, Feedback, Outcome, WindowReport
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.engine import TargetRow
 from decoding.methods.base import AcceptanceRule, Proposal

@@ -16,8 +16,8 @@ from typing import Self
 import msgspec
 from torch import Tensor
 
-from bus.arrays import Float16Array, Int32Array
-from bus.errors import ConfigurationError, RequestError
+from bus.protocol.arrays import Float16Array, Int32Array
+from bus.protocol.errors import ConfigurationError, RequestError
 from decoding.sampling import SamplingParams
 from decoding.uniforms import Purpose, uniform
 from engines.row import certain

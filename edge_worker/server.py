@@ -13,13 +13,20 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import AnyMessage
-from bus.errors import E2SCIError, RequestError, StoreUnavailableError
-from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
-from bus.requests import GenerationRequest, session_id
-from bus.sockets import Sockets
+from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import E2SCIError, RequestError, StoreUnavailableError
+from bus.protocol.messages import (
+    ControlUpdate,
+    Fault,
+    Feedback,
+    FinishReason,
+    Message,
+    SessionReady,
+)
+from bus.protocol.requests import GenerationRequest, session_id
+from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
 from bus.store import Claim, Store, WorkerRecord
-from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
+from bus.transport.sockets import Sockets
 from decoding import edge, methods
 from decoding.edge_events import (
     ControlArrived,

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from bus.messages import MAX_SPARSE
-from bus.worker import WorkerSettings
+from bus.protocol.messages import MAX_SPARSE
+from bus.runtime.worker import WorkerSettings
 from decoding.edge_state import CONTROL_TTL_MS
 from engines.catalog.registry import chosen_models
 from engines.kinds import DrafterKind

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.messages import (
+from bus.protocol.messages import (
     DraftWindow,
     Fault,
     Feedback,

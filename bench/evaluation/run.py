@@ -22,7 +22,7 @@ from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bench.sandbox import Sandbox
 from bench.tasks import prompt_of
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from dashboard.evidence import SUMMARY
 from edge_worker.oracle import RecordedAnswer
 

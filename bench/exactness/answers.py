@@ -14,7 +14,7 @@ import msgspec
 from bench.answers import read_answer
 from bench.exactness.design import Cell, Installation
 from bus.client import Client
-from bus.errors import LocalError
+from bus.protocol.errors import LocalError
 from bus.settings import BusSettings
 from bus.store import Store
 from cloud_worker.reference import generate_alone

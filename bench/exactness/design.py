@@ -15,7 +15,7 @@ from typing import Any
 
 from covertable import make
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from decoding import methods
 from decoding.methods.base import Control
 from decoding.methods.paces import Lockstep

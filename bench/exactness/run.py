@@ -25,7 +25,7 @@ from bench.exactness.design import Cell, Factors, design
 from bench.exactness.evidence import ModelEvidence
 from bench.exactness.judge import Allowance, CellVerdict, Difference, allowance_of, judge
 from bench.progress import counting_bar
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 _TABLE_WIDTH = 110
 

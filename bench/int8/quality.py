@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bench.int8.answers import Answer
 from bench.int8.reference import Reference, float_draft, float_model
-from bus.arrays import Float64Array, Int32Array
-from bus.errors import ConfigurationError
+from bus.protocol.arrays import Float64Array, Int32Array
+from bus.protocol.errors import ConfigurationError
 from engines.catalog.registry import Specs
 from engines.torch.cache import KVCache
 from engines.torch.draft import DraftNetwork, WholeDraft, load_draft

@@ -18,7 +18,7 @@ import msgspec
 from bench.link.profiles import PROFILES, find_link
 from bench.link.relay import Address, Relay
 from bench.link.streams import new_event_loop
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from launch.links import READY
 
 

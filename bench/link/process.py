@@ -8,7 +8,7 @@ from typing import Self
 import msgspec
 
 from bench.link.accuracy import LinkReport
-from bus.errors import LocalError
+from bus.protocol.errors import LocalError
 from launch.links import READY
 from launch.python import module_command, module_env
 from launch.supervisor import ProcessSpec, ProcessTree

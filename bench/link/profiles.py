@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 __all__ = ["PROFILES", "Conditions", "Profile", "Trace", "find_link", "parse_trace"]
 

@@ -21,7 +21,7 @@ from bench.link.ends import End, stamp_arrivals
 from bench.link.profiles import Trace
 from bench.link.schedule import Lane
 from bench.link.streams import Direction, Stream
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 __all__ = ["Address", "Relay"]
 

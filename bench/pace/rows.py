@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from bench.lines import append_rows
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
 
 ALONE = "target alone"

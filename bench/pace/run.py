@@ -33,7 +33,7 @@ from bench.pace.summary import Cell, as_table, summarise
 from bench.paced import Device
 from bench.progress import counting_bar
 from bench.prompts import PROMPTS
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from edge_worker.oracle import write_answers
 
 ROWS, STACKS, TIMELINES, ANSWERS = (

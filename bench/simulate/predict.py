@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bench.simulate.device import Device
 from bench.simulate.pair import Outcome, SimulatedSession
 from bench.windows import WINDOWS
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from decoding import methods
 from edge_worker.memory import PathMemory
 

@@ -32,7 +32,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from bus.errors import ConfigurationError, LocalError, StoreUnavailableError
+from bus.protocol.errors import ConfigurationError, LocalError, StoreUnavailableError
 from bus.settings import BusSettings
 
 __all__ = ["MAX_BLOCK_MS", "CommandRefusedError", "Connection"]

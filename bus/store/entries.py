@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from bus.errors import RemoteError
-from bus.messages import FinishReason
+from bus.protocol.errors import RemoteError
+from bus.protocol.messages import FinishReason
 
 __all__ = [
     "End",

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
-from bus.errors import (
+from bus.protocol.errors import (
     LocalError,
     OwnershipLostError,
     RequestFailedError,

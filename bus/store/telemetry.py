@@ -56,7 +56,7 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
-    """One window and its feedback. `outcome` is a `bus.messages.Outcome` value."""
+    """One window and its feedback. `outcome` is a `bus.protocol.messages.Outcome` value."""
 
     epoch: int
     seq: int
@@ -97,8 +97,8 @@ class DraftSpan(msgspec.Struct, frozen=True, array_like=True, tag="draft"):
 class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
     """A window was in flight, from its first sending to its verdict.
 
-    `outcome` is a `bus.messages.Outcome` value, or `dropped` where an earlier window's rejection
-    made it void. `pass_tokens` is above 0 where a target pass began with it.
+    `outcome` is a `bus.protocol.messages.Outcome` value, or `dropped` where an earlier window's
+    rejection made it void. `pass_tokens` is above 0 where a target pass began with it.
     """
 
     at_ms: float
@@ -134,8 +134,8 @@ class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):
 
 
 class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
-    """What the controller was told about a window (`bus.messages.WindowReport`), and what it
-    thought of the session before: r̂ and Δr̂. It does not know the request, which stays empty.
+    """What the controller was told about a window (`bus.protocol.messages.WindowReport`), and what
+    it thought of the session before: r̂ and Δr̂. It does not know the request, which stays empty.
     """
 
     epoch: int

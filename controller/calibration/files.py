@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from controller.calibration.table import Table
 from decoding.credit import REFERENCE_WINDOW, CreditLaw, interpolated_neutral
 from decoding.predictor import NUM_LAYERS, Layers, NeuralPredictor

@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 
 class WindowRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +22,8 @@ class WindowRecord(msgspec.Struct, frozen=True, kw_only=True):
         num_committed: accepted tokens and the one behind them.
         expected_accepted: E[L_acc].
         draft_ms, verify_ms, queue_ms: of this window. rtt_ms: its link, without the last two.
-        num_scored, log_likelihood, num_greedy, regret: quality, as `bus.messages.WindowReport`.
+        num_scored, log_likelihood, num_greedy, regret: quality, as
+        `bus.protocol.messages.WindowReport`.
         energy_j: of both models for this window; None where nobody has said.
     """
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from controller.calibration.curves import Curve
 from controller.calibration.records import WindowRecord
 from controller.calibration.table import LOSS_NATS, Table

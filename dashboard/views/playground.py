@@ -10,8 +10,8 @@ from typing import TypeVar
 import streamlit as st
 
 from bus.client import Client
-from bus.errors import E2SCIError
-from bus.messages import FinishReason
+from bus.protocol.errors import E2SCIError
+from bus.protocol.messages import FinishReason
 from dashboard.answers import Answer
 from dashboard.charts import method_label
 from dashboard.coloured import LEGEND, as_html

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import streamlit as st
 
-from bus.errors import E2SCIError
+from bus.protocol.errors import E2SCIError
 from bus.store import InUse, Store, Tuning
 from dashboard.glossary import TERMS
 from dashboard.settings import DashboardSettings

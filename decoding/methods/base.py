@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from bus.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from decoding.engine import Capabilities, TargetRow
 from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp

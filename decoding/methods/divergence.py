@@ -10,7 +10,7 @@ and lenient. Divergences are of temperature-1 distributions at every temperature
 
 from __future__ import annotations
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.acceptance import jensen_shannon
 from decoding.engine import TargetRow
 from decoding.methods.base import Proposal

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bus.errors import ConfigurationError, ModelError
+from bus.protocol.errors import ConfigurationError, ModelError
 from edge_worker.distill.answers import Prompt
 from engines.tokenizer import decode, encode_prompt
 from engines.torch.loading import LoadedModel

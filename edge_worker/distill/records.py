@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 _SUFFIX = ".safetensors"
 

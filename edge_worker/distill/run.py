@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from edge_worker.distill.answers import Prompt, answer, read
 from edge_worker.distill.batches import collate
 from edge_worker.distill.evaluation import Quality, evaluate

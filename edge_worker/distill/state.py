@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from edge_worker.distill.evaluation import Quality
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from bus.errors import ConfigurationError, ModelError
+from bus.protocol.errors import ConfigurationError, ModelError
 from edge_worker.distill.batches import Batch
 from edge_worker.distill.records import save_atomically
 from engines.torch.draft import (

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from edge_worker.distill.batches import Batch, collate, plan_batches
 from edge_worker.distill.records import Record, save_atomically
 from edge_worker.distill.student import Student

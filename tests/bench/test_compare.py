@@ -15,7 +15,7 @@ from bench.pace.run import run
 from bench.simulate.compare import compare, draft_agreement
 from bench.simulate.device import Device
 from bench.simulate.pair import SimulatedSession
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
 from edge_worker.oracle import RecordedAnswer, is_wrong, write_answers

@@ -35,7 +35,7 @@ from bench.lines import append_rows, read_all
 from bench.paced import THIS_DEVICE, Device
 from bench.ranges import Interval
 from bench.turns import in_turn
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import Usage, WindowEntry
 from engines.padding import Tally
 

@@ -29,7 +29,7 @@ from bench.exactness.design import (
 from bench.exactness.judge import Allowance, CellVerdict, allowance_of, judge
 from bench.exactness.run import Verdict, closing_lines, own_prompts
 from bench.link.profiles import PROFILES
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from decoding import methods
 

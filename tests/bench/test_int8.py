@@ -23,7 +23,7 @@ from bench.int8.reference import Reference, float_draft, float_model
 from bench.int8.run import machine_name, pass_table, read_prompts
 from bench.passes import PASS_SIZES
 from bench.prompts import SETS
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from engines.catalog.registry import Specs
 from engines.torch.weights import MappedWeights

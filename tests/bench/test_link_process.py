@@ -12,7 +12,7 @@ import pytest
 from bench.link.__main__ import main
 from bench.link.accuracy import Lateness
 from bench.link.process import LinkProcess, read_report
-from bus.errors import ConfigurationError, LocalError
+from bus.protocol.errors import ConfigurationError, LocalError
 from launch.links import Links
 from tests.launch.kept import KeptLog
 

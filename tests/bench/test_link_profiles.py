@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.link.profiles import PROFILES, Conditions, Trace, find_link, parse_trace
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 S = 1_000_000_000
 TRACE = """

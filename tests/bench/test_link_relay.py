@@ -16,9 +16,9 @@ import zmq
 from bench.link import streams
 from bench.link.profiles import Conditions, Trace, find_link
 from bench.link.relay import Relay
-from bus.messages import CloseSession
+from bus.protocol.messages import CloseSession
 from bus.settings import BusSettings
-from bus.sockets import Inbox, Listener, Sockets
+from bus.transport.sockets import Inbox, Listener, Sockets
 from tests.arrivals import take
 
 HOST = "127.0.0.1"

@@ -19,7 +19,7 @@ from bench.pace.rows import (
 )
 from bench.pace.run import run
 from bench.pace.summary import Cell, Spread, as_table, summarise
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
 
 TIMELINE = TimelineEntry(

@@ -17,7 +17,7 @@ from bench.simulate.predict import (
     predict,
     random_answers,
 )
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
 from edge_worker.oracle import RecordedAnswer, is_wrong

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bus.errors import OwnershipLostError, QueueFullError, RequestError
-from bus.requests import new_request, seed_from_id
+from bus.protocol.errors import OwnershipLostError, QueueFullError, RequestError
+from bus.protocol.requests import new_request, seed_from_id
 from bus.settings import BusSettings
 from bus.store import Claim, End, FinishReason, Store, Usage
 from bus.store.keys import GROUP, Keys

@@ -15,12 +15,12 @@ import pytest
 import zmq
 import zmq.asyncio
 
-import bus.sockets
-from bus.codec import MAX_FRAME_BYTES, AnyMessage, encode
-from bus.errors import ConfigurationError, InsecureBindError, MessageTooLargeError
-from bus.messages import CloseSession, Fault, FaultCode, SessionReady
+import bus.transport.sockets
+from bus.protocol.codec import MAX_FRAME_BYTES, AnyMessage, encode
+from bus.protocol.errors import ConfigurationError, InsecureBindError, MessageTooLargeError
+from bus.protocol.messages import CloseSession, Fault, FaultCode, SessionReady
 from bus.settings import BusSettings
-from bus.sockets import (
+from bus.transport.sockets import (
     EVERYBODY,
     HIGH_WATER_MARK,
     Inbox,
@@ -244,7 +244,7 @@ async def test_garbage_is_counted_and_the_inbox_lives_on(sockets: Sockets) -> No
 async def test_a_flood_does_not_shut_out_the_event_loop(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bus.sockets, "_BURST", 2)
+    monkeypatch.setattr(bus.transport.sockets, "_BURST", 2)
     inbox = sockets.inbox(LOOPBACK)
     order: list[AnyMessage | None] = []
     outbox = sockets.outbox(inbox.endpoint)
@@ -339,7 +339,7 @@ async def test_a_peer_that_is_silent_for_longer_than_a_heartbeat_ends_nobody(
     make_sockets: MakeSockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With CURVE, libzmq reports such a peer as input although there is nothing to receive."""
-    monkeypatch.setattr(bus.sockets, "HEARTBEAT_MS", 50)
+    monkeypatch.setattr(bus.transport.sockets, "HEARTBEAT_MS", 50)
     pair = keys()
     inbox = make_sockets(**pair).inbox(LOOPBACK)
     outbox = make_sockets(**pair).outbox(inbox.endpoint)

@@ -13,9 +13,9 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from bus.arrays import pack_tokens
-from bus.codec import AnyMessage
-from bus.messages import (
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.codec import AnyMessage
+from bus.protocol.messages import (
     CloseSession,
     ControlUpdate,
     DraftWindow,
@@ -30,10 +30,10 @@ from bus.messages import (
     SessionReady,
     WindowReport,
 )
+from bus.runtime.worker import Lifecycle, new_record
 from bus.settings import BusSettings
-from bus.sockets import Sockets
 from bus.store import Store
-from bus.worker import Lifecycle, new_record
+from bus.transport.sockets import Sockets
 from cloud_worker import server
 from cloud_worker.costs import FIRST_CHUNK
 from cloud_worker.reference import generate_alone

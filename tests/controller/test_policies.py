@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bus.errors import ConfigurationError
-from bus.messages import Feedback, Outcome, WindowReport
+from bus.protocol.errors import ConfigurationError
+from bus.protocol.messages import Feedback, Outcome, WindowReport
 from bus.store import Role, WorkerRecord
 from controller.calibration.files import About, Calibration, load_calibration
 from controller.calibration.table import Price, Table

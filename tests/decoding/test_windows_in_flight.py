@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bus.messages import DraftWindow, OpenSession, Outcome
+from bus.protocol.messages import DraftWindow, OpenSession, Outcome
 from decoding import edge, methods
 from decoding.edge_events import Commit, Crop, Draft, FeedbackArrived, Send
 from decoding.methods.base import Flow, PaceView

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from decoding.sampling import SamplingParams
 from edge_worker.distill.records import load_shards
 from edge_worker.distill.run import DistillSettings, distill

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.sampling import from_wire
 from edge_worker.distill.answers import Prompt, answer, read

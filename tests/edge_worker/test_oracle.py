@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.errors import ConfigurationError, RequestError
+from bus.protocol.errors import ConfigurationError, RequestError
 from decoding.sampling import SamplingParams, from_wire
 from edge_worker.oracle import (
     OracleDraft,

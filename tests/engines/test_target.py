@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bus.arrays import Float64Array
-from bus.errors import LocalError
+from bus.protocol.arrays import Float64Array
+from bus.protocol.errors import LocalError
 from cloud_worker.reference import (
     generate_alone,
     replay_gaps,

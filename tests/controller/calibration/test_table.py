@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from controller.calibration.curves import Curve, gains_of_following
 from controller.calibration.records import (
     WindowRecord,

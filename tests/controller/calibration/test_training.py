@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from controller.calibration.files import About, Calibration, load_calibration
 from controller.calibration.table import LEAST_WINDOWS, Table, make_table, safe_thresholds
 from controller.calibration.training import train

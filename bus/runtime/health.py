@@ -1,4 +1,4 @@
-"""Health check of a worker in a container: `python -m bus.health` ends with 0 if it is well.
+"""Health check of a worker in a container: `python -m bus.runtime.health` exits with 0 or 1.
 
 A worker is well while its heartbeat in the registry is live: its event loop runs and it reaches
 Redis. The check runs beside the worker, with the same host name and environment, and so finds the
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from bus.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
+from bus.runtime.worker import WorkerSettings
 from bus.store import Role, Store
-from bus.worker import WorkerSettings
 
 __all__ = ["is_alive", "main"]
 

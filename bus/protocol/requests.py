@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from bus.errors import RequestError
+from bus.protocol.errors import RequestError
 
 __all__ = [
     "MAX_PROMPT_BYTES",

@@ -24,12 +24,12 @@ import msgspec
 import uvloop
 from pydantic import Field
 
-from bus.errors import ConfigurationError, E2SCIError, StoreUnavailableError
-from bus.logs import configure_logging
-from bus.messages import Message
+from bus.protocol.errors import ConfigurationError, E2SCIError, StoreUnavailableError
+from bus.protocol.messages import Message
+from bus.runtime.logs import configure_logging
 from bus.settings import BusSettings
-from bus.sockets import Listener, Outbox, Sockets
 from bus.store import HEARTBEAT_S, Role, Store, WorkerRecord
+from bus.transport.sockets import Listener, Outbox, Sockets
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import msgpack
 import msgspec
 
-from bus.errors import DecodeError, MessageTooLargeError
-from bus.messages import (
+from bus.protocol.errors import DecodeError, MessageTooLargeError
+from bus.protocol.messages import (
     PROTOCOL_VERSION,
     CloseSession,
     ControlUpdate,

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets that carry messages of `bus.messages`, and nothing else.
+"""ZeroMQ sockets that carry messages of `bus.protocol.messages`, and nothing else.
 
     Inbox      PULL, binds        cloud: windows · controller: reports
     Outbox     PUSH, connects     edge → cloud · cloud → controller
@@ -28,9 +28,9 @@ import zmq
 import zmq.asyncio
 import zmq.auth.asyncio
 
-from bus.codec import MAX_FRAME_BYTES, AnyMessage, decode, encode
-from bus.errors import ConfigurationError, DecodeError, InsecureBindError
-from bus.messages import Message
+from bus.protocol.codec import MAX_FRAME_BYTES, AnyMessage, decode, encode
+from bus.protocol.errors import ConfigurationError, DecodeError, InsecureBindError
+from bus.protocol.messages import Message
 from bus.settings import BusSettings
 
 log = logging.getLogger(__name__)
@@ -321,7 +321,7 @@ class Outbox(_Sender):
         """Queue `message`, or drop and count it; returns the size of its frame in bytes.
 
         Raises:
-            MessageTooLargeError: see `bus.codec.encode`.
+            MessageTooLargeError: see `bus.protocol.codec.encode`.
         """
         frame = encode(message)
         self._send([frame])

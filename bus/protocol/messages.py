@@ -1,8 +1,9 @@
 """The messages workers exchange, typed and validated.
 
 One frozen struct per message, encoded as one MessagePack array `[version, tag, field, …]` (see
-`bus.codec`). Positions are absolute: index 0 is the first prompt token. Arrays are little-endian
-bytes whose dtype and shape stand in the field's comment; `bus.arrays` packs and unpacks them.
+`bus.protocol.codec`). Positions are absolute: index 0 is the first prompt token. Arrays are
+little-endian bytes whose dtype and shape stand in the field's comment; `bus.protocol.arrays` packs
+and unpacks them.
 Durations are milliseconds, as float32 on the wire where `single_float` is set.
 
 This module knows what a message may contain. It does not know sockets, sessions or models.
@@ -17,7 +18,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from bus.arrays import (
+from bus.protocol.arrays import (
     PROB_DTYPE,
     TOKEN_DTYPE,
     Float16Array,
