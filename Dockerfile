@@ -51,6 +51,7 @@ COPY decoding decoding
 COPY edge_worker edge_worker
 COPY launch launch
 COPY engines engines
+COPY training training
 RUN pip install -q --no-deps .
 
 

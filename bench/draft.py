@@ -1,7 +1,7 @@
 """`e2sci bench draft`: how often drafts are right, what a step costs, and what they would earn.
 
 Agreement, overlap and divergence are teacher-forced on the target's own greedy answers
-(`edge_worker.distill.evaluation`). A step is timed on one core, the drafts in turns. Goodput is a
+(`training.distill.evaluation`). A step is timed on one core, the drafts in turns. Goodput is a
 prediction by PAPER.md's G = E[L_acc] / E[T_seg], for lockstep, where nothing overlaps:
 T_seg = W · step + round trip + verification.
 """
@@ -23,15 +23,15 @@ from rich.table import Table
 from bench.cores import one_core
 from bench.passes import CONTEXT, GREEDY
 from bus.protocol.errors import ConfigurationError
-from edge_worker.distill.answers import answer
-from edge_worker.distill.evaluation import Quality, evaluate
-from edge_worker.distill.prompts import read_prompts
-from edge_worker.distill.records import Record, load_shard, save_shard
-from edge_worker.distill.training import rows_of_tokens
 from engines.torch.cache import KVCache
 from engines.torch.draft import LoadedDraft, TrimmedDraft, WholeDraft, load_draft
 from engines.torch.drafter import DraftCache, ModelDrafter
 from engines.torch.loading import load_causal_lm
+from training.distill.answers import answer
+from training.distill.evaluation import Quality, evaluate
+from training.distill.prompts import read_prompts
+from training.distill.records import Record, load_shard, save_shard
+from training.distill.training import rows_of_tokens
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16)
 _GROUP = 32

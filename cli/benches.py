@@ -156,7 +156,7 @@ def _exactness_factors(
         RequestError: there is no such method.
     """
     from bench.exactness.design import Factors, checked_lossless
-    from bench.link.profiles import PROFILES
+    from launch.link.profiles import PROFILES
 
     if links == ["all"]:
         links = list(PROFILES)
@@ -249,7 +249,7 @@ def bench_link(
     json: options.Json = False,
 ) -> None:
     """How well an emulated link holds its delays here: its own error, and echoes through it."""
-    from bench.link.measure import run as run_link
+    from bench.link import run as run_link
 
     run_link(link, messages, size, json)
 

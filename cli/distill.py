@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from bus.protocol.errors import ConfigurationError
-from edge_worker.distill.evaluation import Quality
-from edge_worker.distill.run import DistillSettings, Result
-from edge_worker.distill.run import distill as run_distill
 from engines.torch.loading import load_causal_lm
+from training.distill.evaluation import Quality
+from training.distill.run import DistillSettings, Result
+from training.distill.run import distill as run_distill
 
 __all__ = ["distill", "parse_layers"]
 

@@ -135,7 +135,7 @@ def answers_alone(
 
 
 def _answer_alone(model: Any, request: GenerationRequest, stream: bool) -> Generated:
-    from cloud_worker.reference import generate_alone
+    from bench.reference import generate_alone
     from decoding.sampling import SamplingParams
     from edge_worker.text import AnswerText
     from engines.tokenizer import encode_prompt

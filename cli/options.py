@@ -279,7 +279,7 @@ def checked_link(link: str | None) -> str | None:
         ConfigurationError: there is no such link.
     """
     if link is not None:
-        from bench.link.profiles import find_link
+        from launch.link.profiles import find_link
 
         find_link(link)
     return link

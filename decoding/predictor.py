@@ -1,6 +1,6 @@
 """g_θ(r̂, Δr̂) = (ω, W): five feed-forward layers (PAPER.md §2), here without a training library.
 
-Trained by `controller.calibration`; asked after every window, so it is a few products of 16 × 16.
+Trained by `training.calibration`; asked after every window, so it is a few products of 16 × 16.
 """
 
 from __future__ import annotations

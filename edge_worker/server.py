@@ -39,7 +39,6 @@ from decoding.edge_events import (
 from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
 from edge_worker.memory import PathMemory
-from edge_worker.oracle import OracleDraft
 from edge_worker.peers import Peers
 from edge_worker.session import EdgeSession, SessionContext
 from edge_worker.settings import EdgeSettings
@@ -51,6 +50,7 @@ from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
 from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
+from engines.torch.oracle import OracleDraft
 from engines.torch.prefixes import PrefixCache
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from bench.sandbox import Sandbox
 from bench.tasks import prompt_of
 from bus.protocol.errors import ConfigurationError
 from dashboard.evidence import SUMMARY
-from edge_worker.oracle import RecordedAnswer
+from engines.torch.oracle import RecordedAnswer
 
 ROWS, WINDOWS, SWEEPS, PADDINGS, ANSWERS = (
     "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "paddings.jsonl", "answers.jsonl",

@@ -32,6 +32,7 @@ from bench.evaluation.plan import (
     needs_sweep,
 )
 from bench.evaluation.rows import Key, PaddingRow, Row, SweepRow, WindowRow
+from bench.reference import Quality, generate_alone, score
 from bench.tasks import RunProgram, mark, prompt_of
 from bench.telemetry import newest_entry, told_of
 from bench.turns import in_turn
@@ -39,7 +40,6 @@ from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.settings import BusSettings
 from bus.store import Store
-from cloud_worker.reference import Quality, generate_alone, score
 from decoding.sampling import SamplingParams
 from engines.energy import MODELLED
 from engines.tokenizer import decode, encode_prompt

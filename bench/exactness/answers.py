@@ -13,11 +13,11 @@ import msgspec
 
 from bench.answers import read_answer
 from bench.exactness.design import Cell, Installation
+from bench.reference import generate_alone
 from bus.client import Client
 from bus.protocol.errors import LocalError
 from bus.settings import BusSettings
 from bus.store import Store
-from cloud_worker.reference import generate_alone
 from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
 from engines.torch.target import TargetModel

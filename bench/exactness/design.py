@@ -41,7 +41,7 @@ class Installation:
     """Processes that are started once and answer several cells.
 
     Attributes:
-        link: in front of the cloud worker, see `bench.link.profiles`.
+        link: in front of the cloud worker, see `launch.link.profiles`.
         threads: CPU threads of each model worker.
     """
 

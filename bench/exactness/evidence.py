@@ -8,7 +8,7 @@ from typing import Any
 from bench.exactness.answers import SEED, Asked, Tokens
 from bench.exactness.design import Cell
 from bench.margins import decision_margin
-from cloud_worker.reference import replay_gaps, replay_shortfalls, replay_windows
+from bench.reference import replay_gaps, replay_shortfalls, replay_windows
 from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind, drafter_of

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from bench.cores import one_core
 from bench.pace.rows import ALONE, NO_DRAFT, Row
 from bench.paced import Device, paced
-from cloud_worker.reference import generate_alone
+from bench.reference import generate_alone
 from decoding.sampling import SamplingParams
-from edge_worker.oracle import RecordedAnswer
 from engines.padding import Padding
 from engines.tokenizer import encode_prompt
+from engines.torch.oracle import RecordedAnswer
 from engines.torch.target import TargetModel
 
 

@@ -34,7 +34,7 @@ from bench.paced import Device
 from bench.progress import counting_bar
 from bench.prompts import PROMPTS
 from bus.protocol.errors import ConfigurationError
-from edge_worker.oracle import write_answers
+from engines.torch.oracle import write_answers
 
 ROWS, STACKS, TIMELINES, ANSWERS = (
     "rows.jsonl", "stacks.jsonl", "timelines.jsonl", "answers.jsonl",

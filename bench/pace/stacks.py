@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from bench.answers import read_answer
 from bench.cores import pin, put_models_last
-from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import SWEEP_PROMPTS, Plan, Setting
 from bench.pace.rows import Row, StackRow, tokens_per_s
@@ -20,6 +19,7 @@ from bench.telemetry import read_telemetry
 from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.store import DraftSpan, TimelineEntry
+from launch.link.process import read_report
 from launch.stack import Stack, StackOptions
 
 _SWEEP = -1

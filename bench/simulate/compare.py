@@ -19,9 +19,9 @@ from bench.pace.run import ANSWERS, ROWS, STACKS, TIMELINES, load_plan
 from bench.pace.summary import Cell, summarise
 from bench.simulate.device import Device, fit_device
 from bench.simulate.predict import Answer, predict
-from edge_worker.oracle import RecordedAnswer, is_wrong, read_answers
 from engines.torch.cache import KVCache
 from engines.torch.draft import TrimmedDraft, WholeDraft, load_draft
+from engines.torch.oracle import RecordedAnswer, is_wrong, read_answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from bench.ranges import Interval
 from bench.splice.measure import Window, windows_of
 from bench.splice.prompts import spliced
 from bench.splice.replay import Replay, Stretch, replay
-from controller.calibration.files import load_calibration
+from controller.calibration import load_calibration
 from controller.policies import SHIPPED
 from decoding.credit import Advice, ConstantPredictor, CreditLaw, always_safe
 from engines.torch.drafter import ModelDrafter

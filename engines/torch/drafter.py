@@ -82,7 +82,7 @@ class ModelDrafter:
         """An empty cache for a new session.
 
         Args:
-            prompt: what it will begin with; read by `edge_worker.oracle` alone.
+            prompt: what it will begin with; read by `engines.torch.oracle` alone.
         """
         del prompt
         return DraftCache(Prefix(), sampling)

@@ -18,9 +18,9 @@ from bench.simulate.pair import SimulatedSession
 from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
-from edge_worker.oracle import RecordedAnswer, is_wrong, write_answers
 from engines.torch.cache import KVCache
 from engines.torch.draft import load_draft
+from engines.torch.oracle import RecordedAnswer, is_wrong, write_answers
 from tests.bench.test_pace import usage
 from tests.engines.tiny import save_tiny
 

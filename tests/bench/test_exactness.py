@@ -28,10 +28,10 @@ from bench.exactness.design import (
 )
 from bench.exactness.judge import Allowance, CellVerdict, allowance_of, judge
 from bench.exactness.run import Verdict, closing_lines, own_prompts
-from bench.link.profiles import PROFILES
 from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from decoding import methods
+from launch.link.profiles import PROFILES
 
 WITHOUT_WINDOW = {"e2sci-no-threshold", "sd:6"}
 

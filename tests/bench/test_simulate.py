@@ -20,7 +20,7 @@ from bench.simulate.predict import (
 from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
-from edge_worker.oracle import RecordedAnswer, is_wrong
+from engines.torch.oracle import RecordedAnswer, is_wrong
 
 DEVICE = Device(step_ms=10.0, pass_ms=100.0, pass_token_ms=5.0)
 RIGHT: Answer = (True,) * 60

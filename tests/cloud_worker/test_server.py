@@ -13,6 +13,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from bench.reference import generate_alone
 from bus.protocol.arrays import pack_tokens
 from bus.protocol.codec import AnyMessage
 from bus.protocol.messages import (
@@ -36,7 +37,6 @@ from bus.store import Store
 from bus.transport.sockets import Sockets
 from cloud_worker import server
 from cloud_worker.costs import FIRST_CHUNK
-from cloud_worker.reference import generate_alone
 from cloud_worker.server import CloudWorker
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
