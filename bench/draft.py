@@ -28,7 +28,7 @@ from engines.torch.draft import LoadedDraft, TrimmedDraft, WholeDraft, load_draf
 from engines.torch.drafter import DraftCache, ModelDrafter
 from engines.torch.loading import load_causal_lm
 from training.distill.answers import answer
-from training.distill.evaluation import Quality, evaluate
+from training.distill.evaluation import DraftQuality, evaluate
 from training.distill.prompts import read_prompts
 from training.distill.records import Record, load_shard, save_shard
 from training.distill.training import rows_of_tokens
@@ -61,7 +61,7 @@ class DraftFigures:
     head_size: int
     weight_bytes: int
     step_ms: float
-    quality: dict[str, Quality]
+    quality: dict[str, DraftQuality]
     window: int
     goodput: float
 
@@ -118,7 +118,7 @@ def read_records(
 
 def measure(
     draft: LoadedDraft, records: Sequence[Record], tick: Callable[[], None] = lambda: None
-) -> dict[str, Quality]:
+) -> dict[str, DraftQuality]:
     """Prompt set → quality of a draft of any kind on these answers."""
     network = draft.network
     assert isinstance(network, WholeDraft | TrimmedDraft)  # what `load_draft` gives
@@ -136,7 +136,7 @@ def measure(
 
 
 def assess(
-    spec: str, draft: LoadedDraft, quality: dict[str, Quality], step_ms: float, link: Link
+    spec: str, draft: LoadedDraft, quality: dict[str, DraftQuality], step_ms: float, link: Link
 ) -> DraftFigures:
     """Choose the window and predict what it earns."""
     accepted = quality["all"].accepted

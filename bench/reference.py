@@ -77,7 +77,7 @@ def replay_shortfalls(
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class AnswerQuality:
     """What the target thinks of an answer's tokens, each given those before it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Quality:
     regret: float
 
 
-def score(target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]) -> Quality:
+def score(target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]) -> AnswerQuality:
     """Judge an answer in one pass over it, on temperature-1 distributions.
 
     Args:
@@ -105,7 +105,7 @@ def score(target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]) -> 
     best = rows.max(axis=1)
     chosen = rows[np.arange(len(tokens)), list(tokens)]
     log_norm = best + np.log(np.exp(rows - best[:, None]).sum(axis=1))
-    return Quality(
+    return AnswerQuality(
         len(tokens), float((chosen - log_norm).sum()), int((chosen == best).sum()),
         float((best - chosen).sum()),
     )  # fmt: skip

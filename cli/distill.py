@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bus.protocol.errors import ConfigurationError
 from engines.torch.loading import load_causal_lm
-from training.distill.evaluation import Quality
+from training.distill.evaluation import DraftQuality
 from training.distill.run import DistillSettings, Result
 from training.distill.run import distill as run_distill
 
@@ -107,7 +107,7 @@ def _smooth(old: float, new: float) -> float:
     return new if not old else (1 - _SMOOTHING) * old + _SMOOTHING * new
 
 
-def _figures(quality: Quality) -> tuple[tuple[str, float], ...]:
+def _figures(quality: DraftQuality) -> tuple[tuple[str, float], ...]:
     return (
         ("agreement with the target's choice", quality.agreement),
         ("overlap 1 − TV", quality.overlap),

@@ -27,7 +27,7 @@ _MARGIN_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredAnswer:
     """What is known of an answer.
 
     Attributes:
@@ -75,7 +75,7 @@ class Answers:
         )  # fmt: skip
         return cls(client, Keys(settings.key_prefix), settings.redacted_redis_url)
 
-    def answer(self, request_id: str) -> Answer:
+    def answer(self, request_id: str) -> StoredAnswer:
         """As far as it is written.
 
         Raises:
@@ -94,9 +94,9 @@ class Answers:
                 pieces.append(entry)
             else:
                 end = entry.end
-        return Answer(request_id, tuple(pieces), end, (state or b"").decode())
+        return StoredAnswer(request_id, tuple(pieces), end, (state or b"").decode())
 
-    def trail(self, answer: Answer) -> Trail:
+    def trail(self, answer: StoredAnswer) -> Trail:
         """Its windows and timeline, as far as telemetry has not been trimmed.
 
         Raises:
@@ -144,4 +144,4 @@ class Answers:
             ) from error
 
 
-__all__ = ["Answer", "Answers", "RemoteError", "Trail"]
+__all__ = ["Answers", "RemoteError", "StoredAnswer", "Trail"]

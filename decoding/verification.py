@@ -122,7 +122,7 @@ LEAST_PROBABILITY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class WindowQuality:
     """Of committed tokens, by the target's rows: see `WindowReport`."""
 
     num_tokens: int
@@ -131,7 +131,7 @@ class Quality:
     regret: float
 
 
-def committed_quality(verification: Verification, feedback: Feedback) -> Quality:
+def committed_quality(verification: Verification, feedback: Feedback) -> WindowQuality:
     """Of the tokens that a window commits and whose probability its pass has shown.
 
     What follows them is the target's argmax at temperature 0, and drawn from a row that nobody
@@ -146,7 +146,7 @@ def committed_quality(verification: Verification, feedback: Feedback) -> Quality
         probs.append((behind[0].p1_max, behind[0].p1_max))
         num_greedy += 1
     logs = [(_log(prob), _log(best)) for prob, best in probs]
-    return Quality(
+    return WindowQuality(
         len(probs),
         sum(log for log, _ in logs),
         num_greedy,

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Protocol
 
 from bench.exactness.answers import CellAnswers, Tokens
-from bench.exactness.design import Cell
+from bench.exactness.design import DesignCell
 
 EXCUSED_LEAD = 1e-3
 EXCUSED_MARGIN = 1e-4
@@ -46,7 +46,7 @@ class Evidence(Protocol):
         """The target's top-2 logit lead at the last of `tokens`, at temperature 0."""
         ...
 
-    def margin(self, prompt: int, tokens: Tokens, cell: Cell) -> float:
+    def margin(self, prompt: int, tokens: Tokens, cell: DesignCell) -> float:
         """How near a uniform is to a decision boundary at the last of `tokens`."""
         ...
 
@@ -89,7 +89,7 @@ class CellVerdict:
         epsilon, worst_shortfall: in logits; None where no answer is replayed for them.
     """
 
-    cell: Cell
+    cell: DesignCell
     seconds: float
     num_prompts: int
     num_identical: int
@@ -150,7 +150,7 @@ def _judge_cell(
 
 
 def _difference(
-    prompt: int, expected: Tokens, got: Tokens, cell: Cell, allowance: Allowance,
+    prompt: int, expected: Tokens, got: Tokens, cell: DesignCell, allowance: Allowance,
     evidence: Evidence,
 ) -> Difference:  # fmt: skip
     """Where two answers that differ part. A missing token is never excused."""

@@ -28,7 +28,7 @@ from bench.evaluation.plan import (
     needs_sweep,
 )
 from bench.evaluation.report import by_dataset, write_report
-from bench.evaluation.rows import Key, PaddingRow, Row, WindowRow
+from bench.evaluation.rows import AnswerRow, Key, PaddingRow, WindowRow
 from bench.evaluation.run import MAY_GROW, report
 from bench.evaluation.summary import Line, as_markdown, as_table, duels, summarise
 from bench.lines import append_rows, read_all
@@ -45,7 +45,7 @@ USAGE = Usage(
 )  # fmt: skip
 
 
-def row(method: str, prompt_id: int = 0, **changes: Any) -> Row:
+def row(method: str, prompt_id: int = 0, **changes: Any) -> AnswerRow:
     values: dict[str, Any] = {
         "method": method, "ran": method, "dataset": "gsm8k", "prompt_id": prompt_id,
         "rtt_ms": 40.0, "draft": "model", "variant": "", "clients": 1, "tokens": 40,
@@ -55,7 +55,7 @@ def row(method: str, prompt_id: int = 0, **changes: Any) -> Row:
         "nats_per_token": -0.5, "agreement": 1.0, "regret": 0.0, "energy_j": 8.0,
         "energy_source": "modelled", "text": "…", "token_ids": (1, 2), "device": "as it is",
     }  # fmt: skip
-    return Row(**(values | changes))
+    return AnswerRow(**(values | changes))
 
 
 # --- plan -------------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def test_half_a_line_of_a_run_that_was_killed_does_not_count(tmp_path: Path) -> 
     path = tmp_path / "rows.jsonl"
     append_rows(path, [row("plc")])
     path.write_bytes(path.read_bytes() + msgspec.json.encode(row("sd"))[:50])
-    assert [r.method for r in read_all(path, Row)] == ["plc"]
+    assert [r.method for r in read_all(path, AnswerRow)] == ["plc"]
     append_rows(path, [row("e2sci"), row("fsd")])  # not behind the half line, but below it
-    assert [r.method for r in read_all(path, Row)] == ["plc", "e2sci", "fsd"]
-    assert read_all(tmp_path / "none.jsonl", Row) == []
+    assert [r.method for r in read_all(path, AnswerRow)] == ["plc", "e2sci", "fsd"]
+    assert read_all(tmp_path / "none.jsonl", AnswerRow) == []
 
 
 def test_gaps_are_between_pieces() -> None:
@@ -167,7 +167,7 @@ def test_energy_is_idle_watts_always_and_busy_watts_while_a_model_runs() -> None
 # --- summary ----------------------------------------------------------------------------------
 
 
-def summary(*rows: Row) -> dict[tuple[str, str], Line]:
+def summary(*rows: AnswerRow) -> dict[tuple[str, str], Line]:
     return {(line.method, line.dataset): line for line in summarise(rows)}
 
 

@@ -21,7 +21,7 @@ from scipy.optimize import isotonic_regression
 from bus.protocol.arrays import Float64Array
 
 if TYPE_CHECKING:
-    from training.calibration.table import Cell
+    from training.calibration.table import ThresholdCell
 
 _ROUNDS = 50
 
@@ -66,12 +66,12 @@ class Curve:
         return float(grid[-1] if not too_much.size else grid[max(too_much[0] - 1, 0)])
 
 
-def smoothed(bins: Sequence[Sequence[Cell]]) -> list[Curve]:
+def smoothed(bins: Sequence[Sequence[ThresholdCell]]) -> list[Curve]:
     """A curve for each bin, by rising credit."""
     thresholds = sorted({cell.threshold for cells in bins for cell in cells})
     known = [{cell.threshold: cell for cell in cells} for cells in bins]
 
-    def grid(value: Callable[[Cell], float]) -> Float64Array:
+    def grid(value: Callable[[ThresholdCell], float]) -> Float64Array:
         return np.array([[value(cells[t]) if t in cells else 0.0 for t in thresholds]
                          for cells in known])  # fmt: skip
 

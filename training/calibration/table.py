@@ -50,7 +50,7 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ThresholdCell:
     """Windows at one threshold in one bin of credit.
 
     Attributes:
@@ -73,7 +73,7 @@ class Cell:
     spread: tuple[float, float, float]
 
     @classmethod
-    def of(cls, threshold: float, records: Sequence[WindowRecord]) -> Cell:
+    def of(cls, threshold: float, records: Sequence[WindowRecord]) -> ThresholdCell:
         scored = max(sum(record.num_scored for record in records), 1)
         segment_ms, committed, regret = _means(records)
         return cls(
@@ -105,7 +105,7 @@ class Bin:
     """
 
     credit: float
-    cells: tuple[Cell, ...]
+    cells: tuple[ThresholdCell, ...]
     label: float
     window: int
 
@@ -236,13 +236,13 @@ def differences(table: Table, other: Table) -> tuple[float, list[float]]:
     return speed, found
 
 
-def _cells(records: Sequence[WindowRecord]) -> tuple[Cell, ...]:
+def _cells(records: Sequence[WindowRecord]) -> tuple[ThresholdCell, ...]:
     """Of one bin, by rising threshold."""
     groups: dict[float, list[WindowRecord]] = defaultdict(list)
     for record in records:
         groups[record.threshold].append(record)
     return tuple(
-        Cell.of(threshold, group)
+        ThresholdCell.of(threshold, group)
         for threshold, group in sorted(groups.items())
         if len(group) >= LEAST_WINDOWS
     )

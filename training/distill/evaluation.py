@@ -40,7 +40,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class DraftQuality:
     """Means over the tokens of a set of answers.
 
     Attributes:
@@ -89,7 +89,7 @@ def evaluate(
     records: Sequence[Record],
     windows: Sequence[int] = (4,),
     tick: Callable[[], None] = lambda: None,
-) -> dict[str, Quality]:
+) -> dict[str, DraftQuality]:
     """Prompt set → quality, by name; under "all" the quality on every record."""
     scored = []
     for record in records:
@@ -103,10 +103,10 @@ def evaluate(
     return found | {"all": summarise([scores for _, scores in scored], windows)}
 
 
-def summarise(scored: Sequence[Scores], windows: Sequence[int]) -> Quality:
+def summarise(scored: Sequence[Scores], windows: Sequence[int]) -> DraftQuality:
     """Means over all tokens of all answers."""
     agrees = torch.cat([scores.agrees for scores in scored]).float()
-    return Quality(
+    return DraftQuality(
         num_answers=len(scored),
         num_tokens=agrees.numel(),
         agreement=float(agrees.mean()),

@@ -25,7 +25,7 @@ from engines.torch.draft import DRAFT_WEIGHTS
 from engines.torch.loading import LoadedModel
 from training.distill.answers import Prompt, answer, read
 from training.distill.batches import collate
-from training.distill.evaluation import Quality, evaluate
+from training.distill.evaluation import DraftQuality, evaluate
 from training.distill.prompts import own_prompts, read_prompts, read_texts
 from training.distill.records import Record, load_shards, save_shard, shard_path
 from training.distill.state import RunState
@@ -88,8 +88,8 @@ class Result:
         seconds: spent, over all runs.
     """
 
-    initial: Quality
-    final: Quality
+    initial: DraftQuality
+    final: DraftQuality
     train_tokens: int
     seen_tokens: int
     steps: int
@@ -150,7 +150,7 @@ def _distill(
     training = _open_training(settings, target, learnt)
     learnt += load_shards(work, TEXTS)
 
-    def examine() -> Quality:
+    def examine() -> DraftQuality:
         progress.phase("evaluation")
         return _quality(training.student, target, held_out, progress)
 
@@ -270,7 +270,7 @@ def _vocabulary(
 
 def _quality(
     student: Student, target: LoadedModel, records: Sequence[Record], progress: Progress
-) -> Quality:
+) -> DraftQuality:
     rows = rows_of_tokens(student.vocab, target.vocab_size)
     steps = iter(range(1, len(records) + 1))
     return evaluate(

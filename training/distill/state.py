@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from bus.protocol.errors import ConfigurationError
-from training.distill.evaluation import Quality
+from training.distill.evaluation import DraftQuality
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class RunState:
 
     path: Path
     identity: dict[str, object]
-    initial: Quality | None
+    initial: DraftQuality | None
     _began: float  # monotonic time at which nothing of the budget was spent
 
     @classmethod
@@ -70,11 +70,11 @@ class RunState:
         scratch.replace(self.path)
 
 
-def quality_from_json(kept: dict[str, object]) -> Quality:
-    """A `Quality` from `asdict` and back through JSON, which makes keys of numbers into text."""
+def quality_from_json(kept: dict[str, object]) -> DraftQuality:
+    """A `DraftQuality` from `asdict` and JSON, which turns numbers that are keys into text."""
     values = dict(kept)
     for name in ("accepted", "accepted_sampled"):
         windows = values[name]
         assert isinstance(windows, dict)
         values[name] = {int(window): float(length) for window, length in windows.items()}
-    return Quality(**values)  # type: ignore[arg-type]  # checked where it is read
+    return DraftQuality(**values)  # type: ignore[arg-type]  # checked where it is read
