@@ -155,6 +155,9 @@ Paced = Annotated[
         "trip); or contended, what each takes here while the other model runs, measured first.",
     ),
 ]
+OwnPrompts = Annotated[
+    int, typer.Option(min=1, max=20, help="How many of this project's prompts to answer.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -16,7 +16,7 @@ from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures
 from decoding.sampling import SamplingParams
-from tests.decoding.test_edge import READY, SPEC, Edge, drafted, feedback, running
+from tests.decoding.edge_session import READY, SPEC, Edge, drafted, feedback, running
 from tests.decoding.test_pacing import measured
 from tests.decoding.test_pair import fates, pairs, windows
 from tests.harness import EdgeCloudPair, Fate
