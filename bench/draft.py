@@ -2,7 +2,7 @@
 
 Agreement, overlap and divergence are teacher-forced on the target's own greedy answers
 (`training.distill.evaluation`). A step is timed on one core, the drafts in turns. Goodput is a
-prediction by PAPER.md's G = E[L_acc] / E[T_seg], for lockstep, where nothing overlaps:
+prediction by G = E[L_acc] / E[T_seg] (docs/method.md, Objective) in lockstep, without overlap:
 T_seg = W · step + round trip + verification.
 """
 
@@ -149,7 +149,7 @@ def assess(
 
 
 def goodput(accepted: float, window: int, step_ms: float, link: Link) -> float:
-    """G = E[L_acc] / E[T_seg] in lockstep, accepted tokens a second (PAPER.md)."""
+    """G = E[L_acc] / E[T_seg] in lockstep, accepted tokens a second (docs/method.md, Objective)."""
     return 1e3 * accepted / (window * step_ms + link.rtt_ms + link.verify_ms)
 
 

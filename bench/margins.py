@@ -1,4 +1,4 @@
-"""How near a sampled decision was to falling otherwise (DESIGN rule 6, above temperature 0)."""
+"""How near a sampled decision was to falling otherwise (docs/invariants.md, Exactness)."""
 
 from __future__ import annotations
 

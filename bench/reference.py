@@ -1,4 +1,4 @@
-"""The target alone: what an exact method must reproduce, and how near the ties are (DESIGN rule 6).
+"""The target alone: what an exact method must reproduce, and how near the ties are.
 
 Everything here runs the target's network directly, token by token, with a cache of its own and
 whole rows of logits. It shares nothing else with `TargetModel`, so that it can stand as the

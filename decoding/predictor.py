@@ -1,4 +1,4 @@
-"""g_θ(r̂, Δr̂) = (ω, W): five feed-forward layers (PAPER.md §2), here without a training library.
+"""g_θ(r̂, Δr̂) = (ω, W): five feed-forward layers, here without a training library.
 
 Trained by `training.calibration`; asked after every window, so it is a few products of 16 × 16.
 """

@@ -55,7 +55,7 @@ class Verification(Struct, frozen=True):
 
 
 class PreHit(Struct, frozen=True):
-    """The test of a window's first token by the row kept from the pass before (DESIGN rule 4).
+    """The test of a window's first token by the row kept from the pass before.
 
     Attributes:
         index: of the kept row among the last pass's rows.
@@ -86,7 +86,7 @@ def window_report(
 
     `energy_j` is that of the target pass, counted with the window that it began with.
 
-    A window rejected at pre-hit counts as expected length 0 (PAPER.md §1), and its divergence is
+    A window rejected at pre-hit counts as expected length 0, and its divergence is
     that of its first token.
     """
     pairs = [

@@ -1,7 +1,7 @@
 """Are answers what they must be? Pure: what models say comes from `Evidence`.
 
 At temperature 0 the target alone is the reference; above, the first cell of a group
-(`Cell.group`): the text depends on seed, prompt and the draft's distribution only. What a
+(`DesignCell.group`): the text depends on seed, prompt and the draft's distribution only. What a
 difference may be excused by depends on the number format:
 
 - int8: nothing.

@@ -138,8 +138,9 @@ class OpenSession(Message, frozen=True, tag=1):
 class DraftWindow(Message, frozen=True, tag=2):
     """Edge → cloud: W drafted tokens from position `start`, with what they were drawn from.
 
-    `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token (DESIGN
-    rule 1: sample from what you send) in canonical order, probability falling and then id rising:
+    `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token
+    (docs/invariants.md, Sample from what is sent) in canonical order, probability falling and then
+    id rising:
     both ends must add up and draw in the same order, and the edge has sorted them anyway.
     """
 
@@ -246,7 +247,7 @@ class WindowReport(Message, frozen=True, tag=6):
     """Cloud → controller: a feedback and what it cost.
 
     `expected_accepted` is E[L_acc] = Σᵢ Πⱼ≤ᵢ (1 − TV(pⱼ, qⱼ)) on temperature-1 distributions
-    (PAPER.md §1); `mean_jsd` is in nats, over the judged positions.
+    (docs/method.md, Credit); `mean_jsd` is in nats, over the judged positions.
 
     Quality: of `num_scored` committed tokens the pass has shown the probability (all of them at
     temperature 0; above, not what was drawn after a rejection). `log_likelihood` is the sum of

@@ -1,6 +1,6 @@
 """Bins of credit × thresholds: what windows took, gave and were worth; and the labels.
 
-For each bin of r̂ and each threshold θ_j (PAPER.md §2)
+For each bin of r̂ and each threshold θ_j (docs/method.md, Calibration)
 
     L(θ | r̂) = E[T_seg | r̂] + γ_E·E[E_cloud | r̂] − γ·E[L_acc | r̂]
 

@@ -18,7 +18,7 @@ from engines.torch.loading import LoadedModel
 from training.distill.records import Record
 
 NUM_TOP = 48
-"""K: probabilities kept of each position, as many as a draft sends (DESIGN rule 1)."""
+"""K: probabilities kept of each position, as many as a draft sends."""
 
 
 @dataclass(frozen=True, slots=True)

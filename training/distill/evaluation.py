@@ -2,7 +2,7 @@
 
 Teacher-forced: before every token of an answer the draft sees the answer so far. The target's
 distribution p is known at its top K tokens, the draft's q is taken as a draft sends it: its own top
-K, renormalised (DESIGN rule 1).
+K, renormalised (docs/invariants.md, Sample from what is sent).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class DraftQuality:
     Attributes:
         accepted: of the window sizes asked for, W → E[L_acc], drafted tokens that stand at
             temperature 0, windows in lockstep.
-        accepted_sampled: the same at temperature 1: Σᵢ Πⱼ≤ᵢ overlapⱼ (PAPER.md §1) of the windows
+        accepted_sampled: the same at temperature 1: Σᵢ Πⱼ≤ᵢ overlapⱼ (docs/method.md, Credit) of
+        the windows
             beginning at every W-th token.
     """
 
