@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bus.protocol.bounds import WINDOW
 from cli import evaluation, options
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def exactness(
     window: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, max=256,
+            min=int(WINDOW.low), max=int(WINDOW.high),
             help="Tokens drafted before each check, of methods that take them; may be given "
             "several times.",
             show_default="1, 2, 4, 7, 16",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from bus.protocol.bounds import WINDOW
 from bus.protocol.errors import ConfigurationError, RequestError
 from bus.protocol.requests import GenerationRequest, new_request
 from decoding import methods
@@ -124,7 +125,12 @@ Dtype = Annotated[
 ]
 Window = Annotated[
     int | None,
-    typer.Option(min=1, max=256, help="Tokens drafted before each check.", show_default="4"),
+    typer.Option(
+        min=int(WINDOW.low),
+        max=int(WINDOW.high),
+        help="Tokens drafted before each check.",
+        show_default="4",
+    ),
 ]
 DraftedBy = Annotated[
     DrafterKind | None,

@@ -89,8 +89,7 @@ def show_json(request_id: str, chunk: Chunk) -> None:
 
 
 def _options(request: GenerationRequest) -> dict[str, Any]:
-    names = request.__dataclass_fields__.keys() - {"id", "prompt"}
-    return {name: getattr(request, name) for name in names}
+    return request.model_dump(exclude={"id", "prompt"})
 
 
 async def _tell_if_nobody_answers(settings: BusSettings) -> None:

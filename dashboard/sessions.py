@@ -32,7 +32,7 @@ SESSION_COLUMNS = (
     "deliveries",
 )
 
-_DEFAULTS = GenerationRequest(id="", prompt="")
+_DEFAULTS = GenerationRequest(id="-", prompt="-")
 
 
 @dataclass(frozen=True, slots=True)

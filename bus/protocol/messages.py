@@ -25,6 +25,7 @@ from bus.protocol.arrays import (
     Int32Array,
     unpack_tokens,
 )
+from bus.protocol.bounds import Threshold
 
 __all__ = [
     "MAX_SPARSE",
@@ -57,7 +58,6 @@ Identifier = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-
 Counter = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Millis = Annotated[float, Meta(ge=0, le=_MAX_MS)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
-Threshold = Annotated[float, Meta(ge=-1, le=1)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -137,7 +136,7 @@ async def test_a_lost_reply_to_finish_ends_once(
 async def test_after_three_deliveries_a_request_is_given_up(
     store: Store, redis: Any, keys: Keys, expire_leases: Expire, entries_of: Entries
 ) -> None:
-    request = dataclasses.replace(new_request("Poison", client="me"), id="poison")
+    request = new_request("Poison", client="me").model_copy(update={"id": "poison"})
     await store.queue.submit(request)
     for delivery in (1, 2, 3):
         claim = await take(store, f"edge-{delivery}")

@@ -1,9 +1,8 @@
 """Training of the predictor: first on the table's labels, then on the paper's objective.
 
     labels      mean (T(r̂, Δr̂) − θ*)² and mean (ln W − ln W*)²
-    objective   min_θ E[T_seg − λ·L_acc] (docs/method.md, Calibration) in units of λ = γ, with what
-    quality falls
-                short added; T_seg is the same for all θ (`curves`)
+    objective   min_θ E[T_seg − λ·L_acc] (docs/method.md, Calibration) in units of λ = γ, with
+                missing quality added; T_seg is the same for all θ (`curves`)
 
 L_acc and quality of a threshold between two that were tried lie on the line between them.
 """
