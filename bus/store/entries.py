@@ -20,6 +20,7 @@ __all__ = [
     "FinishReason",
     "TokensEntry",
     "Usage",
+    "entry_time_s",
     "parse_result_entry",
     "text_fields",
 ]
@@ -103,6 +104,11 @@ class EndEntry(msgspec.Struct, frozen=True):
     entry_id: str
     end: End
     term: int
+
+
+def entry_time_s(entry_id: str) -> float:
+    """When a stream entry was added, by Redis' clock, in seconds since the epoch."""
+    return int(entry_id.partition("-")[0]) / 1000
 
 
 def text_fields(fields: Mapping[bytes, bytes]) -> dict[str, str]:

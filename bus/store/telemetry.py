@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from bus.store.connection import Connection
-from bus.store.entries import Usage, text_fields
+from bus.store.connection import CommandRefusedError, Connection
+from bus.store.entries import Usage, entry_time_s, text_fields
 from bus.store.keys import Keys
 
 __all__ = [
@@ -194,18 +194,45 @@ class Telemetry:
     async def read(
         self, after: str = "0", count: int = MAX_TELEMETRY
     ) -> list[tuple[str, TelemetryEntry]]:
-        """Up to `count` entries behind the entry id `after`, oldest first, with their ids.
+        """Up to `count` entries after the entry id `after`, oldest first, with their ids.
 
         Entries this version cannot read are skipped, with a line in the log.
+        """
+        page = await self.page(after, count)
+        return [(entry_id, entry) for entry_id, entry in page if entry is not None]
+
+    async def page(
+        self, after: str, count: int, request: str | None = None
+    ) -> list[tuple[str, TelemetryEntry | None]]:
+        """As `read`, with None for each entry that this version cannot read.
+
+        Args:
+            request: None too for what is about another request; it is not even parsed.
         """
         reply = await self._connection.execute(
             "XRANGE", self._key, f"({after}", "+", "COUNT", count
         )
+        wanted = None if request is None else request.encode()
         return [
-            (entry_id.decode(), entry)
+            (
+                entry_id.decode(),
+                parse_telemetry(entry_id, text_fields(fields))
+                if wanted is None or fields.get(b"request") == wanted
+                else None,
+            )
             for entry_id, fields in reply
-            if (entry := parse_telemetry(entry_id, text_fields(fields))) is not None
         ]
+
+    async def complete_since_s(self) -> float:
+        """From when on the stream is complete, seconds since the epoch: 0 where nothing has been
+        trimmed yet."""
+        try:
+            info = await self._connection.execute("XINFO STREAM", self._key)
+        except CommandRefusedError:  # there is no stream: nothing has happened
+            return 0.0
+        if info["entries-added"] == info["length"] or not info["first-entry"]:
+            return 0.0
+        return entry_time_s(info["first-entry"][0].decode())
 
 
 def parse_telemetry(entry_id: bytes, fields: dict[str, str]) -> TelemetryEntry | None:
