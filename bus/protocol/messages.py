@@ -160,7 +160,7 @@ class DraftWindow(Message, frozen=True, tag=2):
     edge_ms: Millis  # of the window before: first draft step to feedback handled
     rework_ms: Millis  # of the window before: drafting time spent on tokens thrown away
     rtt_ms: Millis  # of the window before: round trip without verification and queueing
-    awaits: bool  # nothing is drafted behind it before its feedback: a bonus token is welcome
+    awaits: bool  # nothing is drafted after it before its feedback: a bonus token is welcome
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")
@@ -218,7 +218,7 @@ class SessionReady(Message, frozen=True, tag=4):
 
 
 class Feedback(Message, frozen=True, tag=5):
-    """Cloud → edge: the verdict on one window.
+    """Cloud → edge: the feedback on one window.
 
     `committed_length` is cumulative: prompt plus all committed tokens, this window's included.
     `num_accepted` drafted tokens were accepted; `next_token` is the target's own token after

@@ -34,7 +34,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     `drafted_tokens` are those in judged windows, `acceptance` is accepted ÷ drafted.
     `wasted_tokens` were drafted and not accepted, be it that nobody judged them. `passes` are
     target passes; a window that failed at pre-hit or shared a pass is one of `passes_saved`.
-    `decode_tokens` came in `decode_seconds`, from the verdicts of the first pass on to the last:
+    `decode_tokens` came in `decode_seconds`, from the feedback of the first pass on to the last:
     a speed of decoding that neither prefill nor what was drafted during it touches. `edge_idle`,
     `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
     them. `lossless` says whether the method promises the target's own text.

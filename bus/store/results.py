@@ -131,7 +131,7 @@ class Results:
 
         Args:
             request_id: whose result.
-            after: entry id to go on behind; "0" is the beginning.
+            after: entry id to continue after; "0" is the beginning.
             timeout_s: seconds for the whole answer; None waits as long as it takes.
 
         Raises:
@@ -158,7 +158,7 @@ class Results:
 
 
 class _Reader:
-    """Where one reader of one result stands."""
+    """The position of one reader in one result."""
 
     def __init__(self, connection: Connection, keys: Keys, request_id: str, after: str) -> None:
         self._connection = connection

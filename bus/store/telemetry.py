@@ -74,7 +74,7 @@ class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
     rtt_ms: float
     bytes_up: int
     bytes_down: int
-    budget: int = 0  # tokens allowed in flight, and how many were, until this verdict; an entry
+    budget: int = 0  # tokens allowed in flight, and how many were, until this feedback; an entry
     in_flight: int = 0  # of an older release has neither
 
 
@@ -95,7 +95,7 @@ class DraftSpan(msgspec.Struct, frozen=True, array_like=True, tag="draft"):
 
 
 class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
-    """A window was in flight, from its first sending to its verdict.
+    """A window was in flight, from its first sending to its feedback.
 
     `outcome` is a `bus.protocol.messages.Outcome` value, or `dropped` where an earlier window's
     rejection made it void. `pass_tokens` is above 0 where a target pass began with it.

@@ -44,7 +44,7 @@ class Curve:
         exact verification where nothing is known.
 
         It is the θ with the least L(θ | r̂): a window is drafted, sent and verified before its
-        verdict, so that of L only E[L_acc] depends on θ.
+        feedback, so that of L only E[L_acc] depends on θ.
         """
         good = [
             (-committed, threshold)

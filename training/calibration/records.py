@@ -19,7 +19,7 @@ class WindowRecord(msgspec.Struct, frozen=True, kw_only=True):
         sample: index of the prompt. index: of the window in its answer.
         credit, credit_delta: r̂ and Δr̂ before it.
         threshold: nats; below 0 is exact verification. num_drafted: W.
-        num_committed: accepted tokens and the one behind them.
+        num_committed: accepted tokens and the one after them.
         expected_accepted: E[L_acc].
         draft_ms, verify_ms, queue_ms: of this window. rtt_ms: its link, without the last two.
         num_scored, log_likelihood, num_greedy, regret: quality, as

@@ -54,7 +54,7 @@ class ThresholdCell:
     """Windows at one threshold in one bin of credit.
 
     Attributes:
-        segment_ms: E[T_seg]. committed: E[L_acc], the token behind the accepted ones included.
+        segment_ms: E[T_seg]. committed: E[L_acc], the token after the accepted ones included.
         log_likelihood, regret: nats a token. agreement: share of tokens that are the target's own
             choice.
         energy_j: E[E_cloud].

@@ -44,7 +44,7 @@ class DraftQuality:
     """Means over the tokens of a set of answers.
 
     Attributes:
-        accepted: of the window sizes asked for, W → E[L_acc], drafted tokens that stand at
+        accepted: of the window sizes asked for, W → E[L_acc], drafted tokens accepted at
             temperature 0, windows in lockstep.
         accepted_sampled: the same at temperature 1: Σᵢ Πⱼ≤ᵢ overlapⱼ (docs/method.md, Credit) of
         the windows
