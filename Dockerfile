@@ -34,7 +34,8 @@ RUN python3 -m venv /opt/e2sci \
 # The default target, converted from GGUF once, here (about half a minute).
 FROM dependencies AS weights
 COPY engines engines
-COPY bus/__init__.py bus/errors.py bus/
+COPY bus/__init__.py bus/
+COPY bus/protocol/__init__.py bus/protocol/errors.py bus/protocol/
 RUN python -c 'from engines.torch.sources import resolve_source; resolve_source("default")'
 
 
@@ -50,6 +51,7 @@ COPY decoding decoding
 COPY edge_worker edge_worker
 COPY launch launch
 COPY engines engines
+COPY training training
 RUN pip install -q --no-deps .
 
 
@@ -65,5 +67,5 @@ WORKDIR /var/lib/e2sci
 USER e2sci
 STOPSIGNAL SIGTERM
 # Healthy: the worker of this container has a live heartbeat in Redis.
-HEALTHCHECK --interval=30s --timeout=15s --start-period=120s CMD ["python", "-m", "bus.health"]
+HEALTHCHECK --interval=30s --timeout=15s --start-period=120s CMD ["python", "-m", "bus.runtime.health"]
 CMD ["e2sci", "--help"]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.client import Client
-from bus.errors import RequestFailedError
-from bus.requests import session_id
+from bus.protocol.errors import RequestFailedError
+from bus.protocol.requests import session_id
 from bus.store import Usage
 from bus.store.entries import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """What came, when, and what it took.
 
     Attributes:
@@ -29,7 +29,7 @@ class Answer:
     ended_s: float = 0.0
 
 
-async def read_answer(client: Client, prompt: str, **options: Any) -> Answer:
+async def read_answer(client: Client, prompt: str, **options: Any) -> TimedAnswer:
     """Submit a prompt and read its answer; options as in `Client.submit`.
 
     Raises:
@@ -48,5 +48,7 @@ async def read_answer(client: Client, prompt: str, **options: Any) -> Answer:
             continue
         if chunk.end.finish_reason is FinishReason.ERROR:
             raise RequestFailedError(f"the answer to {prompt[:40]!r}: {chunk.end.error}")
-        return Answer(tuple(tokens), chunk.end.usage, session_id(request), text, tuple(came), now)
+        return TimedAnswer(
+            tuple(tokens), chunk.end.usage, session_id(request), text, tuple(came), now
+        )
     raise RequestFailedError(f"the answer to {prompt[:40]!r} broke off")

@@ -2,7 +2,7 @@
 
 Real processes answer sample prompts with the method `e2sci-explore`, which draws threshold and
 window anew after each window. What controller and edge say of every window becomes a record; from
-the records come the table and the predictor (`controller.calibration`). Each sample is kept as soon
+the records come the table and the predictor (`training.calibration`). Each sample is kept as soon
 as it is complete, so a run that is cut off loses at most the one under way.
 """
 
@@ -26,14 +26,17 @@ from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bench.telemetry import newest_entry, told_of
 from bus.client import Client
-from bus.errors import ConfigurationError, RequestFailedError
-from bus.requests import session_id
+from bus.protocol.errors import ConfigurationError, RequestFailedError
+from bus.protocol.requests import session_id
 from bus.settings import BusSettings
 from bus.store import FinishReason, ReportEntry, Store, WindowEntry, WorkerRecord
-from controller.calibration.curves import gains_of_following
-from controller.calibration.files import About, Calibration, load_calibration
-from controller.calibration.records import WindowRecord, on_another_link, write_records
-from controller.calibration.table import (
+from controller.calibration import About, Calibration, load_calibration
+from decoding.credit import CreditLaw, interpolated_neutral
+from launch.stack import Stack, StackOptions
+from training.calibration.curves import gains_of_following
+from training.calibration.predictor import LABEL_STEPS, OBJECTIVE_STEPS, train
+from training.calibration.records import WindowRecord, on_another_link, write_records
+from training.calibration.table import (
     LOSS_NATS,
     Price,
     Table,
@@ -42,9 +45,6 @@ from controller.calibration.table import (
     mean_token_ms,
     safe_thresholds,
 )
-from controller.calibration.training import LABEL_STEPS, OBJECTIVE_STEPS, train
-from decoding.credit import CreditLaw, interpolated_neutral
-from launch.stack import Stack, StackOptions
 
 SAMPLES, RECORDS, CALIBRATION = (
     "samples.jsonl", "records.parquet", "calibration.safetensors",
@@ -233,7 +233,7 @@ def _train(
         link=link if simulate_rtt_ms is None else f"{simulate_rtt_ms:g}ms, simulated from {link}",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         num_windows=len(records), neutral=table.neutral, edges=table.edges,
-        safe=safe_thresholds(table, aims.loss_nats), table=table,
+        safe=safe_thresholds(table, aims.loss_nats), table=table.to_json(),
     )  # fmt: skip
     return Calibration(about, layers)
 
@@ -257,7 +257,7 @@ class Comparison:
 
 def _compare(records: Sequence[WindowRecord], other: Calibration) -> Comparison:
     """Raises ConfigurationError where there are too few windows."""
-    theirs = other.about.table
+    theirs = Table.from_json(other.about.table)
     try:
         table = make_table(records, theirs.price, edges=theirs.edges)
     except ValueError as error:
@@ -279,8 +279,9 @@ def _show(
 ) -> None:
     if as_json:
         found = {
-            "about": msgspec.to_builtins(calibration.about), "gains_of_following": _gains(table),
-        }  # fmt: skip
+            "about": json.loads(msgspec.json.encode(calibration.about)),
+            "gains_of_following": _gains(table),
+        }
         if compared is not None:
             found["against"] = asdict(compared)
         print(json.dumps(found))

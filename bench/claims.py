@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -25,7 +25,7 @@ from bench.child import ChildProcess
 from bench.contention_child import DRAFT, MODULE, PASS_SIZES, TARGET, Order
 from bench.paced import CONTENDED, Device, fixed_device
 from bench.progress import counting_bar
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from engines.padding import LeastTimes
 
 CONTENTION = "contention.json"

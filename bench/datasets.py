@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 LETTERS = "ABCDEFGHIJ"
 GOLD_NUMBER = "####"

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from bench.updates import Updates, describe, subscribed
 from bus.client import Client
-from bus.errors import E2SCIError
-from bus.messages import ControlUpdate
-from bus.requests import session_id
+from bus.protocol.errors import E2SCIError
+from bus.protocol.messages import ControlUpdate
+from bus.protocol.requests import session_id
 from bus.store import End, FinishReason
 from launch.stack import DEFAULT_DASHBOARD_PORT, Stack, StackOptions
 

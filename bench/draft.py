@@ -1,8 +1,8 @@
 """`e2sci bench draft`: how often drafts are right, what a step costs, and what they would earn.
 
 Agreement, overlap and divergence are teacher-forced on the target's own greedy answers
-(`edge_worker.distill.evaluation`). A step is timed on one core, the drafts in turns. Goodput is a
-prediction by PAPER.md's G = E[L_acc] / E[T_seg], for lockstep, where nothing overlaps:
+(`training.distill.evaluation`). A step is timed on one core, the drafts in turns. Goodput is a
+prediction by G = E[L_acc] / E[T_seg] (docs/method.md, Objective) in lockstep, without overlap:
 T_seg = W · step + round trip + verification.
 """
 
@@ -22,16 +22,16 @@ from rich.table import Table
 
 from bench.cores import one_core
 from bench.passes import CONTEXT, GREEDY
-from bus.errors import ConfigurationError
-from edge_worker.distill.answers import answer
-from edge_worker.distill.evaluation import Quality, evaluate
-from edge_worker.distill.prompts import read_prompts
-from edge_worker.distill.records import Record, load_shard, save_shard
-from edge_worker.distill.training import rows_of_tokens
+from bus.protocol.errors import ConfigurationError
 from engines.torch.cache import KVCache
 from engines.torch.draft import LoadedDraft, TrimmedDraft, WholeDraft, load_draft
 from engines.torch.drafter import DraftCache, ModelDrafter
 from engines.torch.loading import load_causal_lm
+from training.distill.answers import answer
+from training.distill.evaluation import DraftQuality, evaluate
+from training.distill.prompts import read_prompts
+from training.distill.records import Record, load_shard, save_shard
+from training.distill.training import rows_of_tokens
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16)
 _GROUP = 32
@@ -61,7 +61,7 @@ class DraftFigures:
     head_size: int
     weight_bytes: int
     step_ms: float
-    quality: dict[str, Quality]
+    quality: dict[str, DraftQuality]
     window: int
     goodput: float
 
@@ -118,7 +118,7 @@ def read_records(
 
 def measure(
     draft: LoadedDraft, records: Sequence[Record], tick: Callable[[], None] = lambda: None
-) -> dict[str, Quality]:
+) -> dict[str, DraftQuality]:
     """Prompt set → quality of a draft of any kind on these answers."""
     network = draft.network
     assert isinstance(network, WholeDraft | TrimmedDraft)  # what `load_draft` gives
@@ -136,7 +136,7 @@ def measure(
 
 
 def assess(
-    spec: str, draft: LoadedDraft, quality: dict[str, Quality], step_ms: float, link: Link
+    spec: str, draft: LoadedDraft, quality: dict[str, DraftQuality], step_ms: float, link: Link
 ) -> DraftFigures:
     """Choose the window and predict what it earns."""
     accepted = quality["all"].accepted
@@ -149,7 +149,7 @@ def assess(
 
 
 def goodput(accepted: float, window: int, step_ms: float, link: Link) -> float:
-    """G = E[L_acc] / E[T_seg] in lockstep, accepted tokens a second (PAPER.md)."""
+    """G = E[L_acc] / E[T_seg] in lockstep, accepted tokens a second (docs/method.md, Objective)."""
     return 1e3 * accepted / (window * step_ms + link.rtt_ms + link.verify_ms)
 
 

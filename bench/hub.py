@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.datasets import LETTERS
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 Row = Mapping[str, Any]
 

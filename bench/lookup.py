@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from bench.answers import Answer, read_answer
+from bench.answers import TimedAnswer, read_answer
 from bench.cores import pin
 from bench.pace.summary import Spread
 from bench.progress import counting_bar
@@ -46,7 +46,7 @@ class SetFigures:
     identical: int
 
 
-Answers = dict[tuple[str, int, int], dict[str, Answer]]
+Answers = dict[tuple[str, int, int], dict[str, TimedAnswer]]
 """(set, prompt, repetition) → drafter → answer."""
 
 
@@ -119,7 +119,7 @@ def summarise(answers: Answers) -> list[SetFigures]:
     return rows
 
 
-def _speed(answers: Sequence[Answer]) -> float:
+def _speed(answers: Sequence[TimedAnswer]) -> float:
     """Whole answers, from their first draft on, so that a first piece of many tokens counts."""
     return sum(len(a.token_ids) for a in answers) / sum(a.usage.seconds for a in answers)
 

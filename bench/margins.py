@@ -1,4 +1,4 @@
-"""How near a sampled decision was to falling otherwise (DESIGN rule 6, above temperature 0)."""
+"""How near a sampled decision was to falling otherwise (docs/invariants.md, Exactness)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.acceptance import accepts_exactly
 from decoding.engine import Drafter, Want
 from decoding.sampling import SamplingParams, from_wire, warp

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from engines.padding import NO_PADDING, LeastTimes, Padding
 
 AS_IT_IS = "as it is"

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 CPU_S = 10
 _MEMORY_BYTES = 1 << 30

@@ -27,13 +27,13 @@ from rich.table import Table
 from bench.cores import pin_process
 from bench.progress import counting_bar
 from bench.prompts import PROMPTS
-from bus.arrays import pack_tokens
-from bus.codec import AnyMessage
-from bus.errors import ConfigurationError
-from bus.messages import CloseSession, DraftWindow, Feedback, OpenSession, SessionReady
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import ConfigurationError
+from bus.protocol.messages import CloseSession, DraftWindow, Feedback, OpenSession, SessionReady
 from bus.settings import BusSettings
-from bus.sockets import Sockets
 from bus.store import Store, WorkerRecord
+from bus.transport.sockets import Sockets
 from engines.thread import now_ms
 from engines.tokenizer import encode_prompt
 from engines.torch.loading import load_model

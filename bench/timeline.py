@@ -13,7 +13,7 @@ from bench.cores import pin
 from bench.pace.rows import TimelineRow
 from bench.telemetry import read_telemetry
 from bus.client import Client
-from bus.errors import ConfigurationError, RequestFailedError
+from bus.protocol.errors import ConfigurationError, RequestFailedError
 from bus.store import TimelineEntry
 from dashboard.timeline_chart import timeline_figure
 from launch.stack import Stack, StackOptions

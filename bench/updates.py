@@ -18,12 +18,12 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bus.errors import ConfigurationError
-from bus.messages import ControlUpdate, Message
+from bus.protocol.errors import ConfigurationError
+from bus.protocol.messages import ControlUpdate, Message
+from bus.runtime.worker import ControllerLink
 from bus.settings import BusSettings
-from bus.sockets import Sockets
 from bus.store import Role, Store
-from bus.worker import ControllerLink
+from bus.transport.sockets import Sockets
 
 __all__ = ["Updates", "describe", "subscribed"]
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from bus.errors import LocalError, RequestFailedError, RequestTimeoutError
-from bus.requests import new_request
+from bus.protocol.errors import LocalError, RequestFailedError, RequestTimeoutError
+from bus.protocol.requests import new_request
 from bus.settings import BusSettings
 from bus.store import Store
 from bus.store.entries import End, FinishReason, TokensEntry, Usage
@@ -114,8 +114,8 @@ class Client:
     ) -> str:
         """Queue a prompt; returns the request id. None takes the default.
 
-        Meaning, range and default of each option: `bus.requests.GenerationRequest`. The seed is
-        random where none is given.
+        Meaning, range and default of each option: `bus.protocol.requests.GenerationRequest`. The
+        seed is random where none is given.
 
         Raises:
             RequestError: an option is wrong; the text names all problems.

@@ -32,7 +32,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError
 from redis.asyncio.connection import parse_url
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 __all__ = ["BusSettings", "LogLevel"]
 

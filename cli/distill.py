@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bus.errors import ConfigurationError
-from edge_worker.distill.evaluation import Quality
-from edge_worker.distill.run import DistillSettings, Result
-from edge_worker.distill.run import distill as run_distill
+from bus.protocol.errors import ConfigurationError
 from engines.torch.loading import load_causal_lm
+from training.distill.evaluation import DraftQuality
+from training.distill.run import DistillSettings, Result
+from training.distill.run import distill as run_distill
 
 __all__ = ["distill", "parse_layers"]
 
@@ -107,7 +107,7 @@ def _smooth(old: float, new: float) -> float:
     return new if not old else (1 - _SMOOTHING) * old + _SMOOTHING * new
 
 
-def _figures(quality: Quality) -> tuple[tuple[str, float], ...]:
+def _figures(quality: DraftQuality) -> tuple[tuple[str, float], ...]:
     return (
         ("agreement with the target's choice", quality.agreement),
         ("overlap 1 − TV", quality.overlap),

@@ -69,8 +69,8 @@ def distill(
     target_spec = options.checked_models(None, target, "default").target
     from cli.distill import distill as run_distill
     from cli.distill import parse_layers
-    from edge_worker.distill.run import DistillSettings
-    from edge_worker.distill.training import TrainingSettings
+    from training.distill.run import DistillSettings
+    from training.distill.training import TrainingSettings
 
     if learning_rate is None:
         learning_rate = 1e-3 if init is None else 4e-4

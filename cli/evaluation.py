@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from cli import options
 
 __all__ = ["evaluate"]

@@ -13,9 +13,9 @@ import msgspec
 import typer
 
 from bus.client import Chunk, Client
-from bus.errors import RequestError, RequestFailedError
-from bus.messages import FinishReason
-from bus.requests import GenerationRequest
+from bus.protocol.errors import RequestError, RequestFailedError
+from bus.protocol.messages import FinishReason
+from bus.protocol.requests import GenerationRequest
 from bus.settings import BusSettings
 from bus.store import Usage
 from cli.group import say
@@ -135,7 +135,7 @@ def answers_alone(
 
 
 def _answer_alone(model: Any, request: GenerationRequest, stream: bool) -> Generated:
-    from cloud_worker.reference import generate_alone
+    from bench.reference import generate_alone
     from decoding.sampling import SamplingParams
     from edge_worker.text import AnswerText
     from engines.tokenizer import encode_prompt

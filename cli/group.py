@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from bus.errors import E2SCIError
+from bus.protocol.errors import E2SCIError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells expect it."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from bus.errors import ConfigurationError, RequestError
-from bus.requests import GenerationRequest
+from bus.protocol.errors import ConfigurationError, RequestError
+from bus.protocol.requests import GenerationRequest
 from cli import __version__, benches, calibration, drafts, options, ranking
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach

@@ -1,6 +1,7 @@
 """Options that several commands share: how to sample, which models, where Redis is.
 
-Ranges are checked where every request is checked, in `bus.requests`; here only the types are.
+Ranges are checked where every request is checked, in `bus.protocol.requests`; here only the types
+are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from bus.errors import ConfigurationError, RequestError
-from bus.requests import GenerationRequest, new_request
+from bus.protocol.bounds import WINDOW
+from bus.protocol.errors import ConfigurationError, RequestError
+from bus.protocol.requests import GenerationRequest, new_request
 from decoding import methods
 from engines.kinds import DrafterKind
 
@@ -123,7 +125,12 @@ Dtype = Annotated[
 ]
 Window = Annotated[
     int | None,
-    typer.Option(min=1, max=256, help="Tokens drafted before each check.", show_default="4"),
+    typer.Option(
+        min=int(WINDOW.low),
+        max=int(WINDOW.high),
+        help="Tokens drafted before each check.",
+        show_default="4",
+    ),
 ]
 DraftedBy = Annotated[
     DrafterKind | None,
@@ -153,6 +160,9 @@ Paced = Annotated[
         "target pass (a machine that is slower does with a multiple of both and of the round "
         "trip); or contended, what each takes here while the other model runs, measured first.",
     ),
+]
+OwnPrompts = Annotated[
+    int, typer.Option(min=1, max=20, help="How many of this project's prompts to answer.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -278,7 +288,7 @@ def checked_link(link: str | None) -> str | None:
         ConfigurationError: there is no such link.
     """
     if link is not None:
-        from bench.link.profiles import find_link
+        from launch.link.profiles import find_link
 
         find_link(link)
     return link

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from cli import options
 from cli.group import INTERRUPTED, say
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.settings import BusSettings
 
 __all__ = [

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.settings import BusSettings
 from bus.store import TIME_TO_LIVE_S, QueueDepth, SessionRecord, Store, WorkerRecord
 

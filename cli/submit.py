@@ -10,9 +10,9 @@ import msgspec
 import typer
 
 from bus.client import Chunk, Client
-from bus.errors import RequestFailedError, RequestTimeoutError
-from bus.messages import FinishReason
-from bus.requests import GenerationRequest
+from bus.protocol.errors import RequestFailedError, RequestTimeoutError
+from bus.protocol.messages import FinishReason
+from bus.protocol.requests import GenerationRequest
 from bus.settings import BusSettings
 from bus.store import End, Role, Store
 from cli.group import say
@@ -89,8 +89,7 @@ def show_json(request_id: str, chunk: Chunk) -> None:
 
 
 def _options(request: GenerationRequest) -> dict[str, Any]:
-    names = request.__dataclass_fields__.keys() - {"id", "prompt"}
-    return {name: getattr(request, name) for name in names}
+    return request.model_dump(exclude={"id", "prompt"})
 
 
 async def _tell_if_nobody_answers(settings: BusSettings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.worker import run_worker
+from bus.runtime.worker import run_worker
 from cloud_worker.server import serve
 from cloud_worker.settings import CloudSettings
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import AnyMessage
-from bus.messages import (
+from bus.protocol.codec import AnyMessage
+from bus.protocol.messages import (
     CloseSession,
     DraftWindow,
     Fault,
@@ -25,9 +25,9 @@ from bus.messages import (
     OpenSession,
     SessionClosed,
 )
-from bus.sockets import EVERYBODY, Sockets, advertised
+from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
 from bus.store import WorkerRecord
-from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
+from bus.transport.sockets import EVERYBODY, Sockets, advertised
 from cloud_worker.scheduler import Scheduler
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bus.messages import Message, OpenSession
+from bus.protocol.messages import Message, OpenSession
 from cloud_worker.scheduler import Scheduler
 from decoding import cloud
 from decoding.cloud_events import (

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from bus.errors import ConfigurationError
-from bus.worker import WorkerSettings
+from bus.protocol.bounds import Port, Threshold
+from bus.protocol.errors import ConfigurationError
+from bus.runtime.worker import WorkerSettings
 from engines.catalog.registry import chosen_models
 from engines.padding import LeastTimes
 
@@ -42,18 +43,12 @@ class CloudSettings(WorkerSettings):
     )
     device: str = Field("auto", description="auto, cpu, or cuda.")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="Torch threads; 0: all cores.")
-    windows_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="Port for draft windows; 0: any."
-    )
-    feedback_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="Port for feedback; 0: any."
-    )
-    advertise_windows_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+    windows_port: Port = Field(0, description="Port for draft windows; 0: any.")
+    feedback_port: Port = Field(0, description="Port for feedback; 0: any.")
+    advertise_windows_port: Port = Field(
         0, description="Port at which others reach windows_port, where it is another; 0: it is not."
     )
-    advertise_feedback_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="The same for feedback_port."
-    )
+    advertise_feedback_port: Port = Field(0, description="The same for feedback_port.")
     max_sessions: Annotated[int, Field(ge=1)] = Field(64, description="Sessions held at once.")
     session_ttl_s: Annotated[float, Field(gt=0)] = Field(
         300.0, description="Seconds without a message after which a session's cache is freed."
@@ -66,12 +61,8 @@ class CloudSettings(WorkerSettings):
         description="MiB for the prefix cache: what finished sessions have run, so that the same "
         "prompt is not run again; 0: off.",
     )
-    threshold_min: Annotated[float, Field(ge=-1, le=1)] = Field(
-        -1.0, description="Windows' thresholds are raised to this."
-    )
-    threshold_max: Annotated[float, Field(ge=-1, le=1)] = Field(
-        0.30, description="Windows' thresholds are lowered to this."
-    )
+    threshold_min: Threshold = Field(-1.0, description="Windows' thresholds are raised to this.")
+    threshold_max: Threshold = Field(0.30, description="Windows' thresholds are lowered to this.")
     busy_watts: Annotated[float, Field(ge=0)] = Field(
         5.6,
         description="Watts while a pass runs, where no counter measures them (extra `energy`): one "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.worker import run_worker
+from bus.runtime.worker import run_worker
 from controller.server import serve
 from controller.settings import ControllerSettings
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from bus.errors import LocalError, StoreUnavailableError
+from bus.protocol.errors import LocalError, StoreUnavailableError
 from bus.store import Store
 
 log = logging.getLogger(__name__)

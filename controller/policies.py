@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import Role, WorkerRecord
-from controller.calibration.files import Calibration, load_calibration
+from controller.calibration import Calibration, load_calibration
 from controller.settings import DEFAULT, UNCALIBRATED, ControllerSettings, CreditSignal
 from decoding import methods
 from decoding.control import FixedPolicy, Policy

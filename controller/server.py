@@ -17,12 +17,12 @@ from functools import partial
 
 import msgspec
 
-from bus.codec import AnyMessage
-from bus.errors import StoreUnavailableError
-from bus.messages import ControlUpdate, SessionClosed, SessionOpened, WindowReport
-from bus.sockets import Sockets, advertised
+from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import StoreUnavailableError
+from bus.protocol.messages import ControlUpdate, SessionClosed, SessionOpened, WindowReport
+from bus.runtime.worker import Lifecycle, connect_store, new_record
 from bus.store import ReportEntry, SessionRecord, Store, WorkerRecord
-from bus.worker import Lifecycle, connect_store, new_record
+from bus.transport.sockets import Sockets, advertised
 from controller.lease import Lease
 from controller.policies import Policies
 from controller.settings import ControllerSettings

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from bus.worker import WorkerSettings
+from bus.protocol.bounds import Gain, Hold, Memory, Nats, Port, Smoothing, Threshold, Window
+from bus.runtime.worker import WorkerSettings
 
 DEFAULT, UNCALIBRATED = "default", "none"
 
@@ -24,52 +25,42 @@ class ControllerSettings(WorkerSettings):
 
     toml_table: ClassVar[str] = "controller"
 
-    reports_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="Port for window reports; 0: any."
-    )
-    updates_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="Port for control updates; 0: any."
-    )
-    threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
+    reports_port: Port = Field(0, description="Port for window reports; 0: any.")
+    updates_port: Port = Field(0, description="Port for control updates; 0: any.")
+    threshold: Threshold = Field(
         0.15, description="Acceptance threshold of the fixed policy, in nats (lossy methods only)."
     )
-    window: Annotated[int, Field(ge=1, le=256)] = Field(
-        4, description="Drafted tokens a window of the fixed policy (W)."
-    )
+    window: Window = Field(4, description="Drafted tokens a window of the fixed policy (W).")
     calibration: str = Field(
         DEFAULT,
         description="File that `e2sci calibrate` wrote for this pair; 'default': the shipped one; "
         "'none': credit moves the threshold without one.",
     )
-    base_threshold: Annotated[float, Field(ge=0, le=0.69)] = Field(
+    base_threshold: Nats = Field(
         0.15, description="T_base of credit inertia, in nats: the threshold at neutral credit."
     )
-    least_threshold: Annotated[float, Field(ge=0, le=0.69)] = Field(
+    least_threshold: Nats = Field(
         0.02, description="T_min in nats; also the conservative threshold."
     )
-    greatest_threshold: Annotated[float, Field(ge=0, le=0.69)] = Field(
+    greatest_threshold: Nats = Field(
         0.30, description="T_max in nats. Cloud workers have a bound of their own."
     )
-    credit_gain: Annotated[float, Field(ge=0, le=100)] = Field(
+    credit_gain: Gain = Field(
         1.0, description="α_s: nats that the threshold moves for each unit of credit."
     )
-    credit_smoothing: Annotated[float, Field(gt=0, le=1)] = Field(
+    credit_smoothing: Smoothing = Field(
         0.3, description="β: weight of the newest window in credit."
     )
-    credit_memory: Annotated[int, Field(ge=1, le=1000)] = Field(
-        5, description="k: windows that credit remembers."
-    )
+    credit_memory: Memory = Field(5, description="k: windows that credit remembers.")
     credit_signal: CreditSignal = Field(
         CreditSignal.EXPECTED,
         description="What credit follows: 'expected', the accepted tokens expected without a "
         "threshold; 'realised', those that stood, which a relaxed threshold raises itself.",
     )
-    threshold_band: Annotated[float, Field(ge=0, le=0.69)] = Field(
+    threshold_band: Nats = Field(
         0.01, description="A threshold's change smaller than this, in nats, is not made."
     )
-    threshold_hold: Annotated[int, Field(ge=0, le=1000)] = Field(
-        2, description="Windows between two changes of the threshold."
-    )
+    threshold_hold: Hold = Field(2, description="Windows between two changes of the threshold.")
     carry_credit: bool = Field(
         False, description="A client's next prompt begins with the credit of its last one."
     )

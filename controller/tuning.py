@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from bus.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
 from bus.store import InUse, Store, Tuning, decode_wish
 from controller.policies import Policies
 from controller.settings import ControllerSettings

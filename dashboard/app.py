@@ -11,7 +11,7 @@ import hmac
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from dashboard.settings import DashboardSettings
 from dashboard.views import live, playground, session, tradeoffs
 from dashboard.views import settings as settings_view

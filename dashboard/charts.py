@@ -37,7 +37,7 @@ _SHARE_LINE: Trace = {"type": "scatter", "mode": "lines+markers", "marker": {"si
 
 
 def method_label(name: str) -> str:
-    """The method's name with what it promises: `sd (lossless)`, `… (lossy)` (DESIGN rule 7).
+    """The method's name with what it promises: `sd (lossless)`, `… (lossy)`.
 
     A method this release does not know is not called lossless.
     """

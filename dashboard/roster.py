@@ -9,9 +9,8 @@ are Redis's clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-import msgspec
 import pandas as pd
 
 from bus.store import TIME_TO_LIVE_S, Role, WorkerRecord
@@ -44,15 +43,10 @@ class Roster:
         self.unreadable = 0
         self._records: dict[str, WorkerRecord] = {}
 
-    def update(self, stored: Mapping[str, str], now_s: float) -> None:
-        """Take over the registry's hash as it stands at `now_s`."""
-        present: dict[str, WorkerRecord] = {}
-        self.unreadable = 0
-        for worker_id, data in stored.items():
-            try:
-                present[worker_id] = msgspec.json.decode(data, type=WorkerRecord)
-            except msgspec.MsgspecError:
-                self.unreadable += 1
+    def update(self, records: Iterable[WorkerRecord], unreadable: int, now_s: float) -> None:
+        """Take over what the registry holds at `now_s`, expired records too."""
+        present = {record.worker_id: record for record in records}
+        self.unreadable = unreadable
         dead = {
             worker_id: record
             for worker_id, record in self._records.items()

@@ -1,20 +1,18 @@
 """Running sessions → a frame: what the queue, the edge, the controller and telemetry say of each.
 
-Knows no Redis; `data` fetches the records. Some may be missing: a session that has just begun has
+Knows no Redis. Some may be missing: a session that has just begun has
 no control state yet, and of one that began before the dashboard only the later windows were seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from bus.requests import GenerationRequest
-from bus.store import SessionRecord
-from dashboard.telemetry import Progress, credit_of, entry_time_s
+from bus.store import HeldRequest
+from dashboard.telemetry import Progress, credit_of
 from decoding import methods
 
 SESSION_COLUMNS = (
@@ -31,38 +29,6 @@ SESSION_COLUMNS = (
     "age_s",
     "deliveries",
 )
-
-_DEFAULTS = GenerationRequest(id="", prompt="")
-
-
-@dataclass(frozen=True, slots=True)
-class HeldRequest:
-    """A request that an edge has taken up.
-
-    Attributes:
-        id: the request's.
-        entry_id: of its entry in the prompt stream, where it waits and runs.
-        method, client: as asked for.
-        state: the hash of the request: owner, streamed tokens, deliveries.
-        control: what the controller has set, None where it has not yet.
-    """
-
-    id: str
-    entry_id: str
-    method: str
-    client: str
-    state: Mapping[str, str]
-    control: SessionRecord | None
-
-    @property
-    def handed_back(self) -> bool:
-        """Whether its edge has given it back, so that it waits again."""
-        return self.state.get("state") == "queued"
-
-
-def method_and_client(fields: Mapping[str, str]) -> tuple[str, str]:
-    """Method and client of a prompt entry, defaults filled in."""
-    return fields.get("method", _DEFAULTS.method), fields.get("client", _DEFAULTS.client)
 
 
 def session_frame(
@@ -83,15 +49,15 @@ def _row(request: HeldRequest, seen: Progress, now_s: float) -> dict[str, Any]:
         "request": request.id,
         "method": request.method,
         "client": request.client,
-        "edge": request.state.get("owner"),
+        "edge": request.owner,
         "cloud": control.cloud,
-        "committed": int(request.state.get("next", 0)),
+        "committed": request.committed,
         "acceptance": seen.accepted / seen.drafted if seen.drafted else None,
         "threshold": _threshold(request.method, control.threshold),
         "window": control.window,
         "credit": credit_of(request.method, control.credit),
-        "age_s": max(0.0, now_s - entry_time_s(request.entry_id)),
-        "deliveries": int(request.state.get("deliveries", 1)),
+        "age_s": max(0.0, now_s - request.entered_s),
+        "deliveries": request.deliveries,
     }
 
 

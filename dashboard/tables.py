@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from streamlit import column_config as column
 
+from bus.store import MAX_HELD_REQUESTS
 from dashboard.charts import method_label
-from dashboard.data import MAX_SESSIONS, Snapshot
+from dashboard.data import Snapshot
 from dashboard.glossary import TERMS
 from dashboard.roster import DOWN
 from dashboard.tiles import duration
@@ -41,7 +42,7 @@ def sessions(snapshot: Snapshot) -> Table:
         {"method": method_label, "acceptance": _percent, "age_s": duration},
     )
     hidden = snapshot.queue.running - len(rows)
-    more = f" The first {MAX_SESSIONS} are listed." if hidden > 0 else ""
+    more = f" The first {MAX_HELD_REQUESTS} are listed." if hidden > 0 else ""
     return Table(
         "Sessions running",
         TERMS["session"] + more,

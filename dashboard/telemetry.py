@@ -1,20 +1,20 @@
 """The telemetry stream, folded as it is read: counts per second, running progress, last answers.
 
-`Tail` is fed raw stream entries and forgets them at once. Knows no Redis connection, no charts.
+`Tail` is fed stream entries and forgets them at once. Knows no Redis connection, no charts.
 Times are those of the entries' ids, which Redis gives: one clock for all edges.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-import msgspec
 import pandas as pd
 
-from bus.store import SessionEntry, WindowEntry
+from bus.store import SessionEntry, TelemetryEntry, WindowEntry
+from bus.store.entries import entry_time_s
 from dashboard.frames import BIN_S, Traffic
 from decoding import methods
 from decoding.methods.base import Control
@@ -77,23 +77,19 @@ class Tail:
         self.since_s = since_s
         self.last_id = last_id
 
-    def add(self, entries: Iterable[tuple[str, Mapping[str, str]]]) -> None:
-        """Fold stream entries in, oldest first."""
-        for entry_id, fields in entries:
+    def add(self, entries: Iterable[tuple[str, TelemetryEntry | None]]) -> None:
+        """Fold stream entries in, oldest first; None is one that this release cannot read."""
+        for entry_id, entry in entries:
             self.last_id = entry_id
-            if fields.get("kind") in ("timeline", "report"):
-                continue
-            try:
-                entry = _parse(fields)
-            except msgspec.ValidationError:
-                self.unreadable += 1
-                continue
             at_s = entry_time_s(entry_id)
-            if isinstance(entry, SessionEntry):
-                self.progress.pop(entry.request, None)
-                self._finished.append((at_s, entry))
-            else:
-                self._add_window(at_s, entry)
+            match entry:
+                case None:
+                    self.unreadable += 1
+                case SessionEntry():
+                    self.progress.pop(entry.request, None)
+                    self._finished.append((at_s, entry))
+                case WindowEntry():
+                    self._add_window(at_s, entry)
 
     def _add_window(self, at_s: float, entry: WindowEntry) -> None:
         self.any_windows = True
@@ -166,18 +162,3 @@ def _is_lossless(method: str) -> bool:
     """Of a method that is known here: a threshold says nothing of it."""
     known = methods.find(method)
     return known is not None and known.lossless
-
-
-def entry_time_s(entry_id: str) -> float:
-    """When a stream entry was added, by Redis's clock, in seconds since the epoch."""
-    return int(entry_id.partition("-")[0]) / 1000
-
-
-def _parse(fields: Mapping[str, str]) -> WindowEntry | SessionEntry:
-    """One entry; the numbers of `usage` lie flat beside its other fields.
-
-    Raises:
-        msgspec.ValidationError: it is not an entry of this release.
-    """
-    nested = {**fields, "usage": fields} if fields.get("kind") == "session" else fields
-    return msgspec.convert(nested, WindowEntry | SessionEntry, strict=False)

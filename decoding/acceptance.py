@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.sampling import SparseDistribution, draw_dense
 
 
@@ -44,13 +44,13 @@ def draw_residual(p: Float64Array, q: SparseDistribution, u: float) -> int:
 def overlap(p1_at_q: Float64Array, q1: Float64Array) -> float:
     """1 − TV(p₁, q₁) = Σ_S min(p₁, q₁): q₁ is zero outside its support S.
 
-    The expected acceptance of exact verification at temperature 1 (PAPER.md §1).
+    The expected acceptance of exact verification at temperature 1 (docs/method.md, Credit).
     """
     return float(np.minimum(p1_at_q, q1).sum())
 
 
 def jensen_shannon(p1_at_q: Float64Array, q1: Float64Array) -> float:
-    """JSD(p₁ ‖ q₁) in nats, in O(K) (DESIGN rule 1).
+    """JSD(p₁ ‖ q₁) in nats, in O(K) (docs/method.md, Acceptance).
 
     ½ Σ_S [p ln(2p/(p+q)) + q ln(2q/(p+q))] + ½ ln 2 · (1 − p(S)): outside the support S of q₁
     each p contributes ½ p ln 2.
@@ -65,5 +65,5 @@ def jensen_shannon(p1_at_q: Float64Array, q1: Float64Array) -> float:
 
 
 def expected_accepted(overlaps: list[float]) -> float:
-    """E[L_acc] = Σᵢ Πⱼ≤ᵢ aⱼ with aⱼ = 1 − TV(pⱼ, qⱼ) (PAPER.md §1)."""
+    """E[L_acc] = Σᵢ Πⱼ≤ᵢ aⱼ with aⱼ = 1 − TV(pⱼ, qⱼ) (docs/method.md, Credit)."""
     return float(np.cumprod(overlaps).sum()) if overlaps else 0.0

@@ -31,8 +31,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bus.arrays import unpack_tokens
-from bus.messages import (
+from bus.protocol.arrays import unpack_tokens
+from bus.protocol.messages import (
     DraftWindow,
     Fault,
     FaultCode,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from bus.arrays import Float64Array, Int32Array
-from bus.messages import DraftWindow, Feedback, Message, OpenSession
+from bus.protocol.arrays import Float64Array, Int32Array
+from bus.protocol.messages import DraftWindow, Feedback, Message, OpenSession
 from decoding.engine import TargetRow
 from decoding.verification import PreHit, Verification
 

@@ -3,7 +3,7 @@
 Windows that wait together are verified in one pass, each with a feedback of its own, computed in
 order; the first rejection makes the later ones stale. A pass over windows that nobody awaits runs
 all their tokens and keeps the last row: the next window's first token is judged by it, and only
-if it passes is anything run (DESIGN rule 4).
+if it passes is anything run (docs/invariants.md, Pre-hit is free).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 from msgspec.structs import replace
 
-from bus.arrays import Float64Array, Int32Array
-from bus.messages import Fault, FaultCode, Feedback, Outcome
+from bus.protocol.arrays import Float64Array, Int32Array
+from bus.protocol.messages import Fault, FaultCode, Feedback, Outcome
 from decoding.cloud_events import (
     Crop,
     Effect,

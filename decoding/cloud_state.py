@@ -6,7 +6,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from bus.messages import Fault, FaultCode, Feedback
+from bus.protocol.messages import Fault, FaultCode, Feedback
 from decoding.cloud_events import Effect
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
@@ -33,7 +33,7 @@ class Limits(Struct, frozen=True):
     """What this worker's model and operator allow.
 
     Attributes:
-        vocab_size: real tokens, shared by draft and target (DESIGN rule 8).
+        vocab_size: real tokens, shared by draft and target.
         threshold_min, threshold_max: bounds a window's threshold is clipped to.
     """
 
@@ -54,7 +54,7 @@ class CloudState(Struct, frozen=True):
         feedbacks: the latest verdicts of this incarnation, oldest first.
         job: number of the newest model job; answers to older ones are ignored.
         kept: index among the last pass's rows of the one behind `tokens`, where it was run: the
-            distribution of the next token (DESIGN rule 4).
+            distribution of the next token, which pre-hit judges by.
     """
 
     cloud: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from bus.messages import WindowReport
+from bus.protocol.messages import WindowReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class ControlState:
     Attributes:
         threshold: divergence in nats up to which lossy rules accept.
         window: drafted tokens a window (W).
-        credit, credit_delta: the smoothed acceptance r̂ and its last change Δr̂ (PAPER.md §1).
+        credit, credit_delta: the smoothed acceptance r̂ and its last change Δr̂ (docs/method.md,
+        Credit).
         version: rises with every change; (term, version) orders updates.
         history: p_acc − τ of the latest windows, newest last (`decoding.credit`).
         held: windows since the threshold last changed. drop: the cumulative sum of drops.

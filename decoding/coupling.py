@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.engine import Choice
 
 _MASK = (1 << 64) - 1

@@ -1,4 +1,4 @@
-"""Credit inertia: a threshold that follows how well the recent windows went (PAPER.md §1, §2).
+"""Credit inertia: a threshold that follows how well the recent windows went (docs/method.md).
 
     p_acc(t) = E[L_acc] / W_t
     r̂_t      = (1 − β)·r̂_{t−1} + β·p_acc(t)          credit
@@ -33,12 +33,12 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
 
-from bus.messages import WindowReport
+from bus.protocol.messages import WindowReport
 from decoding.control import ControlState
 
 NEUTRAL_RATE = 0.806
 """Before calibration, the chance a that a token stands in a neutral text [ours]: in windows of 4,
-Σaⁱ/4 = 0.6, the threshold between high and low credit that PAPER.md §1 suggests."""
+Σaⁱ/4 = 0.6, the threshold between high and low credit that the paper suggests."""
 REFERENCE_WINDOW = 4
 """r̂ is told as that of windows of this size."""
 
@@ -68,7 +68,7 @@ class Advice:
 
 
 class Predictor(Protocol):
-    """g_θ of PAPER.md §2."""
+    """g_θ (docs/method.md, Threshold and predictor)."""
 
     def __call__(self, credit: float, credit_delta: float) -> Advice:
         """Pure, and quick: it is asked after every window."""

@@ -29,8 +29,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bus.arrays import pack_tokens
-from bus.messages import (
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.messages import (
     CloseSession,
     DraftWindow,
     Fault,

@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from bus.arrays import Float16Array, Int32Array
-from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
+from bus.protocol.arrays import Float16Array, Int32Array
+from bus.protocol.messages import (
+    ControlUpdate,
+    Fault,
+    Feedback,
+    FinishReason,
+    Message,
+    SessionReady,
+)
 from decoding.pacing import Measures
 
 # --- events -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bus.messages import Feedback
+from bus.protocol.messages import Feedback
 from decoding.edge_events import Drafted
 from decoding.edge_state import EdgeState, InFlight, PreviousWindow
 from decoding.methods.base import PaceView

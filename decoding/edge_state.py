@@ -7,7 +7,7 @@ from enum import Enum
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bus.messages import ControlUpdate, DraftWindow, FinishReason
+from bus.protocol.messages import ControlUpdate, DraftWindow, FinishReason
 from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures

@@ -23,8 +23,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from msgspec import Struct
 
-from bus.arrays import TOKEN_DTYPE, Float16Array, Float32Array, Float64Array, Int32Array
-from bus.errors import LocalError
+from bus.protocol.arrays import TOKEN_DTYPE, Float16Array, Float32Array, Float64Array, Int32Array
+from bus.protocol.errors import LocalError
 from decoding.sampling import SamplingParams
 
 NO_IDS: Int32Array = np.empty(0, TOKEN_DTYPE)

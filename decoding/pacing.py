@@ -33,7 +33,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 MAX_MESSAGE = 4
-"""Most tokens a message (PAPER.md §4)."""
+"""Most tokens a message (docs/method.md, Progressive lookahead)."""
 MAX_LOCKSTEP_WINDOW = 32
 """Longest window that is considered when falling back to lockstep [ours]."""
 PATH_SAMPLES = 8
@@ -69,7 +69,7 @@ def smoothed(old: float | None, new: float, gain: float = GAIN) -> float:
 
 
 def eta(share: float) -> float:
-    """η_j = κ·(2·s_j − 1), s_j the accepted share of window j (PAPER.md §4 leaves it open) [ours].
+    """η_j = κ·(2·s_j − 1), s_j the accepted share of window j [ours].
 
     A window accepted in full lets the budget grow by κ = 1/8, one rejected at its first token
     lowers it by as much.

@@ -1,6 +1,6 @@
-"""g_θ(r̂, Δr̂) = (ω, W): five feed-forward layers (PAPER.md §2), here without a training library.
+"""g_θ(r̂, Δr̂) = (ω, W): five feed-forward layers, here without a training library.
 
-Trained by `controller.calibration`; asked after every window, so it is a few products of 16 × 16.
+Trained by `training.calibration`; asked after every window, so it is a few products of 16 × 16.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.credit import Advice
 
 NUM_LAYERS = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.arrays import TOKEN_DTYPE, Float32Array, Float64Array
+from bus.protocol.arrays import TOKEN_DTYPE, Float32Array, Float64Array
 from decoding.coupling import choose
 from decoding.engine import NO_PROBS, NUM_TOP, Choice, TargetRow, Want
 from decoding.sampling import SamplingParams, warp_dense

@@ -4,7 +4,7 @@ What the edge sends for a token are its top K temperature-1 probabilities as flo
 turn them into float64, drop zeros and divide by the exact sum: that is **q₁**, used for
 divergences. Temperature, top-k and top-p applied to those entries give **q**, used for drawing
 and for exact acceptance. Nothing is rounded afterwards, so what was sampled from is exactly what
-was sent (DESIGN rule 1).
+was sent (docs/invariants.md, Sample from what is sent).
 
 Order of the warpers is that of transformers: temperature, top-k, top-p.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bus.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 
 _ONE = np.ones(1)
 

@@ -2,7 +2,7 @@
 
 Counter-based generator Philox 4x64 (Salmon et al., 2011): the key is (seed, purpose), the counter
 is the position. Whoever asks for the same address gets the same number, so a resent window, a
-restarted worker or another window split cannot change the text (DESIGN rule 3).
+restarted worker or another window split cannot change the text.
 """
 
 from __future__ import annotations

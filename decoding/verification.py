@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from msgspec import Struct
 
-from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
+from bus.protocol.messages import DraftWindow, Feedback, Outcome, WindowReport
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.engine import TargetRow
 from decoding.methods.base import AcceptanceRule, Proposal
@@ -55,7 +55,7 @@ class Verification(Struct, frozen=True):
 
 
 class PreHit(Struct, frozen=True):
-    """The test of a window's first token by the row kept from the pass before (DESIGN rule 4).
+    """The test of a window's first token by the row kept from the pass before.
 
     Attributes:
         index: of the kept row among the last pass's rows.
@@ -86,7 +86,7 @@ def window_report(
 
     `energy_j` is that of the target pass, counted with the window that it began with.
 
-    A window rejected at pre-hit counts as expected length 0 (PAPER.md §1), and its divergence is
+    A window rejected at pre-hit counts as expected length 0, and its divergence is
     that of its first token.
     """
     pairs = [
@@ -122,7 +122,7 @@ LEAST_PROBABILITY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class WindowQuality:
     """Of committed tokens, by the target's rows: see `WindowReport`."""
 
     num_tokens: int
@@ -131,7 +131,7 @@ class Quality:
     regret: float
 
 
-def committed_quality(verification: Verification, feedback: Feedback) -> Quality:
+def committed_quality(verification: Verification, feedback: Feedback) -> WindowQuality:
     """Of the tokens that a window commits and whose probability its pass has shown.
 
     What follows them is the target's argmax at temperature 0, and drawn from a row that nobody
@@ -146,7 +146,7 @@ def committed_quality(verification: Verification, feedback: Feedback) -> Quality
         probs.append((behind[0].p1_max, behind[0].p1_max))
         num_greedy += 1
     logs = [(_log(prob), _log(best)) for prob, best in probs]
-    return Quality(
+    return WindowQuality(
         len(probs),
         sum(log for log, _ in logs),
         num_greedy,

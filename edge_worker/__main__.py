@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.worker import run_worker
+from bus.runtime.worker import run_worker
 from edge_worker.server import serve
 from edge_worker.settings import EdgeSettings
 

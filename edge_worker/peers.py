@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from bus.codec import AnyMessage
-from bus.errors import ConfigurationError, TokenizerMismatchError
-from bus.messages import Message
-from bus.sockets import Listener, Outbox, Sockets
+from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import ConfigurationError, TokenizerMismatchError
+from bus.protocol.messages import Message
 from bus.store import Store, WorkerRecord
+from bus.transport.sockets import Listener, Outbox, Sockets
 
 log = logging.getLogger(__name__)
 

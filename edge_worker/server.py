@@ -13,13 +13,20 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import AnyMessage
-from bus.errors import E2SCIError, RequestError, StoreUnavailableError
-from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
-from bus.requests import GenerationRequest, session_id
-from bus.sockets import Sockets
+from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import E2SCIError, RequestError, StoreUnavailableError
+from bus.protocol.messages import (
+    ControlUpdate,
+    Fault,
+    Feedback,
+    FinishReason,
+    Message,
+    SessionReady,
+)
+from bus.protocol.requests import GenerationRequest, session_id
+from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
 from bus.store import Claim, Store, WorkerRecord
-from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
+from bus.transport.sockets import Sockets
 from decoding import edge, methods
 from decoding.edge_events import (
     ControlArrived,
@@ -32,7 +39,6 @@ from decoding.edge_events import (
 from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
 from edge_worker.memory import PathMemory
-from edge_worker.oracle import OracleDraft
 from edge_worker.peers import Peers
 from edge_worker.session import EdgeSession, SessionContext
 from edge_worker.settings import EdgeSettings
@@ -44,6 +50,7 @@ from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
 from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
+from engines.torch.oracle import OracleDraft
 from engines.torch.prefixes import PrefixCache
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from bus.errors import E2SCIError, StoreUnavailableError
-from bus.messages import DraftWindow, FinishReason, Message
+from bus.protocol.errors import E2SCIError, StoreUnavailableError
+from bus.protocol.messages import DraftWindow, FinishReason, Message
 from bus.store import TelemetryEntry
 from decoding import edge
 from decoding.edge_events import (

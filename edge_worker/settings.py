@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from bus.messages import MAX_SPARSE
-from bus.worker import WorkerSettings
+from bus.protocol.bounds import Threshold, Window
+from bus.protocol.messages import MAX_SPARSE
+from bus.runtime.worker import WorkerSettings
 from decoding.edge_state import CONTROL_TTL_MS
 from engines.catalog.registry import chosen_models
 from engines.kinds import DrafterKind
@@ -57,13 +58,13 @@ class EdgeSettings(WorkerSettings):
     num_sparse: Annotated[int, Field(ge=1, le=MAX_SPARSE)] = Field(
         48, description="Probabilities sent for each drafted token (K)."
     )
-    window: Annotated[int, Field(ge=1, le=256)] = Field(
+    window: Window = Field(
         4, description="Drafted tokens a window, until the controller says otherwise (W)."
     )
-    threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
+    threshold: Threshold = Field(
         0.15, description="Acceptance threshold until the controller speaks (lossy methods)."
     )
-    conservative_threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
+    conservative_threshold: Threshold = Field(
         0.02, description="Threshold while the controller is silent (lossy methods)."
     )
     control_ttl_s: Annotated[float, Field(gt=0)] = Field(

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bus.messages import DraftWindow
+from bus.protocol.messages import DraftWindow
 from bus.store import DraftSpan, Rollback, TimelineEvent, WindowSpan
 from decoding.edge_events import WindowJudged
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from bus.messages import DraftWindow, FinishReason, Outcome
+from bus.protocol.messages import DraftWindow, FinishReason, Outcome
 from bus.store import SessionEntry, TimelineEntry, Usage, WindowEntry, WorkerRecord
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged

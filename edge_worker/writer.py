@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bus.errors import OwnershipLostError, StoreUnavailableError
-from bus.messages import FinishReason
+from bus.protocol.errors import OwnershipLostError, StoreUnavailableError
+from bus.protocol.messages import FinishReason
 from bus.store import Claim, End, ResultGapError, Store, TelemetryEntry, Usage, WindowEntry
 
 log = logging.getLogger(__name__)

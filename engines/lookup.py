@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bus.arrays import PROB_DTYPE, TOKEN_DTYPE
-from bus.errors import LocalError
+from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE
+from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow
 from decoding.sampling import SamplingParams
 from engines.row import certain

@@ -16,7 +16,7 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 _MOST_MS = 60_000.0
 _NUMBERS = 4  # of a tally

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bus.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
-from bus.errors import LocalError
+from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
+from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow, Drafter
 from decoding.sampling import SamplingParams
 

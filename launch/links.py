@@ -1,4 +1,4 @@
-"""Emulated links in front of cloud workers, to measure: processes of `bench.link`.
+"""Emulated links in front of cloud workers, to measure: processes of `launch.link`.
 
 A worker listens on ports chosen here and advertises the link's; edges find those in the registry
 and know of no link. This module does not know what links are like.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from launch.link import MODULE, READY
 from launch.ports import claim_port
 from launch.python import module_command, module_env
 from launch.supervisor import Log, ManagedProcess, ProcessSpec, ProcessTree, RestartPolicy
 
-__all__ = ["READY", "Links"]
+__all__ = ["Links"]
 
-READY = "ready"
-"""A link's first word once it listens."""
 _HOST = "127.0.0.1"
 
 
@@ -43,7 +42,7 @@ class Links:
         specs = [
             ProcessSpec(
                 cloud.replace("cloud", "link"),
-                (*module_command("bench.link"), *ports.arguments(), *flags),
+                (*module_command(MODULE), *ports.arguments(), *flags),
                 module_env(),
                 quiet=True,
             )

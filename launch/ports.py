@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from bus.errors import LocalError, StoreUnavailableError
+from bus.protocol.errors import LocalError, StoreUnavailableError
 from bus.settings import BusSettings
 from bus.store import Store, WorkerRecord
 from launch.embedded import EmbeddedServer

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
-from bus.errors import ConfigurationError, LocalError
+from bus.protocol.errors import ConfigurationError, LocalError
 from launch import guard
 
 __all__ = ["ManagedProcess", "ProcessSpec", "ProcessTree", "RestartPolicy"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from bus.codec import AnyMessage
-from bus.sockets import Inbox, Listener
+from bus.protocol.codec import AnyMessage
+from bus.transport.sockets import Inbox, Listener
 
 
 class _EnoughError(Exception):

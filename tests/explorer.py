@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.messages import (
+from bus.protocol.messages import (
     DraftWindow,
     Fault,
     Feedback,
@@ -256,7 +256,7 @@ class Explorer:
             assert (state.kept is not None) is (state.num_run == len(state.tokens))
 
     def _check_bonus(self, world: World, message: Message) -> None:
-        """Only where the edge waits: never with windows in flight (DESIGN rule 5)."""
+        """Only where the edge waits: never with windows in flight."""
         if not isinstance(message, Feedback) or message.outcome is not Outcome.ACCEPTED:
             return
         state = world.edge

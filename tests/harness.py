@@ -14,8 +14,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from bus.codec import decode, encode
-from bus.messages import CloseSession, ControlUpdate, DraftWindow, Fault, Message, OpenSession
+from bus.protocol.codec import decode, encode
+from bus.protocol.messages import (
+    CloseSession,
+    ControlUpdate,
+    DraftWindow,
+    Fault,
+    Message,
+    OpenSession,
+)
 from decoding import cloud, cloud_events, edge, edge_events, methods
 from decoding.engine import Segment, Want
 from decoding.methods import Method, find

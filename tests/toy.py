@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from bus.arrays import Float16Array, Float64Array, Int32Array
-from bus.errors import LocalError
+from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.errors import LocalError
 from decoding.engine import Capabilities, Segment, TargetRow, Want
 from decoding.rows import reduced
 from decoding.sampling import (

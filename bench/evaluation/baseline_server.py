@@ -22,15 +22,15 @@ import torch
 
 from bench.child import ChildProcess, listen
 from bench.evaluation.colocated import Piece, generate_colocated
-from bench.link.process import LinkProcess
 from bench.paced import THIS_DEVICE, Device, paced
-from cloud_worker.reference import generate_alone
+from bench.reference import generate_alone
 from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind, drafter_of
 from engines.padding import LeastTimes, Padding
 from engines.torch.drafter import ModelDrafter
 from engines.torch.target import TargetModel
+from launch.link.process import LinkProcess
 
 _MODULE = "bench.evaluation.baseline_server"
 PASS_COUNTS, STEP_COUNTS = "baseline-passes", "baseline-steps"

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bus.arrays import TOKEN_DTYPE
+from bus.protocol.arrays import TOKEN_DTYPE
 from decoding.engine import DraftedWindow, Drafter
 from decoding.methods.base import Proposal
 from decoding.methods.exact import ExactRule

@@ -1,4 +1,4 @@
-"""Is credit inert: are windows like those before them (PAPER.md §1)?
+"""Is credit inert: are windows like those before them (docs/method.md, Credit)?
 
 Autocorrelation of the acceptance of windows within an answer, pooled over answers, at lags 1 … 10;
 and the mean acceptance of windows whose last k had a mean above 0.8, or below 0.4. Intervals by
@@ -22,7 +22,7 @@ from bench.ranges import Interval
 
 LAGS = tuple(range(1, 11))
 HIGH, LOW = 0.8, 0.4
-"""Bounds of a history that is good, or bad (PAPER.md §1)."""
+"""Bounds of a history that is good, or bad (docs/method.md, Credit)."""
 MEMORY = 5
 PAPER_HIGH, PAPER_LOW = 0.85, 0.32
 RESAMPLES = 1000

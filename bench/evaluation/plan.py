@@ -11,7 +11,7 @@ from bench.datasets import Question, in_turns, read_questions
 from bench.evaluation.rows import Key
 from bench.paced import NONE, THIS_DEVICE, Device, short_name
 from bench.prompts import SETS
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from decoding import methods
 from decoding.methods.base import Control
 from decoding.methods.paces import Lockstep

@@ -28,7 +28,7 @@ from bench.evaluation.inertia import (
     inertia,
 )
 from bench.evaluation.paddings import PlainTable
-from bench.evaluation.rows import Row, WindowRow
+from bench.evaluation.rows import AnswerRow, WindowRow
 from bench.evaluation.summary import (
     Duel,
     Line,
@@ -68,7 +68,7 @@ class Section:
 
 
 def write_report(
-    out: Path, rows: Sequence[Row], windows: Sequence[WindowRow], lines: Sequence[Line],
+    out: Path, rows: Sequence[AnswerRow], windows: Sequence[WindowRow], lines: Sequence[Line],
     found: Mapping[str, Inertia], others: Sequence[PlainTable] = (),
 ) -> Path:  # fmt: skip
     """Write `report.html` and `table.md`; the page's path.
@@ -265,7 +265,7 @@ def _chart(title: str, text: str, figure: go.Figure) -> Section:
     return Section(title, text, figure.to_html(full_html=False, include_plotlyjs=False))
 
 
-def _about(out: Path, rows: Sequence[Row]) -> dict[str, str]:
+def _about(out: Path, rows: Sequence[AnswerRow]) -> dict[str, str]:
     """What was run, where and when."""
     path = out / PLAN
     plan = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -9,7 +9,7 @@ from bus.store import TimelineEntry, Usage, WindowEntry
 from engines.padding import Tally
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt, answered by one method in one setting, measured.
 
     Attributes:

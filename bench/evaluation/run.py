@@ -15,22 +15,22 @@ from bench.datasets import Question
 from bench.evaluation.paddings import padding_tables
 from bench.evaluation.plan import Plan, Setting, check_baselines
 from bench.evaluation.report import by_dataset, inertia_lines, write_report
-from bench.evaluation.rows import Key, PaddingRow, Row, SweepRow, WindowRow
+from bench.evaluation.rows import AnswerRow, Key, PaddingRow, SweepRow, WindowRow
 from bench.evaluation.setting import Judge, Kept, MeasuredSetting
 from bench.evaluation.summary import Line, as_table, plain_table, summarise
 from bench.lines import append_rows, read_all
 from bench.progress import counting_bar
 from bench.sandbox import Sandbox
 from bench.tasks import prompt_of
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from dashboard.evidence import SUMMARY
-from edge_worker.oracle import RecordedAnswer
+from engines.torch.oracle import RecordedAnswer
 
 ROWS, WINDOWS, SWEEPS, PADDINGS, ANSWERS = (
     "rows.jsonl", "windows.jsonl", "sweeps.jsonl", "paddings.jsonl", "answers.jsonl",
 )  # fmt: skip
 _FILES: dict[type, str] = {
-    Row: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS, PaddingRow: PADDINGS,
+    AnswerRow: ROWS, WindowRow: WINDOWS, SweepRow: SWEEPS, PaddingRow: PADDINGS,
 }  # fmt: skip
 MAY_GROW = ("methods", "limit", "rtts_ms", "drafts", "variations", "paced")
 _TABLE_WIDTH = 144
@@ -46,7 +46,7 @@ def run(plan: Plan, out: Path, as_json: bool) -> list[Line]:
     sandbox = Sandbox() if plan.run_code else None
     measured, others = plan.questions()
     claim(out, plan, MAY_GROW)
-    done = frozenset(row.key for row in read_all(out / ROWS, Row))
+    done = frozenset(row.key for row in read_all(out / ROWS, AnswerRow))
     devices = find_devices(plan.paced, out, plan.target, plan.draft, plan.dtype)
     counts = {s: _num_missing(plan, s, measured, done) for s in plan.settings(devices)}
     missing = {setting: count for setting, count in counts.items() if count}
@@ -64,7 +64,7 @@ def report(out: Path, as_json: bool) -> list[Line]:
     Raises:
         ConfigurationError: it holds no rows.
     """
-    rows, windows = read_all(out / ROWS, Row), read_all(out / WINDOWS, WindowRow)
+    rows, windows = read_all(out / ROWS, AnswerRow), read_all(out / WINDOWS, WindowRow)
     if not rows:
         raise ConfigurationError(f"{out} holds no rows of `e2sci bench`")
     lines = summarise(rows)
@@ -114,7 +114,7 @@ def _measure(
 
 def _append(out: Path, rows: Sequence[Kept]) -> None:
     """Windows first: an answer counts as done with its row."""
-    for kind in (WindowRow, SweepRow, PaddingRow, Row):
+    for kind in (WindowRow, SweepRow, PaddingRow, AnswerRow):
         own = [row for row in rows if isinstance(row, kind)]
         if own:
             append_rows(out / _FILES[kind], own)

@@ -31,7 +31,8 @@ from bench.evaluation.plan import (
     is_baseline,
     needs_sweep,
 )
-from bench.evaluation.rows import Key, PaddingRow, Row, SweepRow, WindowRow
+from bench.evaluation.rows import AnswerRow, Key, PaddingRow, SweepRow, WindowRow
+from bench.reference import AnswerQuality, generate_alone, score
 from bench.tasks import RunProgram, mark, prompt_of
 from bench.telemetry import newest_entry, told_of
 from bench.turns import in_turn
@@ -39,7 +40,6 @@ from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.settings import BusSettings
 from bus.store import Store
-from cloud_worker.reference import Quality, generate_alone, score
 from decoding.sampling import SamplingParams
 from engines.energy import MODELLED
 from engines.tokenizer import decode, encode_prompt
@@ -52,7 +52,7 @@ SEED = 1
 WARM_UP_TOKENS, WARM_UP_WINDOW = 16, 4
 _REPORTS_S = 2.0
 
-Kept = Row | WindowRow | SweepRow | PaddingRow
+Kept = AnswerRow | WindowRow | SweepRow | PaddingRow
 Keep = Callable[[Sequence[Kept]], None]
 
 
@@ -67,7 +67,7 @@ class Judge:
     def __init__(self, target: str, dtype: str, run_program: RunProgram | None) -> None:
         self._target = TargetModel.load(target, dtype)
         self._run_program = run_program
-        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], Quality] = {}
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], AnswerQuality] = {}
 
     @property
     def dtype(self) -> str:
@@ -87,7 +87,7 @@ class Judge:
             generate_alone(target, prompt, SamplingParams(), max_new_tokens, target.eos_tokens)
         )
 
-    def quality(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Quality:
+    def quality(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> AnswerQuality:
         known = self._known.get((prompt, tokens))
         if known is None:
             with one_core(last=True):
@@ -235,12 +235,12 @@ class MeasuredSetting:
             self._client, prompt, method=name, max_new_tokens=most, seed=seed
         )
 
-    def _row(self, name: str, question: Question, answer: TimedAnswer, batch_s: float) -> Row:
+    def _row(self, name: str, question: Question, answer: TimedAnswer, batch_s: float) -> AnswerRow:
         key = self._setting.key(name, question)
         text = self._judge.decode(answer.token_ids) if answer.text is None else answer.text
         quality = self._judge.quality(self._judge.encode(prompt_of(question)), answer.token_ids)
         energy_j = self._energy_j(name, answer)
-        return Row(
+        return AnswerRow(
             method=name, ran=self._ran(name), dataset=key.dataset, prompt_id=key.prompt_id,
             rtt_ms=key.rtt_ms, draft=key.draft, variant=key.variant, clients=self._plan.clients,
             tokens=len(answer.token_ids), seconds=answer.seconds, batch_seconds=batch_s,

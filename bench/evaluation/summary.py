@@ -19,7 +19,7 @@ from scipy.stats import bootstrap
 
 from bench.evaluation.paddings import PlainTable
 from bench.evaluation.plan import TARGET
-from bench.evaluation.rows import Row
+from bench.evaluation.rows import AnswerRow
 from bench.paced import AS_IT_IS, short_name
 from bench.ranges import Interval
 from dashboard.evidence import ALL, family
@@ -100,11 +100,11 @@ class Duel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Where = tuple[float, str, str, int, str]
-Rows = dict[tuple[str, int], Row]
+Rows = dict[tuple[str, int], AnswerRow]
 """(data set, prompt) → row."""
 
 
-def summarise(rows: Sequence[Row]) -> list[Line]:
+def summarise(rows: Sequence[AnswerRow]) -> list[Line]:
     """Lines in the order in which methods were asked for, all data sets together first."""
     return [
         _line(method, own, chosen, dataset)
@@ -115,7 +115,7 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
     ]
 
 
-def duels(rows: Sequence[Row]) -> list[Duel]:
+def duels(rows: Sequence[AnswerRow]) -> list[Duel]:
     """The first `e2sci` that was asked for against all other methods; none where it was not."""
     return [
         Duel(
@@ -131,7 +131,7 @@ def duels(rows: Sequence[Row]) -> list[Duel]:
     ]  # fmt: skip
 
 
-def _settings(rows: Sequence[Row]) -> dict[Where, dict[str, Rows]]:
+def _settings(rows: Sequence[AnswerRow]) -> dict[Where, dict[str, Rows]]:
     """Where → method → its rows."""
     settings: dict[Where, dict[str, Rows]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -190,21 +190,21 @@ def _sd(chosen: dict[str, Rows]) -> Rows:
     return next((rows for name, rows in chosen.items() if family(name) == _SD), {})
 
 
-def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
+def _mean(rows: Sequence[AnswerRow], value: Callable[[AnswerRow], float]) -> float:
     """Over tokens."""
     return sum(value(row) * row.tokens for row in rows) / max(sum(row.tokens for row in rows), 1)
 
 
-def _median(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
+def _median(rows: Sequence[AnswerRow], value: Callable[[AnswerRow], float]) -> float:
     return float(np.median([value(row) for row in rows]))
 
 
-def _goodput(rows: Sequence[Row]) -> float:
+def _goodput(rows: Sequence[AnswerRow]) -> float:
     batches = {row.batch_seconds for row in rows}
     return sum(row.tokens for row in rows) / max(sum(batches), 1e-9)
 
 
-def _usage(rows: Sequence[Row], tokens: int) -> dict[str, float | None]:
+def _usage(rows: Sequence[AnswerRow], tokens: int) -> dict[str, float | None]:
     """What edges counted."""
     usages = [row.usage for row in rows if row.usage is not None]
     if not usages:
@@ -233,14 +233,14 @@ def _usage(rows: Sequence[Row], tokens: int) -> dict[str, float | None]:
 Sample = tuple[np.ndarray[Any, Any], ...]
 
 
-def _speed_of(rows: Sequence[Row]) -> Sample:
+def _speed_of(rows: Sequence[AnswerRow]) -> Sample:
     return (
         np.array([row.decode_tokens for row in rows], float),
         np.array([row.decode_seconds for row in rows], float),
     )
 
 
-def _whole_of(rows: Sequence[Row]) -> Sample:
+def _whole_of(rows: Sequence[AnswerRow]) -> Sample:
     return (
         np.array([row.tokens for row in rows], float),
         np.array([row.seconds for row in rows], float),

@@ -12,12 +12,12 @@ from itertools import groupby
 import msgspec
 
 from bench.answers import read_answer
-from bench.exactness.design import Cell, Installation
+from bench.exactness.design import DesignCell, Installation
+from bench.reference import generate_alone
 from bus.client import Client
-from bus.errors import LocalError
+from bus.protocol.errors import LocalError
 from bus.settings import BusSettings
 from bus.store import Store
-from cloud_worker.reference import generate_alone
 from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
 from engines.torch.target import TargetModel
@@ -59,7 +59,7 @@ class CellAnswers:
         dtype: number format the cloud worker says it runs in.
     """
 
-    cell: Cell
+    cell: DesignCell
     answers: tuple[Tokens, ...]
     seconds: float
     dtype: str
@@ -85,14 +85,14 @@ def answers_alone(asked: Asked, tick: Tick) -> tuple[Tokens, ...]:
     return tuple(found)
 
 
-def installations(cells: Sequence[Cell]) -> Iterator[tuple[Installation, list[Cell]]]:
+def installations(cells: Sequence[DesignCell]) -> Iterator[tuple[Installation, list[DesignCell]]]:
     """Neighbouring cells that the same processes answer."""
     for installation, group in groupby(cells, key=lambda cell: cell.installation):
         yield installation, list(group)
 
 
 async def answers_together(
-    asked: Asked, installation: Installation, cells: Sequence[Cell], tick: Tick
+    asked: Asked, installation: Installation, cells: Sequence[DesignCell], tick: Tick
 ) -> list[CellAnswers]:
     """Start one installation and answer all prompts in each of its cells.
 
@@ -121,7 +121,7 @@ async def answers_together(
         return found
 
 
-async def _answer(client: Client, cell: Cell, asked: Asked, text: str, tick: Tick) -> Tokens:
+async def _answer(client: Client, cell: DesignCell, asked: Asked, text: str, tick: Tick) -> Tokens:
     answer = await read_answer(
         client, text, method=cell.request_method, max_new_tokens=asked.max_new_tokens,
         temperature=cell.temperature, seed=SEED,
@@ -130,7 +130,7 @@ async def _answer(client: Client, cell: Cell, asked: Asked, text: str, tick: Tic
     return answer.token_ids
 
 
-async def _tune(store: Store, cell: Cell) -> None:
+async def _tune(store: Store, cell: DesignCell) -> None:
     """Have the controller set the cell's window, where it is the controller's to set, and its own
     one otherwise.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from covertable import make
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from decoding import methods
 from decoding.methods.base import Control
 from decoding.methods.paces import Lockstep
@@ -41,7 +41,7 @@ class Installation:
     """Processes that are started once and answer several cells.
 
     Attributes:
-        link: in front of the cloud worker, see `bench.link.profiles`.
+        link: in front of the cloud worker, see `launch.link.profiles`.
         threads: CPU threads of each model worker.
     """
 
@@ -51,7 +51,7 @@ class Installation:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class DesignCell:
     """One way of answering all prompts.
 
     Attributes:
@@ -147,7 +147,7 @@ def is_valid(method: str, window: int) -> bool:
     return not _in_lockstep(method) or methods.find(f"{method}:{window}") is not None
 
 
-def design(factors: Factors, most: int) -> tuple[Cell, ...]:
+def design(factors: Factors, most: int) -> tuple[DesignCell, ...]:
     """At most `most` cells in which every two levels that can meet do, those of one installation
     one after the other.
 
@@ -307,14 +307,14 @@ def _any_of(allowed: Iterable[Row]) -> Row:
     return {"operator": "or", "conditions": conditions}
 
 
-def _cell(row: Row) -> Cell:
-    return Cell(
+def _cell(row: Row) -> DesignCell:
+    return DesignCell(
         row["method"], row["window"] or None, row["temperature"],
         Installation(row["link"], row["drafter"], row["threads"]),
     )  # fmt: skip
 
 
-def _place(cell: Cell, levels: Levels) -> tuple[int, ...]:
+def _place(cell: DesignCell, levels: Levels) -> tuple[int, ...]:
     """Where a cell stands in the order."""
     inst = cell.installation
     values = (

@@ -6,9 +6,9 @@ from functools import cache, cached_property
 from typing import Any
 
 from bench.exactness.answers import SEED, Asked, Tokens
-from bench.exactness.design import Cell
+from bench.exactness.design import DesignCell
 from bench.margins import decision_margin
-from cloud_worker.reference import replay_gaps, replay_shortfalls, replay_windows
+from bench.reference import replay_gaps, replay_shortfalls, replay_windows
 from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind, drafter_of
@@ -47,7 +47,7 @@ class ModelEvidence:
     def _lead(self, prompt: int, tokens: Tokens) -> float:
         return replay_gaps(self._target, self._encoded(prompt), tokens)[-1][1]
 
-    def _margin(self, prompt: int, tokens: Tokens, cell: Cell) -> float:
+    def _margin(self, prompt: int, tokens: Tokens, cell: DesignCell) -> float:
         params = SamplingParams(cell.temperature, seed=SEED)
         draft = self._draft(cell.installation.drafter)
         return decision_margin(self._target, draft, self._encoded(prompt) + tokens[:-1], params)

@@ -1,7 +1,7 @@
 """Are answers what they must be? Pure: what models say comes from `Evidence`.
 
 At temperature 0 the target alone is the reference; above, the first cell of a group
-(`Cell.group`): the text depends on seed, prompt and the draft's distribution only. What a
+(`DesignCell.group`): the text depends on seed, prompt and the draft's distribution only. What a
 difference may be excused by depends on the number format:
 
 - int8: nothing.
@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Protocol
 
 from bench.exactness.answers import CellAnswers, Tokens
-from bench.exactness.design import Cell
+from bench.exactness.design import DesignCell
 
 EXCUSED_LEAD = 1e-3
 EXCUSED_MARGIN = 1e-4
@@ -46,7 +46,7 @@ class Evidence(Protocol):
         """The target's top-2 logit lead at the last of `tokens`, at temperature 0."""
         ...
 
-    def margin(self, prompt: int, tokens: Tokens, cell: Cell) -> float:
+    def margin(self, prompt: int, tokens: Tokens, cell: DesignCell) -> float:
         """How near a uniform is to a decision boundary at the last of `tokens`."""
         ...
 
@@ -89,7 +89,7 @@ class CellVerdict:
         epsilon, worst_shortfall: in logits; None where no answer is replayed for them.
     """
 
-    cell: Cell
+    cell: DesignCell
     seconds: float
     num_prompts: int
     num_identical: int
@@ -150,7 +150,7 @@ def _judge_cell(
 
 
 def _difference(
-    prompt: int, expected: Tokens, got: Tokens, cell: Cell, allowance: Allowance,
+    prompt: int, expected: Tokens, got: Tokens, cell: DesignCell, allowance: Allowance,
     evidence: Evidence,
 ) -> Difference:  # fmt: skip
     """Where two answers that differ part. A missing token is never excused."""

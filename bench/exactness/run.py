@@ -21,11 +21,11 @@ from bench.exactness.answers import (
     answers_together,
     installations,
 )
-from bench.exactness.design import Cell, Factors, design
+from bench.exactness.design import DesignCell, Factors, design
 from bench.exactness.evidence import ModelEvidence
 from bench.exactness.judge import Allowance, CellVerdict, Difference, allowance_of, judge
 from bench.progress import counting_bar
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 _TABLE_WIDTH = 110
 
@@ -71,7 +71,7 @@ def run(factors: Factors, most_cells: int, asked: Asked, as_json: bool) -> bool:
     return verdict.holds
 
 
-def measure(cells: Sequence[Cell], asked: Asked) -> Verdict:
+def measure(cells: Sequence[DesignCell], asked: Asked) -> Verdict:
     """Answer, compare, and look at what differs.
 
     Raises:

@@ -24,7 +24,7 @@ LONGEST = 100
 """Tokens of an answer at most."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class TargetAnswer(msgspec.Struct, frozen=True):
     """One answer of the int8 target.
 
     Attributes:
@@ -45,7 +45,7 @@ class Answer(msgspec.Struct, frozen=True):
         """Whether it answers this prompt as far as `limit` tokens."""
         return self.prompt == prompt and (self.ended or len(self.answer) >= limit)
 
-    def cut(self, limit: int) -> Answer:
+    def cut(self, limit: int) -> TargetAnswer:
         """Its first `limit` tokens."""
         if len(self.answer) <= limit:
             return self
@@ -85,7 +85,7 @@ def read_answers(
     num_tokens: int,
     keep: Path | None,
     advance: Callable[[int], None],
-) -> list[Answer]:
+) -> list[TargetAnswer]:
     """Answers of `num_tokens` tokens in all, spread evenly over the sets.
 
     A set whose prompts are all answered before its share is reached gives fewer.
@@ -101,7 +101,7 @@ def read_answers(
     """
     answerer = Answerer(load_model(spec, "int8"))
     model = content_key(on_disk(find_source(spec)))
-    rows = [] if keep is None else read_all(keep, Answer)
+    rows = [] if keep is None else read_all(keep, TargetAnswer)
     kept = {(row.dataset, row.index): row for row in rows if row.model == model}
     answers = []
     for number, (dataset, asked) in enumerate(prompts.items()):
@@ -114,7 +114,7 @@ def read_answers(
                 continue
             row = kept.get((dataset, index))
             if row is None or not row.serves(prompt, limit):
-                row = Answer(model, dataset, index, prompt, *answerer.answer(prompt, limit))
+                row = TargetAnswer(model, dataset, index, prompt, *answerer.answer(prompt, limit))
                 if keep is not None:
                     append_rows(keep, [row])
             answers.append(row.cut(limit))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 _CHILD = Path(__file__).with_name("llamacpp_child.py")
 _EXPECTED = "expected a Python interpreter whose packages include llama-cpp-python"

@@ -23,7 +23,7 @@ import psutil
 from bench.cores import one_core
 from bench.int8.llamacpp import LlamaCpp
 from bench.passes import CONTEXT, PASS_SIZES, DraftStep, TargetPass, alternate, memory_bandwidth
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from engines.catalog.registry import Specs
 from engines.torch.drafter import ModelDrafter
 from engines.torch.sources import find_source

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.int8.answers import Answer
+from bench.int8.answers import TargetAnswer
 from bench.int8.reference import Reference, float_draft, float_model
-from bus.arrays import Float64Array, Int32Array
-from bus.errors import ConfigurationError
+from bus.protocol.arrays import Float64Array, Int32Array
+from bus.protocol.errors import ConfigurationError
 from engines.catalog.registry import Specs
 from engines.torch.cache import KVCache
 from engines.torch.draft import DraftNetwork, WholeDraft, load_draft
@@ -34,7 +34,7 @@ _CHUNK = 16  # positions whose float64 logits are held at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class FormatQuality:
     """Of one model over the answers to one set of prompts.
 
     Attributes:
@@ -76,7 +76,7 @@ class Positions:
             difference = float("nan") if row is None else abs(float(q[index, row] - p[index, row]))
             self.shift.append(difference)
 
-    def summary(self, role: str, prompt_set: str) -> Quality:
+    def summary(self, role: str, prompt_set: str) -> FormatQuality:
         """Raises ConfigurationError where nothing was compared."""
         if not self.kl:
             raise ConfigurationError(
@@ -84,7 +84,7 @@ class Positions:
             )
         kl: Float64Array = np.array(self.kl)
         shift = [value for value in self.shift if not math.isnan(value)]
-        return Quality(
+        return FormatQuality(
             role, prompt_set, len(self.kl), float(kl.mean()), float(np.median(kl)),
             float(np.quantile(kl, 0.99)), float(np.mean(self.same)),
             float(np.mean(shift)) if shift else None,
@@ -92,8 +92,8 @@ class Positions:
 
 
 def compare(
-    specs: Specs, answers: Sequence[Answer], begin: Callable[[str, int], Callable[[], None]]
-) -> list[Quality]:
+    specs: Specs, answers: Sequence[TargetAnswer], begin: Callable[[str, int], Callable[[], None]]
+) -> list[FormatQuality]:
     """Target, then draft: over all answers, then by set.
 
     Args:
@@ -128,7 +128,7 @@ def against(
     network: DraftNetwork,
     states: Sequence[Tensor],
     head: Tensor,
-    answers: Sequence[Answer],
+    answers: Sequence[TargetAnswer],
     tick: Callable[[], None] = lambda: None,
 ) -> list[Positions]:
     """Compare an int8 network with a reference, answer by answer.
@@ -165,13 +165,13 @@ def _head_rows(head: Tensor, network: DraftNetwork) -> Tensor:
     return head[torch.from_numpy(network.vocab).long()]
 
 
-def _fed(answer: Answer) -> Tensor:
+def _fed(answer: TargetAnswer) -> Tensor:
     """int64[n], what is read: all but the last token, whose successor is not compared."""
     return torch.tensor([*answer.prompt, *answer.answer[:-1]])
 
 
 def _answer_states(
-    model: Reference, answers: Sequence[Answer], tick: Callable[[], None]
+    model: Reference, answers: Sequence[TargetAnswer], tick: Callable[[], None]
 ) -> list[Tensor]:
     states = model.hidden_states([_fed(answer) for answer in answers], tick)
     return [
@@ -180,8 +180,8 @@ def _answer_states(
 
 
 def _summaries(
-    role: str, compared: Sequence[Positions], answers: Sequence[Answer]
-) -> list[Quality]:
+    role: str, compared: Sequence[Positions], answers: Sequence[TargetAnswer]
+) -> list[FormatQuality]:
     pooled: dict[str, Positions] = {ALL: Positions()}
     for positions, answer in zip(compared, answers, strict=True):
         for name in (ALL, answer.dataset):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from bus.errors import ConfigurationError, ModelError
+from bus.protocol.errors import ConfigurationError, ModelError
 from engines.catalog.registry import split_head
 from engines.torch.conversion import on_disk, read_config, weights_of
 from engines.torch.draft import is_trimmed, read_trimmed, trimmed_location

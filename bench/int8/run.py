@@ -16,7 +16,7 @@ from rich.table import Table
 from bench.datasets import read_questions
 from bench.int8.answers import read_answers
 from bench.int8.passes import DRAFT, INT8, LLAMA_CPP, PassTable, measure
-from bench.int8.quality import Quality, compare
+from bench.int8.quality import FormatQuality, compare
 from bench.passes import CONTEXT, PASS_SIZES
 from bench.progress import counting_bar
 from bench.prompts import SETS
@@ -99,7 +99,7 @@ def machine_name() -> str:
     return f"{platform.processor() or platform.machine()}, {cores}"
 
 
-def quality_table(rows: Sequence[Quality]) -> Table:
+def quality_table(rows: Sequence[FormatQuality]) -> Table:
     """KL and first choices, target and draft, over all answers and by set."""
     table = Table(
         title="int8 against float32 of the same weights, teacher-forced (measured)",
@@ -150,7 +150,7 @@ def _own_ratios(passes: PassTable) -> list[tuple[str, float]]:
 
 def _quality(
     plan: Plan, prompts: Mapping[str, Sequence[str]], out: Path | None, bar: Progress
-) -> list[Quality]:
+) -> list[FormatQuality]:
     task = bar.add_task("answer tokens", total=plan.num_tokens)
     keep = None if out is None else out / _ANSWERS
     answers = read_answers(

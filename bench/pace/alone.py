@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 
 from bench.cores import one_core
-from bench.pace.rows import ALONE, NO_DRAFT, Row
+from bench.pace.rows import ALONE, NO_DRAFT, PaceRow
 from bench.paced import Device, paced
-from cloud_worker.reference import generate_alone
+from bench.reference import generate_alone
 from decoding.sampling import SamplingParams
-from edge_worker.oracle import RecordedAnswer
 from engines.padding import Padding
 from engines.tokenizer import encode_prompt
+from engines.torch.oracle import RecordedAnswer
 from engines.torch.target import TargetModel
 
 
@@ -45,6 +45,6 @@ class TargetAlone:
         return RecordedAnswer(prompt, tuple(tokens)), seconds
 
 
-def alone_row(answer: RecordedAnswer, seconds: float, prompt_id: int) -> Row:
+def alone_row(answer: RecordedAnswer, seconds: float, prompt_id: int) -> PaceRow:
     """One answer of the target, without draft and link."""
-    return Row(NO_DRAFT, None, 0.0, ALONE, 0, prompt_id, len(answer.answer) - 1, seconds)
+    return PaceRow(NO_DRAFT, None, 0.0, ALONE, 0, prompt_id, len(answer.answer) - 1, seconds)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from bench.lines import append_rows
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
 
 ALONE = "target alone"
@@ -19,7 +19,7 @@ NO_DRAFT = "none"
 _T = TypeVar("_T")
 
 
-class Row(msgspec.Struct, frozen=True):
+class PaceRow(msgspec.Struct, frozen=True):
     """One answer, measured.
 
     Attributes:
@@ -47,12 +47,12 @@ class Row(msgspec.Struct, frozen=True):
         return self.repeat < 0
 
 
-def tokens_per_s(rows: Sequence[Row]) -> float:
+def tokens_per_s(rows: Sequence[PaceRow]) -> float:
     """Of all these answers together; 0 where each came in one pass."""
     return sum(row.tokens for row in rows) / max(sum(row.seconds for row in rows), 1e-9)
 
 
-def whole_tokens_per_s(rows: Sequence[Row]) -> float:
+def whole_tokens_per_s(rows: Sequence[PaceRow]) -> float:
     """The same over whole answers, the prompt's time included; only for those with `usage`."""
     usages = [row.usage for row in rows if row.usage is not None]
     seconds = sum(usage.seconds for usage in usages)
@@ -96,13 +96,13 @@ def rewrite(path: Path, rows: Sequence[msgspec.Struct]) -> None:
     new.replace(path)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[PaceRow]:
     """Rows of an earlier run; none where there is no file.
 
     Raises:
         ConfigurationError: it is no such file.
     """
-    return _read(path, Row)
+    return _read(path, PaceRow)
 
 
 def read_stack_rows(path: Path) -> list[StackRow]:

@@ -21,7 +21,7 @@ from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import Plan, Setting
 from bench.pace.rows import (
     NO_DRAFT,
-    Row,
+    PaceRow,
     TimelineRow,
     read_rows,
     read_stack_rows,
@@ -29,12 +29,12 @@ from bench.pace.rows import (
     rewrite,
 )
 from bench.pace.stacks import MeasuredStack
-from bench.pace.summary import Cell, as_table, summarise
+from bench.pace.summary import PaceCell, as_table, summarise
 from bench.paced import Device
 from bench.progress import counting_bar
 from bench.prompts import PROMPTS
-from bus.errors import ConfigurationError
-from edge_worker.oracle import write_answers
+from bus.protocol.errors import ConfigurationError
+from engines.torch.oracle import write_answers
 
 ROWS, STACKS, TIMELINES, ANSWERS = (
     "rows.jsonl", "stacks.jsonl", "timelines.jsonl", "answers.jsonl",
@@ -43,7 +43,7 @@ ROWS, STACKS, TIMELINES, ANSWERS = (
 _TABLE_WIDTH = 110
 
 
-def run(plan: Plan, out: Path, as_json: bool) -> list[Cell]:
+def run(plan: Plan, out: Path, as_json: bool) -> list[PaceCell]:
     """Measure what is still missing under `out`, and print the summary of all.
 
     Raises:
@@ -96,7 +96,7 @@ def _forget_unfinished(out: Path, done: Set[Setting]) -> None:
         rewrite(out / TIMELINES, finished)
 
 
-def _setting(row: Row | TimelineRow) -> Setting:
+def _setting(row: PaceRow | TimelineRow) -> Setting:
     return Setting(row.draft, row.error_rate, row.rtt_ms)
 
 

@@ -10,16 +10,16 @@ from msgspec.structs import replace
 
 from bench.answers import read_answer
 from bench.cores import pin, put_models_last
-from bench.link.process import read_report
 from bench.pace.alone import TargetAlone, alone_row
 from bench.pace.plan import SWEEP_PROMPTS, Plan, Setting
-from bench.pace.rows import Row, StackRow, tokens_per_s
+from bench.pace.rows import PaceRow, StackRow, tokens_per_s
 from bench.paced import Device
 from bench.prompts import PROMPTS
 from bench.telemetry import read_telemetry
 from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.store import DraftSpan, TimelineEntry
+from launch.link.process import read_report
 from launch.stack import Stack, StackOptions
 
 _SWEEP = -1
@@ -54,7 +54,7 @@ class MeasuredStack:
         )  # fmt: skip
         self._stack = Stack(options, log=lambda _: None, quiet=True, env=env)
 
-    async def run(self) -> tuple[list[Row], list[TimelineEntry], StackRow]:
+    async def run(self) -> tuple[list[PaceRow], list[TimelineEntry], StackRow]:
         """Everything that is measured in this setting."""
         async with self._stack:
             pin(self._stack)
@@ -71,9 +71,9 @@ class MeasuredStack:
         for method in ("sd", *self._plan.methods):
             await self._answer(client, method, _SWEEP, 0)
 
-    async def _sweep(self, client: Client) -> tuple[list[Row], int]:
+    async def _sweep(self, client: Client) -> tuple[list[PaceRow], int]:
         """Answers with all windows tried, and the best window."""
-        rows: list[Row] = []
+        rows: list[PaceRow] = []
 
         async def speed(window: int) -> float:
             own = [
@@ -86,7 +86,7 @@ class MeasuredStack:
         speeds = await climb(speed, first_guess(self._setting.error_rate))
         return rows, max(speeds, key=speeds.__getitem__)
 
-    async def _repetitions(self, client: Client, sd: str) -> list[Row]:
+    async def _repetitions(self, client: Client, sd: str) -> list[PaceRow]:
         rows = []
         for repeat in range(self._plan.repeats):
             for prompt_id in range(self._plan.prompts):
@@ -99,18 +99,18 @@ class MeasuredStack:
                 self._tick()
         return rows
 
-    async def _answer(self, client: Client, method: str, repeat: int, prompt_id: int) -> Row:
+    async def _answer(self, client: Client, method: str, repeat: int, prompt_id: int) -> PaceRow:
         got = await read_answer(
             client, PROMPTS[prompt_id], method=method, temperature=0.0,
             max_new_tokens=self._plan.max_new_tokens, seed=self._plan.seed(prompt_id, repeat),
         )  # fmt: skip
         at = self._setting
-        return Row(
+        return PaceRow(
             at.draft, at.error_rate, at.rtt_ms, method, repeat, prompt_id,
             got.usage.decode_tokens, got.usage.decode_seconds, got.usage,
         )  # fmt: skip
 
-    def _answer_alone(self, alone: TargetAlone, repeat: int, prompt_id: int) -> Row:
+    def _answer_alone(self, alone: TargetAlone, repeat: int, prompt_id: int) -> PaceRow:
         row = alone_row(*alone.answer(prompt_id), prompt_id)
         return replace(row, draft=self._setting.draft, rtt_ms=self._setting.rtt_ms, repeat=repeat)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from bench.pace.rows import ALONE, Row, StackRow, tokens_per_s, whole_tokens_per_s
+from bench.pace.rows import ALONE, PaceRow, StackRow, tokens_per_s, whole_tokens_per_s
 from bench.paced import AS_IT_IS
 from bench.ranges import with_range
 
@@ -33,7 +33,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class PaceCell:
     """One method with one draft over one link, measured.
 
     Attributes:
@@ -73,7 +73,7 @@ class Cell:
         return None if self.ceiling is None else self.speed.median / self.ceiling
 
 
-def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
+def summarise(rows: Sequence[PaceRow], stacks: Sequence[StackRow]) -> list[PaceCell]:
     """One cell for each draft, link and method; the sweep is left out."""
     measured = [row for row in rows if not row.in_sweep]
     alone = tokens_per_s([row for row in measured if row.method == ALONE])
@@ -98,7 +98,7 @@ def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
             whole_over_sd = statistics.median(whole[repeat] / sd_whole[repeat] for repeat in whole)
             over_alone = speed.median / (tokens_per_s(beside) if beside else alone)
             cells.append(
-                Cell(
+                PaceCell(
                     draft, error_rate, rtt_ms, method, speed, over_sd, whole_over_sd, over_alone,
                     ceiling, *_shares(own),
                 )
@@ -107,10 +107,10 @@ def summarise(rows: Sequence[Row], stacks: Sequence[StackRow]) -> list[Cell]:
 
 
 def _by_repeat(
-    rows: Sequence[Row], speed: Callable[[Sequence[Row]], float] = tokens_per_s
+    rows: Sequence[PaceRow], speed: Callable[[Sequence[PaceRow]], float] = tokens_per_s
 ) -> dict[int, float]:
     """Repetition → tokens a second."""
-    groups: dict[int, list[Row]] = defaultdict(list)
+    groups: dict[int, list[PaceRow]] = defaultdict(list)
     for row in rows:
         groups[row.repeat].append(row)
     return {repeat: speed(group) for repeat, group in groups.items()}
@@ -123,7 +123,7 @@ def _ceiling(error_rate: float | None, step_ms: float, rtt_ms: float, alone: flo
     return 1e3 * tokens / (tokens * step_ms + rtt_ms + 1e3 / alone)
 
 
-def _shares(rows: Sequence[Row]) -> tuple[float, float, float]:
+def _shares(rows: Sequence[PaceRow]) -> tuple[float, float, float]:
     """Edge idle, wasted, acceptance, over all answers."""
     usages = [row.usage for row in rows if row.usage is not None]
     idle = statistics.fmean(usage.edge_idle for usage in usages)
@@ -133,7 +133,7 @@ def _shares(rows: Sequence[Row]) -> tuple[float, float, float]:
     return idle, wasted / max(wasted + accepted, 1), accepted / max(drafted, 1)
 
 
-def as_table(cells: Sequence[Cell], device: str = AS_IT_IS) -> Table:
+def as_table(cells: Sequence[PaceCell], device: str = AS_IT_IS) -> Table:
     """For people."""
     source = "measured" if device == AS_IT_IS else f"measured, {device}"
     table = Table(
@@ -145,7 +145,7 @@ def as_table(cells: Sequence[Cell], device: str = AS_IT_IS) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    columns: dict[str, Callable[[Cell], str]] = {
+    columns: dict[str, Callable[[PaceCell], str]] = {
         "draft": lambda c: c.name,
         "RTT": lambda c: f"{c.rtt_ms:g}",
         "method": lambda c: c.method,

@@ -16,12 +16,12 @@ import torch
 from bench.pace.plan import Plan
 from bench.pace.rows import read_rows, read_stack_rows, read_timeline_rows
 from bench.pace.run import ANSWERS, ROWS, STACKS, TIMELINES, load_plan
-from bench.pace.summary import Cell, summarise
+from bench.pace.summary import PaceCell, summarise
 from bench.simulate.device import Device, fit_device
-from bench.simulate.predict import Answer, predict
-from edge_worker.oracle import RecordedAnswer, is_wrong, read_answers
+from bench.simulate.predict import Hits, predict
 from engines.torch.cache import KVCache
 from engines.torch.draft import TrimmedDraft, WholeDraft, load_draft
+from engines.torch.oracle import RecordedAnswer, is_wrong, read_answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def compare(out: Path) -> tuple[Device, list[Comparison]]:
     timelines = [(row.timeline, row.rtt_ms) for row in read_timeline_rows(out / TIMELINES)]
     device = fit_device(timelines)
     recorded = [RecordedAnswer(*pair) for pair in read_answers(out / ANSWERS).items()]
-    agreement: dict[str, list[Answer]] = {}
+    agreement: dict[str, list[Hits]] = {}
     rows = []
     for cell in cells:
         if cell.error_rate is None and cell.draft not in agreement:
@@ -70,10 +70,10 @@ def compare(out: Path) -> tuple[Device, list[Comparison]]:
 
 def _answers(
     plan: Plan,
-    cell: Cell,
+    cell: PaceCell,
     recorded: Sequence[RecordedAnswer],
-    agreement: Mapping[str, list[Answer]],
-) -> list[Answer]:
+    agreement: Mapping[str, list[Hits]],
+) -> list[Hits]:
     """In the order in which they were answered, once for each repetition."""
     if cell.error_rate is None:
         return agreement[cell.draft] * plan.repeats
@@ -84,7 +84,7 @@ def _answers(
     ]
 
 
-def oracle_answer(recorded: RecordedAnswer, seed: int, error_rate: float) -> Answer:
+def oracle_answer(recorded: RecordedAnswer, seed: int, error_rate: float) -> Hits:
     """Where an oracle is right."""
     begin = len(recorded.prompt)
     return tuple(
@@ -93,7 +93,7 @@ def oracle_answer(recorded: RecordedAnswer, seed: int, error_rate: float) -> Ans
 
 
 @torch.inference_mode()
-def draft_agreement(spec: str, recorded: Sequence[RecordedAnswer]) -> list[Answer]:
+def draft_agreement(spec: str, recorded: Sequence[RecordedAnswer]) -> list[Hits]:
     """Where a draft model, given the answer so far, would have written the answer's token."""
     draft = load_draft(spec, "float32")
     network = draft.network

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import DraftSpan, TimelineEntry, WindowSpan
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]

@@ -16,8 +16,15 @@ import numpy as np
 
 from bench.simulate.cores import Clock, Core
 from bench.simulate.device import Device
-from bus.arrays import Float16Array, Int32Array
-from bus.messages import CloseSession, DraftWindow, Feedback, Message, OpenSession, SessionReady
+from bus.protocol.arrays import Float16Array, Int32Array
+from bus.protocol.messages import (
+    CloseSession,
+    DraftWindow,
+    Feedback,
+    Message,
+    OpenSession,
+    SessionReady,
+)
 from decoding import cloud, cloud_events, edge, edge_events
 from decoding.engine import Capabilities, Segment, TargetRow, Want
 from decoding.methods import Method

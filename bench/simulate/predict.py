@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from bench.simulate.device import Device
 from bench.simulate.pair import Outcome, SimulatedSession
 from bench.windows import WINDOWS
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from decoding import methods
 from edge_worker.memory import PathMemory
 
-Answer = tuple[bool, ...]
+Hits = tuple[bool, ...]
 """For each token of an answer, whether the draft would have written it."""
 
 
@@ -35,9 +35,7 @@ class Prediction:
     source: str = "simulated"
 
 
-def predict(
-    method_name: str, answers: Sequence[Answer], rtt_ms: float, device: Device
-) -> Prediction:
+def predict(method_name: str, answers: Sequence[Hits], rtt_ms: float, device: Device) -> Prediction:
     """Simulate. As in the edge worker, a session begins with what the one before has learnt.
 
     Raises:
@@ -75,13 +73,13 @@ def _speed(outcomes: Sequence[Outcome]) -> float:
     return 1e3 * tokens / max(millis, 1e-9)
 
 
-def best_static(answers: Sequence[Answer], rtt_ms: float, device: Device) -> Prediction:
+def best_static(answers: Sequence[Hits], rtt_ms: float, device: Device) -> Prediction:
     """`sd` with the window that is fastest on these answers."""
     found = [predict(f"sd:{window}", answers, rtt_ms, device) for window in WINDOWS]
     return max(found, key=lambda prediction: prediction.tokens_per_s)
 
 
-def random_answers(error_rate: float, num_answers: int, length: int, seed: int) -> list[Answer]:
+def random_answers(error_rate: float, num_answers: int, length: int, seed: int) -> list[Hits]:
     """Answers on which a draft is wrong at each token with probability `error_rate`."""
     rng = random.Random(seed)
     return [tuple(rng.random() >= error_rate for _ in range(length)) for _ in range(num_answers)]

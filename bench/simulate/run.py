@@ -18,7 +18,7 @@ from bench.simulate.predict import best_static, ceiling, predict, random_answers
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class SimulatedCell:
     """One error rate over one link; tokens a second, simulated.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cell:
 def simulate(
     device: Device, rtts_ms: Sequence[float], error_rates: Sequence[float], prompts: int,
     tokens: int, seed: int, as_json: bool,
-) -> list[Cell]:  # fmt: skip
+) -> list[SimulatedCell]:  # fmt: skip
     """Simulate and print: a table for people, one JSON object a cell for programs."""
     grid = [(error, rtt) for error in error_rates for rtt in rtts_ms]
     cells = []
@@ -49,7 +49,7 @@ def simulate(
         answers = random_answers(error, prompts, tokens, seed)
         sd, plc = best_static(answers, rtt, device), predict("plc", answers, rtt, device)
         cells.append(
-            Cell(
+            SimulatedCell(
                 error, rtt, 1e3 / device.pass_ms, sd.method, sd.tokens_per_s, plc.tokens_per_s,
                 ceiling(error, rtt, device), plc.edge_idle, plc.wasted,
             )
@@ -62,7 +62,7 @@ def simulate(
     return cells
 
 
-def _table(cells: Sequence[Cell], device: Device) -> Table:
+def _table(cells: Sequence[SimulatedCell], device: Device) -> Table:
     table = Table(
         title=f"Simulated: draft {device.step_ms:g} ms a token, target {device.pass_ms:g} ms a "
         f"pass and {device.pass_token_ms:g} ms a token more",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.reference import generate_alone
 from bench.splice.prompts import Spliced
-from cloud_worker.reference import generate_alone
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire
 from engines.tokenizer import encode_prompt

@@ -18,7 +18,7 @@ from bench.ranges import Interval
 from bench.splice.measure import Window, windows_of
 from bench.splice.prompts import spliced
 from bench.splice.replay import Replay, Stretch, replay
-from controller.calibration.files import load_calibration
+from controller.calibration import load_calibration
 from controller.policies import SHIPPED
 from decoding.credit import Advice, ConstantPredictor, CreditLaw, always_safe
 from engines.torch.drafter import ModelDrafter
@@ -32,7 +32,7 @@ _CHANGED, _OTHERS = "behind a change", "elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SpliceRow:
     """One law in one place, over all texts.
 
     Attributes:
@@ -56,7 +56,7 @@ class Row:
     saved: Interval | None
 
 
-def run(texts: int, max_new_tokens: int, target: str, draft: str, as_json: bool) -> list[Row]:
+def run(texts: int, max_new_tokens: int, target: str, draft: str, as_json: bool) -> list[SpliceRow]:
     """Measure the windows, replay the laws and print."""
     models = TargetModel.load(target, "float32"), ModelDrafter.load(draft, "float32")
     with counting_bar() as progress:
@@ -80,7 +80,7 @@ def base_law() -> CreditLaw:
     return replace(law, predictor=ConstantPredictor(Advice(1.0, 4)), safe=always_safe)
 
 
-def compare(measured: Sequence[Sequence[Window]], law: CreditLaw) -> list[Row]:
+def compare(measured: Sequence[Sequence[Window]], law: CreditLaw) -> list[SpliceRow]:
     """Every alarm and slack over the same windows."""
     without = [replay(windows, replace(law, alarm=NEVER)) for windows in measured]
     rows = [_row(place, None, SLACKS[0], without, None) for place in (_CHANGED, _OTHERS)]
@@ -95,12 +95,12 @@ def compare(measured: Sequence[Sequence[Window]], law: CreditLaw) -> list[Row]:
 def _row(
     place: str, alarm: float | None, slack: float, found: Sequence[Replay],
     without: Sequence[Replay] | None,
-) -> Row:  # fmt: skip
+) -> SpliceRow:  # fmt: skip
     own = [_stretch(text, place) for text in found]
     whole = sum(own, Stretch())
     saved = None if without is None else _saved([_stretch(text, place) for text in without], own)
     windows, tokens = max(whole.windows, 1), max(whole.tokens, 1)
-    return Row(
+    return SpliceRow(
         place, alarm, slack, whole.windows, whole.lenient / windows, whole.threshold / windows,
         whole.regret / tokens, whole.standing / tokens, 100.0 * whole.alarms / windows, saved,
     )  # fmt: skip
@@ -128,7 +128,7 @@ def _saved(without: Sequence[Stretch], own: Sequence[Stretch]) -> Interval:
     return Interval(float(rate(less, tokens)), float(low), float(high))
 
 
-def _table(rows: Sequence[Row], texts: int) -> Table:
+def _table(rows: Sequence[SpliceRow], texts: int) -> Table:
     table = Table(
         title=f"Abrupt changes in {texts} spliced texts: distributions measured, laws replayed",
         caption="above base: windows judged above T_base. nats: a token that only divergence let "

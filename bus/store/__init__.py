@@ -18,6 +18,7 @@ from bus.settings import BusSettings
 from bus.store.connection import MAX_BLOCK_MS, CommandRefusedError, Connection
 from bus.store.entries import End, EndEntry, FinishReason, TokensEntry, Usage
 from bus.store.keys import Keys
+from bus.store.overview import MAX_HELD_REQUESTS, HeldRequest, Overview, Overviews, QueueState
 from bus.store.queue import Claim, Queue, QueueDepth
 from bus.store.registry import HEARTBEAT_S, TIME_TO_LIVE_S, Registry, Role, WorkerRecord
 from bus.store.results import ResultGapError, Results
@@ -39,6 +40,7 @@ from bus.store.tuning import InUse, Tuning, Tunings, Wish, decode_wish
 __all__ = [
     "HEARTBEAT_S",
     "MAX_BLOCK_MS",
+    "MAX_HELD_REQUESTS",
     "TIME_TO_LIVE_S",
     "Claim",
     "CommandRefusedError",
@@ -46,9 +48,12 @@ __all__ = [
     "End",
     "EndEntry",
     "FinishReason",
+    "HeldRequest",
     "InUse",
     "Keys",
+    "Overview",
     "QueueDepth",
+    "QueueState",
     "ReportEntry",
     "ResultGapError",
     "Role",
@@ -84,6 +89,7 @@ class Store:
         self.sessions = Sessions(self._connection, keys, settings)
         self.telemetry = Telemetry(self._connection, keys)
         self.tunings = Tunings(self._connection, keys)
+        self.overviews = Overviews(self._connection, keys)
 
     @classmethod
     async def connect(cls, settings: BusSettings) -> Self:

@@ -32,7 +32,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from bus.errors import ConfigurationError, LocalError, StoreUnavailableError
+from bus.protocol.errors import ConfigurationError, LocalError, StoreUnavailableError
 from bus.settings import BusSettings
 
 __all__ = ["MAX_BLOCK_MS", "CommandRefusedError", "Connection"]
@@ -69,10 +69,13 @@ class Connection:
         async with self._translated():
             await self._redis.aclose()
 
-    async def execute(self, *command: Any) -> Any:
-        """One command, by its words. Raises StoreUnavailableError."""
+    async def execute(self, *command: Any, **options: Any) -> Any:
+        """One command, by its words, with redis-py's options for its reply.
+
+        Raises StoreUnavailableError.
+        """
         async with self._translated():
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            return await self._redis.execute_command(*command, **options)  # type: ignore[no-untyped-call]
 
     async def execute_blocking(self, *command: Any) -> Any:
         """One command that waits on the server, at most MAX_BLOCK_MS. Raises as `execute`."""

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from bus.errors import RemoteError
-from bus.messages import FinishReason
+from bus.protocol.errors import RemoteError
+from bus.protocol.messages import FinishReason
 
 __all__ = [
     "End",
@@ -20,6 +20,7 @@ __all__ = [
     "FinishReason",
     "TokensEntry",
     "Usage",
+    "entry_time_s",
     "parse_result_entry",
     "text_fields",
 ]
@@ -33,7 +34,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     `drafted_tokens` are those in judged windows, `acceptance` is accepted ÷ drafted.
     `wasted_tokens` were drafted and not accepted, be it that nobody judged them. `passes` are
     target passes; a window that failed at pre-hit or shared a pass is one of `passes_saved`.
-    `decode_tokens` came in `decode_seconds`, from the verdicts of the first pass on to the last:
+    `decode_tokens` came in `decode_seconds`, from the feedback of the first pass on to the last:
     a speed of decoding that neither prefill nor what was drafted during it touches. `edge_idle`,
     `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
     them. `lossless` says whether the method promises the target's own text.
@@ -103,6 +104,11 @@ class EndEntry(msgspec.Struct, frozen=True):
     entry_id: str
     end: End
     term: int
+
+
+def entry_time_s(entry_id: str) -> float:
+    """When a stream entry was added, by Redis' clock, in seconds since the epoch."""
+    return int(entry_id.partition("-")[0]) / 1000
 
 
 def text_fields(fields: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from bus.errors import OwnershipLostError, QueueFullError, RemoteError, RequestError
-from bus.requests import GenerationRequest
+from bus.protocol.errors import OwnershipLostError, QueueFullError, RemoteError, RequestError
+from bus.protocol.requests import GenerationRequest
 from bus.settings import BusSettings
 from bus.store.connection import MAX_BLOCK_MS, CommandRefusedError, Connection
 from bus.store.entries import End, FinishReason, TokensEntry, parse_result_entry

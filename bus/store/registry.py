@@ -14,7 +14,7 @@ import msgspec
 from bus.store.connection import Connection
 from bus.store.keys import Keys
 
-__all__ = ["HEARTBEAT_S", "TIME_TO_LIVE_S", "Registry", "Role", "WorkerRecord"]
+__all__ = ["HEARTBEAT_S", "TIME_TO_LIVE_S", "Registry", "Role", "WorkerRecord", "records_of"]
 
 HEARTBEAT_S = 1.0
 TIME_TO_LIVE_S = 5.0
@@ -126,6 +126,13 @@ class Registry:
                 "delete_unchanged", [self._key], [worker_id, data]
             ):
                 return
+
+
+def records_of(stored: dict[bytes, bytes]) -> tuple[list[WorkerRecord], int]:
+    """The records in the registry's hash, expired ones too, and how many are of other releases."""
+    records = [_parse(worker_id, data) for worker_id, data in stored.items()]
+    readable = [record for record in records if record is not None]
+    return readable, len(records) - len(readable)
 
 
 def _parse(worker_id: bytes, data: bytes) -> WorkerRecord | None:

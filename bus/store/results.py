@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
-from bus.errors import (
+from bus.protocol.errors import (
     LocalError,
     OwnershipLostError,
     RequestFailedError,
@@ -107,6 +107,21 @@ class Results:
         if answer[0] == b"gap":
             raise ResultGapError(claim.request_id, start, answer[1])
 
+    async def so_far(self, request_id: str) -> tuple[list[TokensEntry | EndEntry], str]:
+        """What is written now, and the request's state in the queue (empty: nobody knows it).
+
+        Raises:
+            RemoteError: the result was not written by this project.
+        """
+        entries, state = await self._connection.execute_many(
+            [
+                ("XRANGE", self._keys.result(request_id), "-", "+"),
+                ("HGET", self._keys.request(request_id), "state"),
+            ]
+        )
+        found = [parse_result_entry(entry_id, fields) for entry_id, fields in entries]
+        return found, (state or b"").decode()
+
     async def read(
         self, request_id: str, after: str = "0", timeout_s: float | None = None
     ) -> AsyncIterator[TokensEntry | EndEntry]:
@@ -116,7 +131,7 @@ class Results:
 
         Args:
             request_id: whose result.
-            after: entry id to go on behind; "0" is the beginning.
+            after: entry id to continue after; "0" is the beginning.
             timeout_s: seconds for the whole answer; None waits as long as it takes.
 
         Raises:
@@ -143,7 +158,7 @@ class Results:
 
 
 class _Reader:
-    """Where one reader of one result stands."""
+    """The position of one reader in one result."""
 
     def __init__(self, connection: Connection, keys: Keys, request_id: str, after: str) -> None:
         self._connection = connection

@@ -18,7 +18,7 @@ from bus.store.connection import Connection
 from bus.store.entries import text_fields
 from bus.store.keys import Keys
 
-__all__ = ["SessionRecord", "Sessions", "session_from_fields"]
+__all__ = ["SessionRecord", "Sessions", "parse_session", "session_from_fields"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,13 +73,13 @@ class Sessions:
     async def load(self, session: str) -> SessionRecord | None:
         """The session's record, None where there is none."""
         stored = await self._connection.execute("HGETALL", self._keys.session(session))
-        return _parse(stored)
+        return parse_session(stored)
 
     async def all(self) -> list[SessionRecord]:
         """All records, by session id."""
         keys = await self._connection.scan(self._keys.session("*"))
         stored = await self._connection.execute_many([("HGETALL", key) for key in set(keys)])
-        records = [record for fields in stored if (record := _parse(fields)) is not None]
+        records = [record for fields in stored if (record := parse_session(fields)) is not None]
         return sorted(records, key=lambda record: record.session)
 
     async def delete(self, session: str) -> None:
@@ -135,7 +135,8 @@ def session_from_fields(fields: Mapping[str, str]) -> SessionRecord:
     return msgspec.convert(values, SessionRecord, strict=False)
 
 
-def _parse(stored: dict[bytes, bytes]) -> SessionRecord | None:
+def parse_session(stored: dict[bytes, bytes]) -> SessionRecord | None:
+    """The record in a hash; None where there is none, or (with a log line) not of this release."""
     if not stored:  # expired, perhaps since the scan
         return None
     try:

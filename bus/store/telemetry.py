@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from bus.store.connection import Connection
-from bus.store.entries import Usage, text_fields
+from bus.store.connection import CommandRefusedError, Connection
+from bus.store.entries import Usage, entry_time_s, text_fields
 from bus.store.keys import Keys
 
 __all__ = [
@@ -56,7 +56,7 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
-    """One window and its feedback. `outcome` is a `bus.messages.Outcome` value."""
+    """One window and its feedback. `outcome` is a `bus.protocol.messages.Outcome` value."""
 
     epoch: int
     seq: int
@@ -74,7 +74,7 @@ class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
     rtt_ms: float
     bytes_up: int
     bytes_down: int
-    budget: int = 0  # tokens allowed in flight, and how many were, until this verdict; an entry
+    budget: int = 0  # tokens allowed in flight, and how many were, until this feedback; an entry
     in_flight: int = 0  # of an older release has neither
 
 
@@ -95,10 +95,10 @@ class DraftSpan(msgspec.Struct, frozen=True, array_like=True, tag="draft"):
 
 
 class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
-    """A window was in flight, from its first sending to its verdict.
+    """A window was in flight, from its first sending to its feedback.
 
-    `outcome` is a `bus.messages.Outcome` value, or `dropped` where an earlier window's rejection
-    made it void. `pass_tokens` is above 0 where a target pass began with it.
+    `outcome` is a `bus.protocol.messages.Outcome` value, or `dropped` where an earlier window's
+    rejection made it void. `pass_tokens` is above 0 where a target pass began with it.
     """
 
     at_ms: float
@@ -134,8 +134,8 @@ class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):
 
 
 class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
-    """What the controller was told about a window (`bus.messages.WindowReport`), and what it
-    thought of the session before: r̂ and Δr̂. It does not know the request, which stays empty.
+    """What the controller was told about a window (`bus.protocol.messages.WindowReport`), and what
+    it thought of the session before: r̂ and Δr̂. It does not know the request, which stays empty.
     """
 
     epoch: int
@@ -194,18 +194,45 @@ class Telemetry:
     async def read(
         self, after: str = "0", count: int = MAX_TELEMETRY
     ) -> list[tuple[str, TelemetryEntry]]:
-        """Up to `count` entries behind the entry id `after`, oldest first, with their ids.
+        """Up to `count` entries after the entry id `after`, oldest first, with their ids.
 
         Entries this version cannot read are skipped, with a line in the log.
+        """
+        page = await self.page(after, count)
+        return [(entry_id, entry) for entry_id, entry in page if entry is not None]
+
+    async def page(
+        self, after: str, count: int, request: str | None = None
+    ) -> list[tuple[str, TelemetryEntry | None]]:
+        """As `read`, with None for each entry that this version cannot read.
+
+        Args:
+            request: None too for what is about another request; it is not even parsed.
         """
         reply = await self._connection.execute(
             "XRANGE", self._key, f"({after}", "+", "COUNT", count
         )
+        wanted = None if request is None else request.encode()
         return [
-            (entry_id.decode(), entry)
+            (
+                entry_id.decode(),
+                parse_telemetry(entry_id, text_fields(fields))
+                if wanted is None or fields.get(b"request") == wanted
+                else None,
+            )
             for entry_id, fields in reply
-            if (entry := parse_telemetry(entry_id, text_fields(fields))) is not None
         ]
+
+    async def complete_since_s(self) -> float:
+        """From when on the stream is complete, seconds since the epoch: 0 where nothing has been
+        trimmed yet."""
+        try:
+            info = await self._connection.execute("XINFO STREAM", self._key)
+        except CommandRefusedError:  # there is no stream: nothing has happened
+            return 0.0
+        if info["entries-added"] == info["length"] or not info["first-entry"]:
+            return 0.0
+        return entry_time_s(info["first-entry"][0].decode())
 
 
 def parse_telemetry(entry_id: bytes, fields: dict[str, str]) -> TelemetryEntry | None:

@@ -8,17 +8,14 @@ module does not know what the numbers do.
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
+from bus.protocol.bounds import Gain, Hold, Memory, Nats, Smoothing, Threshold, Window
 from bus.store.connection import Connection
 from bus.store.keys import Keys
 
 __all__ = ["InUse", "Tuning", "Tunings", "Wish", "decode_wish"]
-
-Nats = Annotated[float, Meta(ge=0, le=0.69)]
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,16 +28,16 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         threshold_band: in nats. threshold_hold: in windows.
     """
 
-    threshold: Annotated[float, Meta(ge=-1, le=1)]
-    window: Annotated[int, Meta(ge=1, le=256)]
+    threshold: Threshold
+    window: Window
     base_threshold: Nats
     least_threshold: Nats
     greatest_threshold: Nats
-    credit_gain: Annotated[float, Meta(ge=0, le=100)]
-    credit_smoothing: Annotated[float, Meta(gt=0, le=1)]
-    credit_memory: Annotated[int, Meta(ge=1, le=1000)]
+    credit_gain: Gain
+    credit_smoothing: Smoothing
+    credit_memory: Memory
     threshold_band: Nats
-    threshold_hold: Annotated[int, Meta(ge=0, le=1000)]
+    threshold_hold: Hold
 
 
 class Wish(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from bus.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
 from dashboard import charts, tables, tiles
 from dashboard.data import Feed, Snapshot
 from dashboard.frames import BIN_S

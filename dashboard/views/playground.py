@@ -10,9 +10,9 @@ from typing import TypeVar
 import streamlit as st
 
 from bus.client import Client
-from bus.errors import E2SCIError
-from bus.messages import FinishReason
-from dashboard.answers import Answer
+from bus.protocol.errors import E2SCIError
+from bus.protocol.messages import FinishReason
+from dashboard.answers import StoredAnswer
 from dashboard.charts import method_label
 from dashboard.coloured import LEGEND, as_html
 from dashboard.glossary import TERMS
@@ -116,7 +116,7 @@ def _draw_answer(settings: DashboardSettings, method: str, request: str) -> bool
     return True
 
 
-def _draw_end(answer: Answer) -> None:
+def _draw_end(answer: StoredAnswer) -> None:
     end = answer.end
     assert end is not None
     if end.finish_reason is FinishReason.ERROR:

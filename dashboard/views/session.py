@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from bus.errors import E2SCIError
+from bus.protocol.errors import E2SCIError
 from bus.store import WindowEntry
 from dashboard.answers import Trail
 from dashboard.charts import method_label

@@ -9,7 +9,17 @@ from typing import Any, TypeVar
 import msgspec
 import streamlit as st
 
-from bus.errors import E2SCIError
+from bus.protocol.bounds import (
+    GAIN,
+    HOLD,
+    MEMORY,
+    NATS,
+    SMOOTHING,
+    THRESHOLD,
+    WINDOW,
+    Bounds,
+)
+from bus.protocol.errors import E2SCIError
 from bus.store import InUse, Store, Tuning
 from dashboard.glossary import TERMS
 from dashboard.settings import DashboardSettings
@@ -17,35 +27,48 @@ from dashboard.views.shared import clock
 
 T = TypeVar("T")
 _SEEN, _FORM = "tuning seen", "tuning form"
-_NATS: dict[str, Any] = {"min_value": 0.0, "max_value": 0.69, "step": 0.01, "format": "%.3f"}
+
+
+def _real(bounds: Bounds, step: float, decimals: int) -> dict[str, Any]:
+    """Limits of a field for a number; the least one is a step above a bound that is excluded."""
+    least = step * 0.2 if bounds.above else float(bounds.low)
+    limits = {"min_value": least, "max_value": float(bounds.high), "step": step}
+    return limits | {"format": f"%.{decimals}f"}
+
+
+def _whole(bounds: Bounds) -> dict[str, Any]:
+    return {"min_value": int(bounds.low), "max_value": int(bounds.high), "step": 1}
+
+
+_NATS = _real(NATS, 0.01, 3)
 _FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "base_threshold": ("T_base, nats", f"Threshold at neutral credit. {TERMS['threshold']}", _NATS),
     "least_threshold": ("T_min, nats", "Least threshold; also the conservative one.", _NATS),
     "greatest_threshold": ("T_max, nats", "Greatest threshold that credit may ask for.", _NATS),
     "credit_gain": (
         "α_s, gain", f"Nats that the threshold moves for each unit of credit. {TERMS['credit']}",
-        {"min_value": 0.0, "max_value": 100.0, "step": 0.1, "format": "%.2f"},
+        _real(GAIN, 0.1, 2),
     ),
     "credit_smoothing": (
         "β, smoothing", "Weight of the newest window in credit.",
-        {"min_value": 0.01, "max_value": 1.0, "step": 0.05, "format": "%.2f"},
+        _real(SMOOTHING, 0.05, 2),
     ),
     "credit_memory": (
         "k, memory in windows", "Windows that credit remembers.",
-        {"min_value": 1, "max_value": 1000, "step": 1},
+        _whole(MEMORY),
     ),
     "threshold_band": ("Band, nats", "A change smaller than this is not made.", _NATS),
     "threshold_hold": (
         "Hold, windows", "Windows between two changes of the threshold.",
-        {"min_value": 0, "max_value": 1000, "step": 1},
+        _whole(HOLD),
     ),
     "threshold": (
         "Fixed threshold, nats", "Of lossy methods whose threshold stays, such as fsd.",
-        {"min_value": -1.0, "max_value": 1.0, "step": 0.01, "format": "%.3f"},
+        _real(THRESHOLD, 0.01, 3),
     ),
     "window": (
         "Fixed window, tokens", f"{TERMS['window']} Of methods under the fixed policy.",
-        {"min_value": 1, "max_value": 256, "step": 1},
+        _whole(WINDOW),
     ),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from bus.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from decoding.engine import Capabilities, TargetRow
 from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
@@ -99,7 +99,7 @@ class Flow(Struct, frozen=True):
         message: tokens a window.
         budget: most tokens drafted and not judged yet, those being drafted included.
         awaits: lockstep: nothing is drafted behind a window before its feedback, so that at
-            temperature 0 a full acceptance may commit a bonus token (DESIGN rule 5).
+            temperature 0 a full acceptance may commit a bonus token.
     """
 
     message: int
@@ -162,7 +162,7 @@ class Method:
 
     @property
     def lossless(self) -> bool:
-        """Whether the text is the target's own (DESIGN rule 6)."""
+        """Whether the text is the target's own (docs/invariants.md, Exactness)."""
         return self.acceptance.lossless
 
     @property

@@ -2,15 +2,16 @@
 
     FSD     accept iff JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from p
     E²-SCI  accept iff exact verification does, or JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from
-            norm(max(0, p − q)) (PAPER.md §3) [ours]
+            norm(max(0, p − q)) [ours]
 
 Both are lossy for T > 0. With T < 0 the second is exact verification, so T moves it between exact
 and lenient. Divergences are of temperature-1 distributions at every temperature, in nats.
+Formulas: docs/method.md, Acceptance.
 """
 
 from __future__ import annotations
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.acceptance import jensen_shannon
 from decoding.engine import TargetRow
 from decoding.methods.base import Proposal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.acceptance import accepts_exactly, draw_residual
 from decoding.engine import TargetRow
 from decoding.methods.base import Proposal

@@ -18,8 +18,7 @@ class Lockstep:
     At temperature 0 the window holds W tokens and a full acceptance commits the target's next
     token as a bonus. Above, a bonus token would depend on where windows end, so W + 1 tokens are
     drafted instead, the target still runs W of them (plus what it has not run yet), and the last
-    one is judged like any other: the same cost, and the text depends on seed and prompt only
-    (DESIGN rule 3).
+    one is judged like any other: the same cost, and the text depends on seed and prompt only.
 
     Args:
         window: W, whatever the controller says; None leaves it to the controller.
@@ -41,7 +40,7 @@ def _lockstep(window: int, greedy: bool) -> Flow:
 
 
 class Ahead:
-    """Progressive lookahead concurrency (PAPER.md §4): draft and target do not wait for each other.
+    """Progressive lookahead (docs/method.md): draft and target do not wait for each other.
 
     Message: of 1 … 4 tokens, whichever is predicted fastest: short ones let the target begin
     early, long ones save hand-overs. Budget: one bandwidth-delay product times Π(1 + η_j) over
@@ -70,7 +69,7 @@ def _budget(forecast: Forecast, growth: float) -> int:
 
 
 class AheadLiterally:
-    """PAPER.md §4 read to the letter: W_t^P = W_t · Π_{j=1}^{l_t} (1 + η_j), kept to compare.
+    """The paper read to the letter: W_t^P = W_t · Π_{j=1}^{l_t} (1 + η_j), kept to compare.
 
     The budget starts, and after a rollback starts over, at the controller's W, whatever link and
     models take; it never falls back to lockstep.

@@ -1,4 +1,4 @@
-"""`plc`: exact verification at the pace of progressive lookahead concurrency (PAPER.md §4)."""
+"""`plc`: exact verification at the pace of progressive lookahead concurrency."""
 
 from __future__ import annotations
 

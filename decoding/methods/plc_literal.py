@@ -1,4 +1,4 @@
-"""`plc-literal`: as `plc`, with PAPER.md §4's budget to the letter, to compare."""
+"""`plc-literal`: as `plc`, with the paper's budget to the letter, to compare."""
 
 from __future__ import annotations
 

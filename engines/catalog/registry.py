@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bus.errors import ConfigurationError, ModelError
+from bus.protocol.errors import ConfigurationError, ModelError
 from engines.catalog.places import files_dir, user_registry
 
 DEFAULT = "default"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog.registry import Part
 
 AHEAD = 3

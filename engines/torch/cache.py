@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
 
-from bus.errors import LocalError, ModelError
+from bus.protocol.errors import LocalError, ModelError
 
 _BLOCK = 256  # positions reserved at a time; as long as a chunk of prefill
 

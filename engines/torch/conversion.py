@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog.digests import file_digest
 from engines.catalog.places import cache_root
 from engines.torch.gguf_tokenizer import save_gguf_tokenizer, without_progress

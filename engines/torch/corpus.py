@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from engines.tokenizer import num_real_tokens
 from engines.torch.conversion import on_disk, read_config, save_tokenizer
 from engines.torch.loading import load_tokenizer

@@ -32,8 +32,8 @@ from transformers import MODEL_MAPPING, AutoConfig, LlamaConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
-from bus.arrays import Int32Array
-from bus.errors import ModelError
+from bus.protocol.arrays import Int32Array
+from bus.protocol.errors import ModelError
 from engines.catalog.digests import file_digest
 from engines.catalog.places import cache_root
 from engines.catalog.ranking import most_frequent

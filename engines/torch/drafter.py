@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bus.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
-from bus.errors import LocalError
+from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
+from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow
 from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
@@ -82,7 +82,7 @@ class ModelDrafter:
         """An empty cache for a new session.
 
         Args:
-            prompt: what it will begin with; read by `edge_worker.oracle` alone.
+            prompt: what it will begin with; read by `engines.torch.oracle` alone.
         """
         del prompt
         return DraftCache(Prefix(), sampling)

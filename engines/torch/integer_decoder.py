@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.torch.integer import IntegerMatrix
 from engines.torch.rotation import rotate
 from engines.torch.weights import Weights

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog.registry import is_registered, load_registry
 from engines.tokenizer import eos_token_ids, num_real_tokens, tokenizer_digest
 from engines.torch.cache import require_croppable

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-from bus.errors import LocalError
+from bus.protocol.errors import LocalError
 from engines.torch.cache import KVCache
 from engines.torch.integer import IntegerProduct
 from engines.torch.integer_decoder import IntegerDecoder

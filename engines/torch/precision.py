@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import torch
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 DEVICE_CHOICES = ("auto", "cpu", "cuda")
 

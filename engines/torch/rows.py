@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bus.arrays import Float32Array, Float64Array, Int32Array
-from bus.errors import LocalError
+from bus.protocol.arrays import Float32Array, Float64Array, Int32Array
+from bus.protocol.errors import LocalError
 from decoding.coupling import choose
 from decoding.engine import NUM_TOP, Choice, TargetRow, Want
 from decoding.sampling import SamplingParams, num_kept

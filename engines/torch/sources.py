@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog.digests import file_digest
 from engines.catalog.places import cache_root
 from engines.catalog.registry import load_registry, local_file

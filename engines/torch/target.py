@@ -14,8 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bus.arrays import Int32Array
-from bus.errors import LocalError
+from bus.protocol.arrays import Int32Array
+from bus.protocol.errors import LocalError
 from decoding.engine import Capabilities, Segment, TargetRow, Want
 from decoding.sampling import SamplingParams
 from engines.padding import Padding

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.torch.gguf_tokenizer import read_gguf
 
 _INDEX = "model.safetensors.index.json"

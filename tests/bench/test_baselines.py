@@ -23,8 +23,8 @@ from bench.evaluation.colocated import Piece, generate_colocated
 from bench.evaluation.paddings import PaddingMeter
 from bench.evaluation.plan import Setting
 from bench.paced import THIS_DEVICE, Device, fixed_device, one_device, paced, split_paced
-from bus.errors import ConfigurationError
-from cloud_worker.reference import generate_alone
+from bench.reference import generate_alone
+from bus.protocol.errors import ConfigurationError
 from cloud_worker.settings import CloudSettings
 from decoding.engine import Drafter
 from decoding.sampling import SamplingParams

@@ -10,17 +10,17 @@ import torch
 
 from bench.lines import append_rows
 from bench.pace.plan import Plan
-from bench.pace.rows import ALONE, Row, StackRow, TimelineRow
+from bench.pace.rows import ALONE, PaceRow, StackRow, TimelineRow
 from bench.pace.run import run
 from bench.simulate.compare import compare, draft_agreement
 from bench.simulate.device import Device
 from bench.simulate.pair import SimulatedSession
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
-from edge_worker.oracle import RecordedAnswer, is_wrong, write_answers
 from engines.torch.cache import KVCache
 from engines.torch.draft import load_draft
+from engines.torch.oracle import RecordedAnswer, is_wrong, write_answers
 from tests.bench.test_pace import usage
 from tests.engines.tiny import save_tiny
 
@@ -44,7 +44,7 @@ def test_a_draft_agrees_where_its_most_probable_token_is_the_answers(tmp_path: P
 
 def write_run(out: Path, plan: Plan) -> None:
     """A run of one prompt whose every session took exactly what the simulation says."""
-    rows, timelines = [Row("none", None, 0.0, ALONE, 0, 0, 50, 5.0)], []
+    rows, timelines = [PaceRow("none", None, 0.0, ALONE, 0, 0, 50, 5.0)], []
     for repeat in range(-1, plan.repeats):
         seed = plan.seed(0, repeat)
         agrees = tuple(not is_wrong(seed, len(PROMPT) + i, 0.2) for i in range(LENGTH))
@@ -54,7 +54,7 @@ def write_run(out: Path, plan: Plan) -> None:
             outcome = SimulatedSession(method, agrees, 40.0, DEVICE).run()
             tokens = sum(count for _, count in outcome.pieces[1:])
             seconds = (outcome.pieces[-1][0] - outcome.pieces[0][0]) / 1e3
-            rows.append(Row("default", 0.2, 40.0, name, repeat, 0, tokens, seconds, usage()))
+            rows.append(PaceRow("default", 0.2, 40.0, name, repeat, 0, tokens, seconds, usage()))
             entry = TimelineEntry(
                 at_ms=0, request="r", session="s", client="c", edge="e", cloud="d", method=name,
                 events=outcome.timeline.events(),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.datasets import Kind, Question, mixed, read_questions
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -20,7 +20,7 @@ from bench.exactness.design import (
     TEMPERATURES,
     THREADS,
     WINDOWS,
-    Cell,
+    DesignCell,
     Factors,
     Installation,
     design,
@@ -28,15 +28,15 @@ from bench.exactness.design import (
 )
 from bench.exactness.judge import Allowance, CellVerdict, allowance_of, judge
 from bench.exactness.run import Verdict, closing_lines, own_prompts
-from bench.link.profiles import PROFILES
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from decoding import methods
+from launch.link.profiles import PROFILES
 
 WITHOUT_WINDOW = {"e2sci-no-threshold", "sd:6"}
 
 
-def factors_of(cell: Cell) -> dict[str, Any]:
+def factors_of(cell: DesignCell) -> dict[str, Any]:
     where = cell.installation
     return {
         "method": cell.method, "window": cell.window, "temperature": cell.temperature,
@@ -54,7 +54,7 @@ def can_meet(one: str, a: Any, other: str, b: Any) -> bool:
     return pair["window"] is not None and (pair["method"] != "sd" or pair["window"] <= 32)
 
 
-def check(cells: tuple[Cell, ...], levels: dict[str, set[Any]]) -> None:
+def check(cells: tuple[DesignCell, ...], levels: dict[str, set[Any]]) -> None:
     """Every two levels that can meet do, nothing else does, sampled cells have company."""
     rows = [factors_of(cell) for cell in cells]
     for one, other in combinations(levels, 2):
@@ -67,7 +67,7 @@ def check(cells: tuple[Cell, ...], levels: dict[str, set[Any]]) -> None:
     assert all(count > 1 for count in groups.values())
 
 
-def present(cells: tuple[Cell, ...]) -> dict[str, set[Any]]:
+def present(cells: tuple[DesignCell, ...]) -> dict[str, set[Any]]:
     rows = [factors_of(cell) for cell in cells]
     return {name: {row[name] for row in rows} for name in rows[0]}
 
@@ -156,10 +156,10 @@ def test_a_method_that_takes_none_of_the_windows_is_refused() -> None:
 
 def test_how_a_request_says_the_window() -> None:
     where = Installation("loopback", "model", 1)
-    assert Cell("sd", 7, 0.0, where).request_method == "sd:7"
-    ahead = Cell("plc", 7, 0.0, where)
+    assert DesignCell("sd", 7, 0.0, where).request_method == "sd:7"
+    ahead = DesignCell("plc", 7, 0.0, where)
     assert (ahead.request_method, ahead.tuned) == ("plc", True)
-    own = Cell("e2sci-no-threshold", None, 0.0, where)
+    own = DesignCell("e2sci-no-threshold", None, 0.0, where)
     assert (own.request_method, own.tuned) == ("e2sci-no-threshold", False)
 
 
@@ -172,7 +172,7 @@ def test_prompts_are_of_all_kinds() -> None:
 
 
 WHERE = Installation("loopback", "model", 1)
-GREEDY, SAMPLED = Cell("sd", 4, 0.0, WHERE), Cell("sd", 4, 0.8, WHERE)
+GREEDY, SAMPLED = DesignCell("sd", 4, 0.0, WHERE), DesignCell("sd", 4, 0.8, WHERE)
 ALONE: tuple[Tokens, ...] = ((1, 2, 3, 4), (5, 6, 7))
 
 
@@ -193,7 +193,7 @@ class Said:
         self.asked.append((prompt, tokens))
         return self.values[0]
 
-    def margin(self, prompt: int, tokens: Tokens, cell: Cell) -> float:
+    def margin(self, prompt: int, tokens: Tokens, cell: DesignCell) -> float:
         return self.lead(prompt, tokens)
 
     def epsilon(self, prompt: int, answer: Tokens) -> float:
@@ -204,7 +204,7 @@ class Said:
 
 
 def judged(
-    answers: tuple[Tokens, ...], said: Said, dtype: str = "float32", cell: Cell = GREEDY
+    answers: tuple[Tokens, ...], said: Said, dtype: str = "float32", cell: DesignCell = GREEDY
 ) -> CellVerdict:
     first = CellAnswers(cell, ALONE, 1.0, dtype)
     return judge(
@@ -221,7 +221,7 @@ def test_formats_and_what_they_excuse() -> None:
 
 @pytest.mark.parametrize("cell", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
-def test_identical_answers_hold_and_no_model_is_asked(cell: Cell, dtype: str) -> None:
+def test_identical_answers_hold_and_no_model_is_asked(cell: DesignCell, dtype: str) -> None:
     said = Said()
     verdict = judged(ALONE, said, dtype, cell)
     assert (verdict.holds, verdict.identical, verdict.num_identical) == (True, True, 2)
@@ -230,7 +230,7 @@ def test_identical_answers_hold_and_no_model_is_asked(cell: Cell, dtype: str) ->
 
 
 @pytest.mark.parametrize(("cell", "near"), [(GREEDY, 9e-4), (SAMPLED, 9e-5)])
-def test_a_near_tie_is_excused_in_float32_alone(cell: Cell, near: float) -> None:
+def test_a_near_tie_is_excused_in_float32_alone(cell: DesignCell, near: float) -> None:
     parted = ((1, 2, 9, 9), ALONE[1])
     said = Said(lead=near)
     verdict = judged(parted, said, "float32", cell)
@@ -241,7 +241,7 @@ def test_a_near_tie_is_excused_in_float32_alone(cell: Cell, near: float) -> None
 
 
 @pytest.mark.parametrize(("cell", "far"), [(GREEDY, 1e-3), (SAMPLED, 1e-4)])
-def test_a_difference_elsewhere_is_not_excused(cell: Cell, far: float) -> None:
+def test_a_difference_elsewhere_is_not_excused(cell: DesignCell, far: float) -> None:
     verdict = judged((ALONE[0], (5, 9, 7)), Said(lead=far), "float32", cell)
     assert (verdict.holds, verdict.num_excused) == (False, 0)
     difference = verdict.difference
@@ -254,7 +254,7 @@ def test_a_difference_elsewhere_is_not_excused(cell: Cell, far: float) -> None:
 
 @pytest.mark.parametrize("cell", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("answer", [(1, 2, 3), (1, 2, 3, 4, 5), ()])
-def test_a_shorter_or_longer_answer_is_not_excused(cell: Cell, answer: Tokens) -> None:
+def test_a_shorter_or_longer_answer_is_not_excused(cell: DesignCell, answer: Tokens) -> None:
     verdict = judged((answer, ALONE[1]), Said(lead=0.0), "float32", cell)
     assert not verdict.holds
     assert verdict.difference is not None

@@ -12,7 +12,7 @@ import pytest
 
 from bench.datasets import Kind, read_questions
 from bench.hub import fetch
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 HUB: dict[str, list[dict[str, Any]]] = {
     "openai/gsm8k": [{"question": "How many?", "answer": "#### 3"}],

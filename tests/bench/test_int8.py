@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen2Fo
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from bench.int8.answers import Answer, read_answers
+from bench.int8.answers import TargetAnswer, read_answers
 from bench.int8.llamacpp import LlamaCpp
 from bench.int8.passes import DRAFT, INT8, LLAMA_CPP, PassTable, Timing
 from bench.int8.quality import ALL, Positions, compare, head_rows
@@ -23,7 +23,7 @@ from bench.int8.reference import Reference, float_draft, float_model
 from bench.int8.run import machine_name, pass_table, read_prompts
 from bench.passes import PASS_SIZES
 from bench.prompts import SETS
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from engines.catalog.registry import Specs
 from engines.torch.weights import MappedWeights
@@ -159,18 +159,18 @@ def test_answers_are_spread_over_the_sets_and_continued_from_the_file(
 
 
 def test_a_cut_answer_serves_shorter_limits_only() -> None:
-    cut = Answer("m", "a", 0, (1, 2), (3, 4, 5), ended=False)
+    cut = TargetAnswer("m", "a", 0, (1, 2), (3, 4, 5), ended=False)
     assert cut.serves((1, 2), 3)
     assert not cut.serves((1, 2), 4)
     assert not cut.serves((1, 9), 3)
-    assert Answer("m", "a", 0, (1, 2), (3, 4, 5), ended=True).serves((1, 2), 100)
+    assert TargetAnswer("m", "a", 0, (1, 2), (3, 4, 5), ended=True).serves((1, 2), 100)
     assert cut.cut(2).answer == (3, 4)
 
 
 def test_target_and_draft_are_compared_over_all_answers_and_by_set(tiny: str) -> None:
     answers = [
-        Answer("m", "a", 0, (5, 6, 7), (8, 9, 10, 11), ended=False),
-        Answer("m", "b", 0, (20, 21), (22, 23), ended=False),
+        TargetAnswer("m", "a", 0, (5, 6, 7), (8, 9, 10, 11), ended=False),
+        TargetAnswer("m", "b", 0, (20, 21), (22, 23), ended=False),
     ]
     begun: list[tuple[str, int]] = []
 

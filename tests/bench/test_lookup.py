@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bench.answers import Answer
+from bench.answers import TimedAnswer
 from bench.lookup import WITH, WITHOUT, summarise
 from bench.pace.summary import Spread
 from bench.prompts import PROMPTS, REPEAT, SETS
 from tests.bench.test_pace import usage
 
 
-def answer(seconds: float, tokens: tuple[int, ...] = (1, 2, 3, 4)) -> Answer:
-    return Answer(tokens, replace(usage(), seconds=seconds))
+def answer(seconds: float, tokens: tuple[int, ...] = (1, 2, 3, 4)) -> TimedAnswer:
+    return TimedAnswer(tokens, replace(usage(), seconds=seconds))
 
 
 def test_ratios_are_of_the_same_repetition_over_all_prompts_of_a_set() -> None:

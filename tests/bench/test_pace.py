@@ -11,15 +11,15 @@ from bench.lines import append_rows
 from bench.pace.plan import Plan
 from bench.pace.rows import (
     ALONE,
-    Row,
+    PaceRow,
     StackRow,
     TimelineRow,
     read_rows,
     read_timeline_rows,
 )
 from bench.pace.run import run
-from bench.pace.summary import Cell, Spread, as_table, summarise
-from bus.errors import ConfigurationError
+from bench.pace.summary import PaceCell, Spread, as_table, summarise
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry, Usage
 
 TIMELINE = TimelineEntry(
@@ -38,9 +38,9 @@ def usage(edge_idle: float = 0.5, wasted: int = 10, accepted: int = 30) -> Usage
 
 def row(
     method: str, tokens: int, seconds: float, repeat: int = 0, error: float | None = 0.1
-) -> Row:
+) -> PaceRow:
     used = None if method == ALONE else usage()
-    return Row("default", error, 40.0, method, repeat, 0, tokens, seconds, used)
+    return PaceRow("default", error, 40.0, method, repeat, 0, tokens, seconds, used)
 
 
 def stack(error: float | None = 0.1) -> StackRow:
@@ -123,7 +123,7 @@ def test_a_complete_run_is_summarised_without_measuring(
     run_files(tmp_path, plan)
     cells = run(plan, tmp_path, as_json=True)
     assert [cell.method for cell in cells] == ["sd:4", "plc"]
-    assert isinstance(cells[0], Cell)
+    assert isinstance(cells[0], PaceCell)
     assert capsys.readouterr().out.count('"source": "measured"') == 2
 
 

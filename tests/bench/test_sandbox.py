@@ -9,7 +9,7 @@ import pytest
 
 from bench import sandbox
 from bench.sandbox import Sandbox
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 
 
 @pytest.fixture(scope="module")

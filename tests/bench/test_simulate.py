@@ -11,22 +11,22 @@ from bench.simulate.cores import Clock, Core
 from bench.simulate.device import Device, fit_device, read_device
 from bench.simulate.pair import Outcome, SimulatedSession
 from bench.simulate.predict import (
-    Answer,
+    Hits,
     best_static,
     ceiling,
     predict,
     random_answers,
 )
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.store import TimelineEntry
 from decoding import methods
-from edge_worker.oracle import RecordedAnswer, is_wrong
+from engines.torch.oracle import RecordedAnswer, is_wrong
 
 DEVICE = Device(step_ms=10.0, pass_ms=100.0, pass_token_ms=5.0)
-RIGHT: Answer = (True,) * 60
+RIGHT: Hits = (True,) * 60
 
 
-def session(method: str, answer: Answer, rtt_ms: float = 40.0, device: Device = DEVICE) -> Outcome:
+def session(method: str, answer: Hits, rtt_ms: float = 40.0, device: Device = DEVICE) -> Outcome:
     found = methods.find(method)
     assert found is not None
     return SimulatedSession(found, answer, rtt_ms, device).run()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bench.lines import append_rows
 from bench.pace.rows import TimelineRow
 from bench.timeline import checked_out, draw, keep_timeline, read_timeline
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from tests.dashboard.test_timeline_chart import EVENTS, entry
 

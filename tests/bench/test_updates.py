@@ -11,8 +11,8 @@ from rich.console import Console
 
 from bench.demo import Screen, ShownUpdates
 from bench.updates import Updates, describe, subscribed
-from bus.errors import ConfigurationError
-from bus.messages import ControlUpdate, SessionReady
+from bus.protocol.errors import ConfigurationError
+from bus.protocol.messages import ControlUpdate, SessionReady
 from bus.settings import BusSettings
 from bus.store import Store
 

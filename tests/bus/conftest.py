@@ -13,6 +13,8 @@ import pytest
 from bus.settings import BusSettings
 from bus.store import Store
 from bus.store.keys import GROUP, Keys
+from bus.transport.sockets import Sockets
+from tests.bus.wire import MakeSockets
 
 
 @pytest.fixture
@@ -118,3 +120,21 @@ def entries_of(redis: Any) -> Callable[[str], Awaitable[list[dict[str, str]]]]:
         ]
 
     return read
+
+
+@pytest.fixture
+async def make_sockets() -> AsyncIterator[MakeSockets]:
+    made: list[Sockets] = []
+
+    def make(**settings: object) -> Sockets:
+        made.append(Sockets(BusSettings.load(**settings)))
+        return made[-1]
+
+    yield make
+    for sockets in made:
+        sockets.close()
+
+
+@pytest.fixture
+def sockets(make_sockets: MakeSockets) -> Sockets:
+    return make_sockets()

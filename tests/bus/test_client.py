@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bus.client import Answer, Chunk, Client
-from bus.errors import (
+from bus.protocol.errors import (
     LocalError,
     RequestError,
     RequestFailedError,

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import pack_tokens
-from bus.codec import MAX_FRAME_BYTES, AnyMessage, VersionError, decode, encode
-from bus.errors import DecodeError, MessageTooLargeError
-from bus.messages import (
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.codec import MAX_FRAME_BYTES, AnyMessage, VersionError, decode, encode
+from bus.protocol.errors import DecodeError, MessageTooLargeError
+from bus.protocol.messages import (
     MAX_SPARSE,
     PROTOCOL_VERSION,
     CloseSession,

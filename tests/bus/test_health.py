@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 
-from bus.health import is_alive
+from bus.runtime.health import is_alive
+from bus.runtime.worker import WorkerSettings, new_record
 from bus.settings import BusSettings
 from bus.store import Role, Store
-from bus.worker import WorkerSettings, new_record
 
 
 def _settings(bus_settings: BusSettings, worker_id: str = "") -> WorkerSettings:
@@ -61,7 +61,7 @@ async def test_the_command_says_that_redis_is_away(bus_settings: BusSettings) ->
 def _check(settings: WorkerSettings, expected_status: int) -> str:
     """Standard error of the health check under `settings`."""
     done = subprocess.run(
-        [sys.executable, "-m", "bus.health"],
+        [sys.executable, "-m", "bus.runtime.health"],
         env={
             **os.environ,
             "E2SCI_REDIS_URL": settings.redis_url,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus.logs import configure_logging
+from bus.runtime.logs import configure_logging
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from bus.arrays import pack_tokens, unpack_tokens
-from bus.codec import decode, encode
-from bus.errors import DecodeError
-from bus.messages import (
+from bus.protocol.arrays import pack_tokens, unpack_tokens
+from bus.protocol.codec import decode, encode
+from bus.protocol.errors import DecodeError
+from bus.protocol.messages import (
     MAX_SPARSE,
     CloseSession,
     ControlUpdate,

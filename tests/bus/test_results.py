@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from bus.errors import (
+from bus.protocol.errors import (
     LocalError,
     OwnershipLostError,
     RemoteError,
     RequestFailedError,
     RequestTimeoutError,
 )
-from bus.requests import new_request
+from bus.protocol.requests import new_request
 from bus.store import (
     Claim,
     End,

@@ -9,7 +9,7 @@ import pytest
 import zmq
 from pydantic import Field
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from bus.settings import BusSettings
 
 

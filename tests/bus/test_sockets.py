@@ -4,101 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgpack
 import pytest
 import zmq
 import zmq.asyncio
 
-import bus.sockets
-from bus.codec import MAX_FRAME_BYTES, AnyMessage, encode
-from bus.errors import ConfigurationError, InsecureBindError, MessageTooLargeError
-from bus.messages import CloseSession, Fault, FaultCode, SessionReady
-from bus.settings import BusSettings
-from bus.sockets import (
+import bus.transport.sockets
+from bus.protocol.codec import MAX_FRAME_BYTES, AnyMessage, encode
+from bus.protocol.errors import MessageTooLargeError
+from bus.protocol.messages import CloseSession, Fault, FaultCode, SessionReady
+from bus.transport.sockets import (
     EVERYBODY,
     HIGH_WATER_MARK,
-    Inbox,
-    Listener,
     Sockets,
-    advertised,
-    is_loopback,
     topic_of,
 )
-from tests import arrivals
-
-LOOPBACK = "tcp://127.0.0.1:*"
-PATIENCE_S = 20.0
-"""Only a failing test waits this long."""
-
-T = TypeVar("T")
-MakeSockets = Callable[..., Sockets]
-
-
-def close(number: int) -> CloseSession:
-    return CloseSession("s1", number, "done")
-
-
-@pytest.fixture
-async def make_sockets() -> AsyncIterator[MakeSockets]:
-    made: list[Sockets] = []
-
-    def make(**settings: object) -> Sockets:
-        made.append(Sockets(BusSettings.load(**settings)))
-        return made[-1]
-
-    yield make
-    for sockets in made:
-        sockets.close()
-
-
-@pytest.fixture
-def sockets(make_sockets: MakeSockets) -> Sockets:
-    return make_sockets()
-
-
-@contextmanager
-def strange(kind: int) -> Iterator[zmq.asyncio.Socket]:
-    """A socket of somebody else's program."""
-    with zmq.asyncio.Context() as context, context.socket(kind) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        yield socket
-
-
-def soon(waiting: Awaitable[T]) -> Awaitable[T]:
-    return asyncio.wait_for(waiting, PATIENCE_S)
-
-
-async def take(source: Inbox | Listener, count: int) -> list[AnyMessage]:
-    got = await soon(arrivals.take(source, count))
-    assert all(size == len(encode(message)) for message, size in got)
-    return [message for message, _ in got]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 - counters notify nobody
-            await asyncio.sleep(0.005)
-
-    await soon(wait())
-
-
-async def heard(publish: Callable[[], object], listener: Listener) -> AnyMessage:
-    """Publish until a subscriber hears it: PUB drops for late ones."""
-    hearing = asyncio.ensure_future(take(listener, 1))
-    try:
-        while not hearing.done():
-            publish()
-            await asyncio.sleep(0.01)
-        return hearing.result()[0]
-    finally:
-        hearing.cancel()
-
+from tests.bus.wire import (
+    LOOPBACK,
+    close,
+    heard,
+    soon,
+    strange,
+    take,
+    until,
+)
 
 # --- delivery ---------------------------------------------------------------------------------
 
@@ -244,7 +176,7 @@ async def test_garbage_is_counted_and_the_inbox_lives_on(sockets: Sockets) -> No
 async def test_a_flood_does_not_shut_out_the_event_loop(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bus.sockets, "_BURST", 2)
+    monkeypatch.setattr(bus.transport.sockets, "_BURST", 2)
     inbox = sockets.inbox(LOOPBACK)
     order: list[AnyMessage | None] = []
     outbox = sockets.outbox(inbox.endpoint)
@@ -315,148 +247,3 @@ async def test_a_stranger_that_speaks_no_zeromq_does_no_harm(sockets: Sockets) -
         writer.close()
     sockets.outbox(inbox.endpoint).send(close(5))
     assert await take(inbox, 1) == [close(5)]
-
-
-# --- CURVE ------------------------------------------------------------------------------------
-
-
-def keys() -> dict[str, str]:
-    public, secret = zmq.curve_keypair()
-    return {"curve_public_key": public.decode(), "curve_secret_key": secret.decode()}
-
-
-async def test_holders_of_the_key_pair_talk(make_sockets: MakeSockets) -> None:
-    pair = keys()
-    server, client = make_sockets(**pair), make_sockets(**pair)
-    inbox, publisher = server.inbox(LOOPBACK), server.publisher(LOOPBACK)
-    client.outbox(inbox.endpoint).send(close(5))
-    assert await take(inbox, 1) == [close(5)]
-    listener = client.listener(publisher.endpoint, "edge-1")
-    assert await heard(lambda: publisher.publish("edge-1", close(6)), listener) == close(6)
-
-
-async def test_a_peer_that_is_silent_for_longer_than_a_heartbeat_ends_nobody(
-    make_sockets: MakeSockets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With CURVE, libzmq reports such a peer as input although there is nothing to receive."""
-    monkeypatch.setattr(bus.sockets, "HEARTBEAT_MS", 50)
-    pair = keys()
-    inbox = make_sockets(**pair).inbox(LOOPBACK)
-    outbox = make_sockets(**pair).outbox(inbox.endpoint)
-    waiting = asyncio.ensure_future(take(inbox, 1))
-    await asyncio.sleep(0.5)
-    outbox.send(close(8))
-    assert await waiting == [close(8)]
-
-
-async def refused_on(server: Sockets, endpoint: str, client: Sockets) -> Counter[str]:
-    """Send from `client`, wait until libzmq has told it what it thinks of that."""
-    outbox = client.outbox(endpoint)
-    monitor: Any = outbox._socket.get_monitor_socket(
-        zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-        | zmq.EVENT_HANDSHAKE_SUCCEEDED
-        | zmq.EVENT_DISCONNECTED
-    )
-    outbox.send(close(666))
-    event = int.from_bytes((await soon(monitor.recv_multipart()))[0][:2], "little")
-    assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
-    return server.counters
-
-
-@pytest.mark.parametrize("kind", ["other keys", "no keys", "right server key only"])
-async def test_nobody_else_is_let_in(make_sockets: MakeSockets, kind: str) -> None:
-    pair = keys()
-    server, honest = make_sockets(**pair), make_sockets(**pair)
-    inbox = server.inbox(LOOPBACK)
-    if kind == "right server key only":
-        with strange(zmq.PUSH) as stranger:
-            public, secret = zmq.curve_keypair()
-            stranger.curve_serverkey = pair["curve_public_key"].encode()
-            stranger.curve_publickey, stranger.curve_secretkey = public, secret
-            monitor = stranger.get_monitor_socket(
-                zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_SUCCEEDED
-            )
-            stranger.connect(inbox.endpoint)
-            event = int.from_bytes((await soon(monitor.recv_multipart()))[0][:2], "little")
-            assert event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            stranger.disable_monitor()
-    else:
-        stranger_sockets = make_sockets(**(keys() if kind == "other keys" else {}))
-        await refused_on(server, inbox.endpoint, stranger_sockets)
-    honest.outbox(inbox.endpoint).send(close(5))
-    assert await take(inbox, 1) == [close(5)]
-
-
-async def test_a_listener_without_keys_hears_nothing(make_sockets: MakeSockets) -> None:
-    pair = keys()
-    server, honest, stranger = make_sockets(**pair), make_sockets(**pair), make_sockets()
-    publisher = server.publisher(LOOPBACK)
-    eavesdropper = stranger.listener(publisher.endpoint, "edge-1")
-    listener = honest.listener(publisher.endpoint, "edge-1")
-    stolen = asyncio.ensure_future(take(eavesdropper, 1))
-    for number in range(20):
-        await heard(partial(publisher.publish, "edge-1", close(number)), listener)
-    assert not stolen.done()
-    stolen.cancel()
-
-
-# --- binding ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:*", "tcp://*:*", "tcp://[::]:*"])
-async def test_beyond_loopback_only_with_keys_or_leave(
-    make_sockets: MakeSockets, endpoint: str
-) -> None:
-    bare = make_sockets()
-    for bind in (bare.inbox, bare.publisher):
-        with pytest.raises(InsecureBindError, match="E2SCI_INSECURE=1"):
-            bind(endpoint)
-    if "::" not in endpoint:  # the machine may have no IPv6
-        make_sockets(insecure=True).inbox(endpoint)
-        make_sockets(**keys()).publisher(endpoint)
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "expected"),
-    [
-        ("tcp://127.0.0.1:5555", True),
-        ("tcp://127.9.9.9:*", True),
-        ("tcp://[::1]:5555", True),
-        ("tcp://localhost:5555", True),
-        ("ipc:///tmp/socket", True),
-        ("inproc://name", True),
-        ("tcp://0.0.0.0:5555", False),
-        ("tcp://*:5555", False),
-        ("tcp://[::]:5555", False),
-        ("tcp://10.0.0.7:5555", False),
-        ("tcp://localhost.evil.org:5555", False),
-        ("tcp://eth0:5555", False),
-        ("udp://127.0.0.1:5555", False),
-    ],
-)
-def test_what_counts_as_loopback(endpoint: str, expected: bool) -> None:
-    assert is_loopback(endpoint) is expected
-
-
-async def test_an_address_in_use_and_nonsense_are_configuration_errors(sockets: Sockets) -> None:
-    inbox = sockets.inbox(LOOPBACK)
-    with pytest.raises(ConfigurationError, match="cannot listen on"):
-        sockets.inbox(inbox.endpoint)
-    for endpoint in ("tcp://127.0.0.1:port", "nonsense"):
-        with pytest.raises(ConfigurationError, match="cannot connect to"):
-            sockets.outbox(endpoint)
-        with pytest.raises(ConfigurationError, match="cannot connect to"):
-            sockets.listener(endpoint, "edge-1")
-
-
-def test_others_reach_the_bound_port_under_the_advertised_host() -> None:
-    assert advertised("tcp://0.0.0.0:5555", "cloud.lan") == "tcp://cloud.lan:5555"
-    assert advertised("tcp://[::]:5555", "10.0.0.7") == "tcp://10.0.0.7:5555"
-    assert advertised("tcp://127.0.0.1:5555", "127.0.0.1", 6666) == "tcp://127.0.0.1:6666"
-
-
-async def test_the_real_port_is_known(sockets: Sockets) -> None:
-    for endpoint in (sockets.inbox(LOOPBACK).endpoint, sockets.publisher(LOOPBACK).endpoint):
-        assert int(endpoint.rpartition(":")[2]) > 0

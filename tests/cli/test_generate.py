@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bus.errors import RequestError
+from bus.protocol.errors import RequestError
 from cli.generate import parse_prompts
 from cli.main import app
 from cli.options import Sampling

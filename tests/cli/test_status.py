@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bus.requests import new_request
+from bus.protocol.requests import new_request
 from bus.store import SessionRecord, Store
 from tests.cli.conftest import ScriptedEdge, e2sci
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bus.arrays import pack_tokens
-from bus.messages import DraftWindow, Feedback, OpenSession
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.messages import DraftWindow, Feedback, OpenSession
 from cloud_worker import scheduler as module
 from cloud_worker.costs import FIRST_CHUNK, LARGEST_CHUNK, SMALLEST_CHUNK, PassCosts
 from cloud_worker.scheduler import BUDGET, Scheduler

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from bus.errors import ConfigurationError
-from bus.messages import Feedback, Outcome, WindowReport
+from bus.protocol.errors import ConfigurationError
+from bus.protocol.messages import Feedback, Outcome, WindowReport
 from bus.store import Role, WorkerRecord
-from controller.calibration.files import About, Calibration, load_calibration
-from controller.calibration.table import Price, Table
+from controller.calibration import About, Calibration, load_calibration
 from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, SHIPPED, Policies
 from controller.settings import ControllerSettings
 from decoding.control import FixedPolicy
 from decoding.credit import CreditLaw, CreditPolicy, ExplorePolicy
 from decoding.predictor import NeuralPredictor
 from tests.decoding.test_predictor import layers
+from training.calibration.table import Price, Table
 
 REPORT = WindowReport(
     Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3),
@@ -94,7 +94,7 @@ def test_a_repeated_exploration_draws_the_same() -> None:
 
 ABOUT = About(
     "big", "small", "digest", "data", "loopback", "2026-11-25", 9, {4: 0.7}, (0.5,), (0.05, 0.3),
-    Table((0.5,), (), {}, Price(30.0)),
+    Table((0.5,), (), {}, Price(30.0)).to_json(),
 )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def test_a_missing_calibration_is_said_and_the_conservative_threshold_holds(
 def test_the_shipped_calibration_can_be_used() -> None:
     calibration = load_calibration(SHIPPED)
     assert calibration.about.num_windows == sum(
-        cell.num_windows for b in calibration.about.table.bins for cell in b.cells
+        cell.num_windows for b in Table.from_json(calibration.about.table).bins for cell in b.cells
     )
     assert all(0.0 <= safe <= 0.3 for safe in calibration.about.safe)
     law = calibration.law(CreditLaw())

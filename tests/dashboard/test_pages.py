@@ -11,7 +11,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from bus.requests import new_request
+from bus.protocol.requests import new_request
 from bus.settings import BusSettings
 from bus.store import (
     DraftSpan,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import Float64Array
+from bus.protocol.arrays import Float64Array
 from decoding.acceptance import (
     accepts_exactly,
     draw_residual,

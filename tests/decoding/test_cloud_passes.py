@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bus.messages import DraftWindow, Fault, FaultCode, Outcome
+from bus.protocol.messages import DraftWindow, Fault, FaultCode, Outcome
 from decoding import cloud
 from decoding.acceptance import draw_residual
 from decoding.cloud_events import (
@@ -28,7 +28,7 @@ from decoding.engine import TargetRow
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from decoding.verification import window_report
-from tests.decoding.test_cloud import (
+from tests.decoding.cloud_session import (
     LIMITS,
     OPEN,
     PREFILLED,
@@ -43,7 +43,7 @@ from tests.decoding.test_cloud import (
     idle,
     rows,
 )
-from tests.decoding.test_cloud import window as awaited_window
+from tests.decoding.cloud_session import window as awaited_window
 
 
 def window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from bus.messages import Feedback, Outcome, WindowReport
+from bus.protocol.messages import Feedback, Outcome, WindowReport
 from decoding.control import ControlState, FixedPolicy
 
 FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3)

@@ -46,7 +46,7 @@ def test_neutral_acceptance_falls_with_the_window_and_is_0_6_for_four() -> None:
 def test_credit_is_the_exponential_average_from_neutral_on(
     shares: list[float], credit: float
 ) -> None:
-    """r̂_t = 0.7·r̂_{t−1} + 0.3·p_acc(t) (PAPER.md §1)."""
+    """r̂_t = 0.7·r̂_{t−1} + 0.3·p_acc(t) (docs/method.md, Credit)."""
     assert run(FLAT, shares).credit == pytest.approx(credit, abs=1e-12)
 
 
@@ -75,7 +75,7 @@ def test_windows_older_than_the_memory_have_no_say() -> None:
 def test_the_threshold_moves_with_credit_within_its_bounds(
     shares: list[float], omega: float, threshold: float
 ) -> None:
-    """T = clip(T_base + α_s·ω·(r̂ − τ), T_min, T_max) (PAPER.md §2)."""
+    """T = clip(T_base + α_s·ω·(r̂ − τ), T_min, T_max) (docs/method.md)."""
     law = replace(FLAT, predictor=ConstantPredictor(Advice(omega, 6)))
     state = run(law, shares)
     assert state.threshold == pytest.approx(threshold, abs=1e-12)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from decoding.acceptance import accepts_exactly, draw_residual
 from decoding.methods import exact
 from decoding.sampling import (

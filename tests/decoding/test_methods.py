@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bus.messages import OpenSession
+from bus.protocol.messages import OpenSession
 from decoding import methods
 from decoding.acceptance import draw_residual
 from decoding.engine import TargetRow

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.messages import DraftWindow, FinishReason, OpenSession
+from bus.protocol.messages import DraftWindow, FinishReason, OpenSession
 from decoding.sampling import SamplingParams
 from tests.harness import EdgeCloudPair, Fate
 from tests.toy import ToyPair, target_alone

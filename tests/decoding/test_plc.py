@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bus.messages import DraftWindow, Feedback, OpenSession, Outcome
+from bus.protocol.messages import DraftWindow, Feedback, OpenSession, Outcome
 from decoding import edge_events, methods
 from decoding.edge_events import Draft, FeedbackArrived, Started
 from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures
 from decoding.sampling import SamplingParams
-from tests.decoding.test_edge import READY, SPEC, Edge, drafted, feedback, running
+from tests.decoding.edge_session import READY, SPEC, Edge, drafted, feedback, running
 from tests.decoding.test_pacing import measured
 from tests.decoding.test_pair import fates, pairs, windows
 from tests.harness import EdgeCloudPair, Fate

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from decoding.sampling import (
     SamplingParams,
     SparseDistribution,

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from bus.arrays import pack_tokens
-from bus.codec import decode, encode
-from bus.messages import DraftWindow, Feedback, Outcome, WindowReport
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.codec import decode, encode
+from bus.protocol.messages import DraftWindow, Feedback, Outcome, WindowReport
 from decoding.acceptance import jensen_shannon
 from decoding.engine import TargetRow
 from decoding.methods.base import Proposal

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bus.messages import DraftWindow, OpenSession, Outcome
+from bus.protocol.messages import DraftWindow, OpenSession, Outcome
 from decoding import edge, methods
 from decoding.edge_events import Commit, Crop, Draft, FeedbackArrived, Send
 from decoding.methods.base import Flow, PaceView
 from decoding.sampling import SamplingParams
-from tests.decoding.test_edge import (
+from tests.decoding.edge_session import (
     EOS,
     READY,
     SPEC,
@@ -24,7 +24,7 @@ from tests.decoding.test_edge import (
     drafted,
     feedback,
 )
-from tests.decoding.test_edge import (
+from tests.decoding.edge_session import (
     window as awaited_window,
 )
 from tests.decoding.test_pair import fates, pairs, windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,10 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 MOST_README_LINES = 120
+
+
+OUTSIDE = re.compile(r"PAPER\.md|DESIGN( |\.md)|rule [0-9]")
+"""What the code was once written from; docs/method.md and docs/invariants.md say it now."""
 
 
 @cache
@@ -90,3 +95,21 @@ def test_python_in_readme_compiles_and_runs_as_a_script() -> None:
     assert blocks
     for block in blocks:
         compile(block, "README.md", "exec")  # top-level `async with` is an error here
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = {unquote(link) for link in links(ROOT / "docs" / "index.md")}
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages <= listed
+
+
+def test_nothing_cites_what_is_not_in_the_repository() -> None:
+    """Code and docs refer to pages of docs/ by the names of their sections."""
+    sources = [
+        path
+        for pattern in ("*/**/*.py", "docs/*.md", "README.md")
+        for path in ROOT.glob(pattern)
+        if path != Path(__file__) and not path.is_relative_to(ROOT / ".venv")
+    ]
+    citing = [str(path) for path in sources if OUTSIDE.search(path.read_text("utf-8"))]
+    assert citing == []

@@ -8,10 +8,10 @@ from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
-from bus.messages import FinishReason
-from bus.requests import GenerationRequest, session_id
-from bus.sockets import Sockets
+from bus.protocol.messages import FinishReason
+from bus.protocol.requests import GenerationRequest, session_id
 from bus.store import Claim
+from bus.transport.sockets import Sockets
 from decoding.edge_events import Ended
 from edge_worker.server import EdgeWorker, Running
 from edge_worker.settings import EdgeSettings

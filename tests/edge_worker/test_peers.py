@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.codec import AnyMessage
-from bus.errors import TokenizerMismatchError
-from bus.messages import CloseSession, SessionReady
+from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import TokenizerMismatchError
+from bus.protocol.messages import CloseSession, SessionReady
 from bus.settings import BusSettings
-from bus.sockets import Inbox, Publisher, Sockets
 from bus.store import Role, Store, WorkerRecord
+from bus.transport.sockets import Inbox, Publisher, Sockets
 from edge_worker import peers as module
 from edge_worker.peers import Peers
 from tests.arrivals import take

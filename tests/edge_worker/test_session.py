@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from bus.messages import FinishReason
+from bus.protocol.messages import FinishReason
 from decoding import edge, methods
 from decoding.edge_events import Ended
 from decoding.sampling import SamplingParams

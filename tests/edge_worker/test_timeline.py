@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import Feedback, Outcome
+from bus.protocol.messages import Feedback, Outcome
 from bus.store import DraftSpan, Rollback, WindowSpan
 from decoding.edge_events import WindowJudged
 from edge_worker.timeline import Shares, Timeline

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from bus.messages import DraftWindow, Feedback, FinishReason, Outcome
+from bus.protocol.messages import DraftWindow, Feedback, FinishReason, Outcome
 from bus.store import Role, WorkerRecord
 from decoding import methods
 from decoding.edge import SessionSpec

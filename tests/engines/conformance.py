@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bus.errors import LocalError
+from bus.protocol.errors import LocalError
 from decoding.coupling import choose
 from decoding.engine import NUM_TOP, Coupling, Drafter, Segment, Target, TargetRow, Want
 from decoding.sampling import SamplingParams, from_wire

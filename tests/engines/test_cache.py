@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MambaConfig, MistralConfig, MistralForCausalLM
 
-from bus.errors import LocalError, ModelError
+from bus.protocol.errors import LocalError, ModelError
 from engines.torch.cache import KVCache, require_croppable
 from tests.engines.tiny import tiny_llama
 

@@ -22,7 +22,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from bus.errors import ConfigurationError, ModelError
+from bus.protocol.errors import ConfigurationError, ModelError
 from engines.torch import conversion, loading, precision
 from engines.torch.cache import KVCache
 from engines.torch.conversion import load_integer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from engines.catalog import ranking
 from engines.catalog.ranking import most_frequent, own_rankings, rank, save_ranking
 from engines.tokenizer import tokenizer_digest

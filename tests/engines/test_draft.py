@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.torch.cache import KVCache
 from engines.torch.draft import load_draft, load_trimmed
 from tests.engines.tiny import byte_level_tokenizer, save_tiny

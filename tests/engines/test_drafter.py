@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import Float64Array, Int32Array, pack_tokens
-from bus.errors import LocalError
-from bus.messages import DraftWindow
+from bus.protocol.arrays import Float64Array, Int32Array, pack_tokens
+from bus.protocol.errors import LocalError
+from bus.protocol.messages import DraftWindow
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from engines.kinds import DrafterKind, drafter_of

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.tokenizer import encode_prompt
 from engines.torch.cache import KVCache
 from engines.torch.draft import DraftNetwork, load_draft

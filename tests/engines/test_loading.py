@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bus.errors import ConfigurationError, ModelError
+from bus.protocol.errors import ConfigurationError, ModelError
 from engines.torch import precision
 from engines.torch.loading import load_causal_lm
 from engines.torch.precision import resolve_device, resolve_dtype

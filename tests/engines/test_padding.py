@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from engines.padding import NO_PADDING, LeastTimes, Padding, Tally, read_tally
 
 POINTS = "1:130,2:135,4:150,8:190,16:300"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bus.errors import LocalError
+from bus.protocol.errors import LocalError
 from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind, drafter_of
 from engines.thread import PREFILL_CHUNK

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog import pull as pulling
 from engines.catalog.places import files_dir
 from engines.catalog.pull import Pulled, Source, pull_all

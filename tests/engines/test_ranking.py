@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.catalog.ranking import most_frequent, own_rankings, rank, save_ranking
 from engines.tokenizer import tokenizer_digest
 from engines.torch.cache import KVCache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.errors import ConfigurationError, ModelError
+from bus.protocol.errors import ConfigurationError, ModelError
 from cloud_worker.settings import CloudSettings
 from edge_worker.settings import EdgeSettings
 from engines.catalog.registry import (

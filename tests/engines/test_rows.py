@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bus.arrays import Float64Array, Int32Array
+from bus.protocol.arrays import Float64Array, Int32Array
 from decoding.engine import Want
 from decoding.sampling import SamplingParams, warp_dense
 from engines.torch import rows as rows_module

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.tokenizer import tokenizer_digest
 from engines.torch import sources
 from engines.torch.loading import load_causal_lm

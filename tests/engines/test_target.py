@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from bus.arrays import Float64Array
-from bus.errors import LocalError
-from cloud_worker.reference import (
+from bench.reference import (
     generate_alone,
     replay_gaps,
     replay_shortfalls,
     replay_windows,
     score,
 )
+from bus.protocol.arrays import Float64Array
+from bus.protocol.errors import LocalError
 from decoding.engine import Want
 from decoding.sampling import SamplingParams, draw_dense, warp_dense
 from decoding.uniforms import Purpose, uniform

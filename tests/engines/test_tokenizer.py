@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from bus.errors import RequestError
+from bus.protocol.errors import RequestError
 from engines.tokenizer import (
     Detokenizer,
     decode,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bus.errors import ModelError
+from bus.protocol.errors import ModelError
 from engines.torch.weights import DirectoryWeights, GgufWeights, MappedWeights, Weights
 from tests.engines.tiny import byte_level_tokenizer, save_tiny_gguf, tiny_llama, tiny_qwen2
 

@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from launch.embedded import EmbeddedServer
 from tests.launch.kept import KeptLog, is_running, wait_gone
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from bus.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError
 from launch import ports
 from launch.ports import claim_port
 

@@ -11,7 +11,7 @@ import sys
 import psutil
 import pytest
 
-from bus.errors import ConfigurationError, LocalError
+from bus.protocol.errors import ConfigurationError, LocalError
 from launch.supervisor import ProcessSpec, ProcessTree, RestartPolicy
 from tests.launch.kept import KeptLog, is_running, until, wait_gone
 

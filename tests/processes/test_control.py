@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from bus.client import Client
-from bus.requests import session_id
+from bus.protocol.requests import session_id
 from bus.settings import BusSettings
 from bus.store import SessionRecord, Store, WindowEntry
 from launch.stack import Stack, StackOptions

@@ -13,8 +13,8 @@ from rich.console import Console
 from bench import demo
 from bench.updates import Updates, subscribed
 from bus.client import Client
-from bus.errors import E2SCIError
-from bus.messages import ControlUpdate, FinishReason, Message
+from bus.protocol.errors import E2SCIError
+from bus.protocol.messages import ControlUpdate, FinishReason, Message
 from bus.settings import BusSettings
 from bus.store import Store, WindowEntry
 from launch.stack import Stack, StackOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.exactness.answers import Asked
-from bench.exactness.design import Cell, Installation
+from bench.exactness.design import DesignCell, Installation
 from bench.exactness.run import measure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -22,12 +22,13 @@ def test_exact_methods_give_the_targets_text_and_a_lossy_one_does_not(
     target, draft = map(str, tiny_pair)
     where = Installation("loopback", "lookup+model", 1)
     exact = (
-        Cell("sd", 3, 0.0, where), Cell("plc", 7, 0.0, where), Cell("plc-literal", 2, 0.0, where),
-        Cell("e2sci-no-threshold", None, 0.0, where), Cell("sd", 5, 0.8, where),
-        Cell("plc", 1, 0.8, where),
+        DesignCell("sd", 3, 0.0, where), DesignCell("plc", 7, 0.0, where),
+        DesignCell("plc-literal", 2, 0.0, where),
+        DesignCell("e2sci-no-threshold", None, 0.0, where), DesignCell("sd", 5, 0.8, where),
+        DesignCell("plc", 1, 0.8, where),
     )  # fmt: skip
     verdict = measure(
-        [*exact, Cell("fsd:0.3", 4, 0.0, where)], Asked(PROMPTS, 24, target, draft, "float32")
+        [*exact, DesignCell("fsd:0.3", 4, 0.0, where)], Asked(PROMPTS, 24, target, draft, "float32")
     )
     assert [cell.holds for cell in verdict.cells] == [True] * len(exact) + [False]
     assert not verdict.holds

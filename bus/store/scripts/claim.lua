@@ -25,7 +25,7 @@ local function value_of(fields, name)
 end
 
 -- The request's id, and whether the id asked for belongs to another request already. Mirrors
--- bus/requests.py, which says what is wrong with a bad id; here a bad one is just not used.
+-- bus/protocol/requests.py, which says what is wrong with a bad id; here a bad one is just not used.
 local function identify(entry, fields)
   local asked = value_of(fields, 'id')
   if not asked or #asked > 64 or not string.find(asked, '^[A-Za-z0-9_.:%-]+$') then

@@ -1,0 +1,321 @@
+"""The messages workers exchange, typed and validated.
+
+One frozen struct per message, encoded as one MessagePack array `[version, tag, field, …]` (see
+`bus.protocol.codec`). Positions are absolute: index 0 is the first prompt token. Arrays are
+little-endian bytes whose dtype and shape stand in the field's comment; `bus.protocol.arrays` packs
+and unpacks them.
+Durations are milliseconds, as float32 on the wire where `single_float` is set.
+
+This module knows what a message may contain. It does not know sockets, sessions or models.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from bus.protocol.arrays import (
+    PROB_DTYPE,
+    TOKEN_DTYPE,
+    Float16Array,
+    Int32Array,
+    unpack_tokens,
+)
+from bus.protocol.bounds import Threshold
+
+__all__ = [
+    "MAX_SPARSE",
+    "PROTOCOL_VERSION",
+    "CloseSession",
+    "ControlUpdate",
+    "DraftWindow",
+    "Fault",
+    "FaultCode",
+    "Feedback",
+    "FinishReason",
+    "Message",
+    "OpenSession",
+    "Outcome",
+    "SessionClosed",
+    "SessionOpened",
+    "SessionReady",
+    "WindowReport",
+]
+
+PROTOCOL_VERSION = 3
+MAX_SPARSE = 1024
+"""Most probabilities a draft may send for one token (K)."""
+
+_MAX_MS = 1e9
+_ONE_BITS = 0x3C00
+"""The bits of 1.0 in float16."""
+
+Identifier = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:-]+\Z")]
+Counter = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Millis = Annotated[float, Meta(ge=0, le=_MAX_MS)]
+Unit = Annotated[float, Meta(ge=0, le=1)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class Outcome(StrEnum):
+    """What became of a window."""
+
+    ACCEPTED = "accepted"
+    PARTIAL = "partial"
+    PREHIT_REJECTED = "prehit_rejected"
+    STALE = "stale"
+    UNKNOWN_SESSION = "unknown_session"
+
+
+class FaultCode(StrEnum):
+    """Why a message was refused."""
+
+    BAD_FRAME = "bad_frame"
+    BAD_VERSION = "bad_version"
+    BAD_TOKENS = "bad_tokens"
+    TOKENIZER_MISMATCH = "tokenizer_mismatch"
+    UNKNOWN_METHOD = "unknown_method"
+    CONTEXT_OVERFLOW = "context_overflow"
+    OUT_OF_ORDER = "out_of_order"
+    OVERLOADED = "overloaded"
+    MODEL_FAILED = "model_failed"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended; the first two are OpenAI's and vLLM's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages; subclasses set their tag."""
+
+    single_float: ClassVar[bool] = False
+
+
+def _check_tokens(data: bytes, name: str) -> None:
+    if len(data) % TOKEN_DTYPE.itemsize:
+        raise ValueError(f"{name}: {len(data)} bytes are not a whole number of int32 tokens")
+
+
+class OpenSession(Message, frozen=True, tag=1):
+    """Edge → cloud: begin or take up a session. Repeated until `SessionReady` arrives.
+
+    `temperature` and `top_p` are float64: both ends must warp the very same distribution.
+    `top_k` 0 and `top_p` 1.0 mean "off"; `temperature` 0 is greedy.
+    """
+
+    session: Identifier
+    client: Identifier
+    edge: Identifier
+    incarnation: Counter
+    epoch: Counter
+    next_seq: Counter
+    method: Identifier
+    prompt: bytes  # i32[P], P ≥ 1
+    committed: bytes  # i32[C], tokens already promised to the user
+    seed: Seed
+    max_new_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    temperature: Annotated[float, Meta(ge=0, le=100)]
+    top_p: Annotated[float, Meta(gt=0, le=1)]
+    top_k: Counter
+    tokenizer_digest: Annotated[str, Meta(min_length=1, max_length=128)]
+
+    def __post_init__(self) -> None:
+        _check_tokens(self.prompt, "prompt")
+        _check_tokens(self.committed, "committed")
+        if not self.prompt:
+            raise ValueError("prompt: at least one token is needed")
+
+
+class DraftWindow(Message, frozen=True, tag=2):
+    """Edge → cloud: W drafted tokens from position `start`, with what they were drawn from.
+
+    `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token
+    (docs/invariants.md, Sample from what is sent) in canonical order, probability falling and then
+    id rising:
+    both ends must add up and draw in the same order, and the edge has sorted them anyway.
+    """
+
+    single_float: ClassVar[bool] = True
+
+    session: Identifier
+    incarnation: Counter
+    epoch: Counter
+    seq: Counter
+    start: Counter
+    tokens: bytes  # i32[W], W ≥ 1
+    q_ids: bytes  # i32[W, K]
+    q_probs: bytes  # f16[W, K]
+    threshold: Threshold
+    control_version: Counter
+    draft_ms: Millis
+    edge_ms: Millis  # of the window before: first draft step to feedback handled
+    rework_ms: Millis  # of the window before: drafting time spent on tokens thrown away
+    rtt_ms: Millis  # of the window before: round trip without verification and queueing
+    awaits: bool  # nothing is drafted after it before its feedback: a bonus token is welcome
+
+    def __post_init__(self) -> None:
+        _check_tokens(self.tokens, "tokens")
+        if not self.tokens:
+            raise ValueError("tokens: a window holds at least one token")
+        num_tokens = self.num_tokens
+        per_token, rest = divmod(len(self.q_ids), num_tokens * TOKEN_DTYPE.itemsize)
+        if rest or not 1 <= per_token <= MAX_SPARSE:
+            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with 1 ≤ K ≤ {MAX_SPARSE}")
+        if len(self.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
+            raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
+        # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
+        bits = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1)
+        rank = (bits.astype(np.int64) << 32) - self.q_id_rows
+        if (rank[:, 1:] >= rank[:, :-1]).any():
+            raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
+        if not all(0 < first <= _ONE_BITS for first in bits[:, 0].tolist()):
+            raise ValueError("q_probs: a row must begin with a probability in (0, 1]")
+
+    @property
+    def num_tokens(self) -> int:
+        """W, the number of drafted tokens."""
+        return len(self.tokens) // TOKEN_DTYPE.itemsize
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The drafted tokens as Python ints."""
+        return unpack_tokens(self.tokens)
+
+    @property
+    def q_id_rows(self) -> Int32Array:
+        """int32[W, K], a read-only view."""
+        return np.frombuffer(self.q_ids, dtype=TOKEN_DTYPE).reshape(self.num_tokens, -1)
+
+    @property
+    def q_prob_rows(self) -> Float16Array:
+        """float16[W, K], a read-only view."""
+        return np.frombuffer(self.q_probs, dtype=PROB_DTYPE).reshape(self.num_tokens, -1)
+
+
+class CloseSession(Message, frozen=True, tag=3):
+    """Edge → cloud: the session is over; free its cache."""
+
+    session: Identifier
+    incarnation: Counter
+    reason: Annotated[str, Meta(max_length=200)]
+
+
+class SessionReady(Message, frozen=True, tag=4):
+    """Cloud → edge: the session is known here; windows of this incarnation are welcome."""
+
+    session: Identifier
+    incarnation: Counter
+    cloud: Identifier
+
+
+class Feedback(Message, frozen=True, tag=5):
+    """Cloud → edge: the feedback on one window.
+
+    `committed_length` is cumulative: prompt plus all committed tokens, this window's included.
+    `num_accepted` drafted tokens were accepted; `next_token` is the target's own token after
+    them (the correction at a rejection, the bonus token in lockstep at temperature 0), or None.
+    `pass_tokens` is the length of the forward pass that began with this window; 0 if it needed
+    none of its own: it failed at pre-hit, or shared the pass of a window before it.
+    """
+
+    single_float: ClassVar[bool] = True
+
+    session: Identifier
+    incarnation: Counter
+    epoch: Counter
+    seq: Counter
+    committed_length: Counter
+    outcome: Outcome
+    num_accepted: Counter
+    next_token: Counter | None
+    threshold: Threshold
+    verify_ms: Millis  # the pass that judged the window, shared or not
+    queue_ms: Millis
+    pass_tokens: Counter
+
+
+class WindowReport(Message, frozen=True, tag=6):
+    """Cloud → controller: a feedback and what it cost.
+
+    `expected_accepted` is E[L_acc] = Σᵢ Πⱼ≤ᵢ (1 − TV(pⱼ, qⱼ)) on temperature-1 distributions
+    (docs/method.md, Credit); `mean_jsd` is in nats, over the judged positions.
+
+    Quality: of `num_scored` committed tokens the pass has shown the probability (all of them at
+    temperature 0; above, not what was drawn after a rejection). `log_likelihood` is the sum of
+    ln p₁ over them, in nats, and `num_greedy` of them are the target's own first choice. `regret`
+    is the sum of ln p₁(first choice) − ln p₁(token): what they lose against it on their own text,
+    0 for exact verification at temperature 0.
+
+    `energy_j` is that of the target pass, in the report of the window that began it; 0 in those of
+    windows that shared it.
+    """
+
+    single_float: ClassVar[bool] = True
+
+    feedback: Feedback
+    edge: Identifier
+    client: Identifier
+    method: Identifier
+    expected_accepted: Annotated[float, Meta(ge=0, le=1e6)]
+    mean_jsd: Unit
+    num_drafted: Counter
+    edge_ms: Millis
+    cloud_ms: Millis
+    rework_ms: Millis
+    energy_j: Annotated[float, Meta(ge=0, le=1e9)] | None
+    num_scored: Counter
+    log_likelihood: Annotated[float, Meta(ge=-1e9, le=0)]
+    num_greedy: Counter
+    regret: Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class SessionOpened(Message, frozen=True, tag=7):
+    """Cloud → controller: a session began or moved here; publish its first update."""
+
+    session: Identifier
+    client: Identifier
+    edge: Identifier
+    cloud: Identifier
+    method: Identifier
+    incarnation: Counter
+
+
+class SessionClosed(Message, frozen=True, tag=10):
+    """Cloud → controller: a session ended or expired here."""
+
+    session: Identifier
+    cloud: Identifier
+    incarnation: Counter
+    reason: Annotated[str, Meta(max_length=200)]
+
+
+class ControlUpdate(Message, frozen=True, tag=8):
+    """Controller → edge and cloud: threshold and window for one session.
+
+    The newer (term, version) wins. `term` rises with every controller that takes over.
+    """
+
+    session: Identifier
+    term: Counter
+    version: Counter
+    threshold: Threshold
+    window: Annotated[int, Meta(ge=1, le=1024)]
+    credit: Unit
+    credit_delta: Annotated[float, Meta(ge=-1, le=1)]
+
+
+class Fault(Message, frozen=True, tag=9):
+    """Anyone → the sender of a message that was refused. `session` is "-" where unknown."""
+
+    session: Identifier
+    code: FaultCode
+    detail: Annotated[str, Meta(max_length=500)]

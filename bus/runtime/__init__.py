@@ -1,0 +1,1 @@
+"""What every worker process shares: life cycle, heartbeat, logs, health check."""

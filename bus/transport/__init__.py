@@ -1,0 +1,1 @@
+"""How messages travel: ZeroMQ sockets between edge, cloud and controller."""
