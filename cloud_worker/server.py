@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from bus.codec import AnyMessage
+from bus.errors import ImpossibleEventError
 from bus.messages import (
     CloseSession,
     DraftWindow,
@@ -31,6 +32,7 @@ from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
 from cloud_worker.scheduler import Scheduler
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
+from cloud_worker.waiting import WaitingRoom
 from decoding import cloud, methods
 from decoding.cloud_events import Event, OpenArrived, WindowArrived
 from engines.energy import find_gauge
@@ -103,6 +105,7 @@ class CloudWorker:
         self._inbox = sockets.inbox(settings.endpoint(settings.windows_port))
         self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
         self._sessions: dict[str, CloudSession] = {}
+        self._waiting = WaitingRoom()
         self._loop = asyncio.get_running_loop()
         self._scheduler: Scheduler[Any] = Scheduler(
             model, thread, self._gauge,
@@ -141,7 +144,7 @@ class CloudWorker:
 
     async def receive(self) -> None:
         """Take messages for ever."""
-        await self._inbox.deliver(self._dispatch)
+        await self._inbox.deliver(self._dispatch, self._unhandled)
 
     def _dispatch(self, message: AnyMessage, _size: int) -> None:
         match message:
@@ -152,14 +155,36 @@ class CloudWorker:
                 if session is None:
                     self._send(EVERYBODY, cloud.unknown_session(message))
                 else:
-                    session.handle(WindowArrived(message, now_ms()))
+                    self._tell(session, WindowArrived(message, now_ms()))
             case CloseSession():
                 session = self._sessions.get(message.session)
-                if session is not None and session.state.incarnation <= message.incarnation:
+                if session is None:
+                    self._waiting.leave(message.session)
+                elif session.state.incarnation <= message.incarnation:
                     self._drop(session, message.reason)
             case _:
                 self._counters["unexpected_messages"] += 1
                 log.warning("a %s does not belong here; ignored", type(message).__name__)
+
+    def _tell(self, session: CloudSession, event: Event) -> None:
+        """An event for a session; one that is impossible is survived as if it had not been."""
+        try:
+            session.handle(event)
+        except ImpossibleEventError as error:
+            self._impossible(session, error)
+
+    def _impossible(self, session: CloudSession, error: ImpossibleEventError) -> None:
+        self._counters["impossible_events"] += 1
+        log.error(
+            "session %s: %s; ignored. Before:\n%s",
+            session.state.session, error, "\n".join(session.story.lines()),
+        )  # fmt: skip
+
+    def _unhandled(self, message: AnyMessage, error: Exception) -> None:
+        """A message raised: its session ends here, and its edge may try elsewhere."""
+        session = self._sessions.get(getattr(message, "session", ""))
+        if session is not None:
+            self._failed(session, error)
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -173,21 +198,33 @@ class CloudWorker:
             fault = Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
         if fault is None and method is not None:
             fault = self._incapable(message, method)
-        if fault is None and known is None and not self._make_room():
-            detail = "leaving" if self._leaving else f"{len(self._sessions)} sessions are open"
-            fault = Fault(message.session, FaultCode.OVERLOADED, detail)
+        if fault is None and known is not None:
+            fault = cloud.check_reopen(known.state, message)
+        if fault is None and known is None:
+            fault = self._no_room(message.session)
         if fault is not None or method is None:
             self._counters["faults"] += 1
             if fault is not None:
                 self._send(message.edge, fault)
         elif known is not None:
-            known.handle(OpenArrived(message))
+            self._tell(known, OpenArrived(message))
         else:
-            session = CloudSession(
-                self._model, self._scheduler, self._gauge, self._send, self._controller.report
-            )
-            self._sessions[message.session] = session
+            self._begin(message, method)
+
+    def _begin(self, message: OpenSession, method: methods.Method) -> None:
+        """A new session; it is kept only once its engine has opened it."""
+        session = CloudSession(
+            self._model, self._scheduler, self._gauge, self._send, self._controller.report
+        )
+        try:
             session.begin(message, method, self._name, self._limits)
+        except Exception as error:
+            log.exception("session %s could not be opened", message.session)
+            if session.cache is not None:
+                session.close()
+            self._send_failure(message.edge, message.session, error)
+            return
+        self._sessions[message.session] = session
 
     def _incapable(self, message: OpenSession, method: methods.Method) -> Fault | None:
         """Why the target cannot serve the method, or None."""
@@ -203,19 +240,26 @@ class CloudWorker:
         )
         return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
 
-    def _make_room(self) -> bool:
-        """Whether one more session fits, after dropping the longest idle one if need be."""
+    def _no_room(self, session: str) -> Fault | None:
+        """Why one more session does not fit, or None. The longest idle one is dropped if need be,
+        and whoever has waited longest comes first."""
         if self._leaving:
-            return False
-        if len(self._sessions) < self._settings.max_sessions:
-            return True
+            return Fault(session, FaultCode.OVERLOADED, "leaving")
+        num_free = self._settings.max_sessions - len(self._sessions)
+        oldest = None if num_free > 0 else self._evictable()
+        if not self._waiting.admit(session, max(num_free, oldest is not None), now_ms()):
+            detail = f"{len(self._sessions)} sessions are open, {len(self._waiting)} wait"
+            return Fault(session, FaultCode.OVERLOADED, detail)
+        if oldest is not None:
+            self._counters["evictions"] += 1
+            self._drop(oldest, "evicted")
+        return None
+
+    def _evictable(self) -> CloudSession | None:
+        """The session idle for longest, where that is long enough to drop it."""
         oldest = min(self._sessions.values(), key=lambda session: session.last_used_ms)
         idle_s = (now_ms() - oldest.last_used_ms) / 1e3
-        if oldest.busy or idle_s < self._settings.evict_idle_s:
-            return False
-        self._counters["evictions"] += 1
-        self._drop(oldest, "evicted")
-        return True
+        return None if oldest.busy or idle_s < self._settings.evict_idle_s else oldest
 
     # --- ending -----------------------------------------------------------------------------
 
@@ -237,6 +281,8 @@ class CloudWorker:
             if not session.closed:
                 try:
                     session.completed(event)
+                except ImpossibleEventError as error:
+                    self._impossible(session, error)
                 except Exception as error:  # noqa: BLE001 - ends only this session
                     self._failed(session, error)
 
@@ -245,10 +291,13 @@ class CloudWorker:
         if session.closed:
             return
         log.error("session %s: %s", session.state.session, error, exc_info=error)
+        self._send_failure(session.state.edge, session.state.session, error)
+        self._drop(session, "failed")
+
+    def _send_failure(self, edge: str, session: str, error: Exception) -> None:
         self._counters["failed_jobs"] += 1
         detail = f"the target failed: {error}"[:500]
-        self._send(session.state.edge, Fault(session.state.session, FaultCode.MODEL_FAILED, detail))
-        self._drop(session, "failed")
+        self._send(edge, Fault(session, FaultCode.MODEL_FAILED, detail))
 
     async def watch(self, lifecycle: Lifecycle) -> None:
         """Free sessions nobody has used for long; keep the registry record current."""

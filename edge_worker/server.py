@@ -53,7 +53,8 @@ CANCEL_POLL_S = 0.25
 TAKE_BLOCK_MS = 1000
 RETRY_S = 0.5
 REOPENS_PER_TERM = 1 << 12
-"""Incarnations one owner may use: a later owner's are always higher, so a zombie is refused."""
+"""Incarnations one owner may use, and uses no more of: a later owner's are always higher, so a
+zombie is refused."""
 
 
 async def serve(settings: EdgeSettings) -> None:
@@ -129,7 +130,9 @@ class EdgeWorker:
         self._model = model
         self._store = store
         self._counters = sockets.counters
-        self._peers = Peers(store, sockets, self.name, model.tokenizer_digest, self._received)
+        self._peers = Peers(
+            store, sockets, self.name, model.tokenizer_digest, self._received, self._unhandled
+        )
         self._context = SessionContext(
             _drafter(settings, model),
             thread,
@@ -137,6 +140,7 @@ class EdgeWorker:
             settings.peer_wait_s,
             settings.timeline,
             PathMemory(),
+            sockets.counters,
         )
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -214,11 +218,11 @@ class EdgeWorker:
         if previous is not None:  # our own lease ran out, and we claimed the prompt again
             self._lose(previous)
             await previous.ended.wait()
+        base = _first_incarnation(claim)
+        last = base + REOPENS_PER_TERM - 1
+        session.begin(spec, self._control(), claim.streamed_tokens, base, last)
         self._running[spec.session] = running
         try:
-            session.begin(
-                spec, self._control(), claim.streamed_tokens, claim.term * REOPENS_PER_TERM
-            )
             if answer.stopped and not session.finished:
                 session.handle(Ended(FinishReason.STOP))
             await writer.run()
@@ -272,6 +276,13 @@ class EdgeWorker:
         if running is not None:
             running.session.received(size)
         self.on_message(message)
+
+    def _unhandled(self, message: AnyMessage, error: Exception) -> None:
+        """A message raised where it arrived: its session ends, saying why."""
+        running = self._running.get(getattr(message, "session", ""))
+        if running is not None:
+            why = f"a {type(message).__name__} could not be handled: {error}"
+            running.session.handle(Ended(FinishReason.ERROR, why))
 
     def on_message(self, message: Message) -> None:
         """Hand a message of a cloud worker or the controller to its session."""
@@ -356,3 +367,15 @@ class EdgeWorker:
         """Give the prompt to the next edge; without Redis its lease runs out by itself."""
         with contextlib.suppress(StoreUnavailableError):
             await self._store.queue.release(claim)
+
+
+def _first_incarnation(claim: Claim) -> int:
+    """The last incarnation before those of this claim's owner.
+
+    Raises:
+        RequestError: there are none left.
+    """
+    base = claim.term * REOPENS_PER_TERM
+    if base + REOPENS_PER_TERM > edge.MAX_INCARNATION:
+        raise RequestError(f"the request has had {claim.term} owners; submit it anew")
+    return base

@@ -40,6 +40,7 @@ from cloud_worker.reference import generate_alone
 from cloud_worker.server import CloudWorker
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
+from decoding.cloud_events import Prefilled
 from decoding.engine import Want
 from decoding.sampling import SamplingParams
 from engines.thread import ModelThread
@@ -138,8 +139,8 @@ async def start(
     begin = CloudSession.begin
 
     def recorded(session: CloudSession, *args: Any) -> None:
-        begun.append(session)
         begin(session, *args)
+        begun.append(session)
 
     def close(cache: TargetCache) -> None:
         given_back.append((cache, threading.current_thread().name))
@@ -423,6 +424,113 @@ async def test_a_model_that_fails_ends_its_session_only(
     assert house.counters["failed_jobs"] >= 1
     assert house.reported(SessionClosed)[0].reason == "failed"
     await house.answers_truly(target)
+
+
+async def test_an_engine_that_cannot_open_leaves_no_session_behind(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left half open, it would take a place until it expires, and every message would fail."""
+    house = start(max_sessions=1, evict_idle_s=1000.0)
+    with monkeypatch.context() as broken:
+
+        def failing(*_: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        broken.setattr(target, "open", failing)
+        fault = await house.ask(opening(target), Fault)
+    assert (fault.code, fault.session) == (FaultCode.MODEL_FAILED, "s1")
+    assert "out of memory" in fault.detail
+    assert house.counters["failed_messages"] == 0
+    await house.answers_truly(target)
+
+
+async def test_a_message_that_cannot_be_handled_ends_its_session_only(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    handle = CloudSession.handle
+
+    def failing(session: CloudSession, event: Any) -> None:
+        if session.state.session == "s1":
+            raise LookupError("a bug")
+        handle(session, event)
+
+    monkeypatch.setattr(CloudSession, "handle", failing)
+    fault = await house.ask(window((7, 9)), Fault)
+    assert (fault.code, fault.detail) == (FaultCode.MODEL_FAILED, "the target failed: a bug")
+    await house.answers_truly(target)
+
+
+async def test_an_impossible_event_is_counted_and_survived(
+    start: Start, target: TargetModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    (session,) = house.worker._sessions.values()
+    house.worker._completed([(session, Prefilled(99, 0.0))])
+    assert house.counters["impossible_events"] == 1
+    assert "Prefilled of job 99" in caplog.text
+    assert "OpenSession" in caplog.text  # the story
+    await house.answers_truly(target)
+
+
+async def test_an_older_life_is_told_so_and_does_not_keep_the_session_alive(
+    start: Start, target: TargetModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "EXPIRY_CHECK_S", 0.01)
+    house = start(session_ttl_s=0.3)
+    await house.ask(opening(target, incarnation=9), SessionReady)
+    fault = await house.ask(opening(target, incarnation=8, edge="edge-2"), Fault, edge="edge-2")
+    assert fault.code is FaultCode.STALE_INCARNATION
+    assert "incarnation 8 is older than 9" in fault.detail
+    lifecycle = Lifecycle(house.worker._settings, store, house.record)
+    watching = asyncio.create_task(house.worker.watch(lifecycle))
+
+    def asked_in_vain() -> bool:
+        house.outbox.send(opening(target, incarnation=8, edge="edge-2"))
+        house.outbox.send(window((7, 9), incarnation=8))
+        return bool(house.reported(SessionClosed))
+
+    await house.until(asked_in_vain)
+    assert house.reported(SessionClosed)[0].reason == "expired"
+    watching.cancel()
+
+
+async def test_a_report_that_waits_for_its_turn_is_not_sent_after_the_end(
+    start: Start, target: TargetModel
+) -> None:
+    """It would open the session anew at the controller."""
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    (session,) = house.worker._sessions.values()
+    await house.until(lambda: not session.busy)
+    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 2, NEVER))
+    report, sent = session._report_window, house.controller.reports
+
+    def at_the_end(effect: Any) -> None:
+        house.worker._drop(session, "length")
+        report(effect)
+
+    session._report_window = at_the_end  # type: ignore[method-assign]
+    await house.ask(window(alone), Feedback)
+    await house.until(lambda: house.reported(SessionClosed))
+    assert isinstance(sent[-1], SessionClosed)
+    assert house.reported(WindowReport) == []
+
+
+async def test_places_are_given_in_the_order_of_asking(start: Start, target: TargetModel) -> None:
+    house = start(max_sessions=1, evict_idle_s=1000.0)
+    await house.ask(opening(target), SessionReady)
+    for name in ("s2", "s3"):
+        await house.ask(opening(target, session=name), Fault, session=name)
+    house.outbox.send(CloseSession("s1", 1, "length"))
+    fault = await house.ask(opening(target, session="s3"), Fault, session="s3")
+    assert "0 sessions are open, 2 wait" in fault.detail
+    await house.ask(opening(target, session="s2"), SessionReady, session="s2")
+    house.outbox.send(CloseSession("s3", 1, "cancelled"))
+    house.outbox.send(CloseSession("s2", 1, "length"))
+    await house.ask(opening(target, session="s4"), SessionReady, session="s4")
 
 
 # --- number and age of sessions ---------------------------------------------------------------

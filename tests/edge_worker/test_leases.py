@@ -56,7 +56,7 @@ async def test_a_prompt_claimed_again_meanwhile_goes_on() -> None:
     told that the old lease is lost."""
     settings, queue = EdgeSettings.load(lease_s=0.06), SlowQueue()
     sockets, thread = Sockets(settings), ModelThread(1)
-    model: Any = SimpleNamespace(tokenizer_digest="d")
+    model: Any = SimpleNamespace(tokenizer_digest="d", vocab_size=8, context_length=64)
     store: Any = SimpleNamespace(queue=queue)
     try:
         worker = EdgeWorker(settings, model, thread, sockets, store)
