@@ -45,7 +45,7 @@ from decoding.story import Story
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
 from edge_worker.text import AnswerText
-from edge_worker.usage import UsageMeter
+from edge_worker.usage import UsageMeter, within
 from edge_worker.writer import Piece, ResultWriter
 from engines.thread import ModelThread, now_ms
 
@@ -99,6 +99,7 @@ class EdgeSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._crop_to: int | None = None
         self._piece: Piece | None = None
+        self._kept: tuple[bool, ...] = ()
         self._cache: Any = None
         self._turn = next(context.turns)
         self._asked: list[Peer] = []  # full ones, which keep a place in their row for us
@@ -232,6 +233,7 @@ class EdgeSession:
         """Turn tokens into text, no further than a stop string."""
         texts = self._answer.push_each(effect.tokens)
         kept = len(texts)
+        self._kept = effect.accepted[:kept]
         self._meter.committed(kept, None if self.peer is None else self.peer.record)
         self._piece = Piece(
             effect.start, effect.tokens[:kept], effect.accepted[:kept], "".join(texts),
@@ -240,6 +242,7 @@ class EdgeSession:
 
     def _judged(self, effect: WindowJudged) -> None:
         assert self._piece is not None
+        effect = within(effect, self._kept)
         self._meter.judged(effect)
         self._piece = self._piece.with_entry(self._meter.entry(effect, self.peer))
 

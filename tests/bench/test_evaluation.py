@@ -241,8 +241,13 @@ def test_all_data_sets_come_first_and_only_where_there_are_several() -> None:
 
 
 def test_prompts_at_once_share_the_time() -> None:
-    together = [row("plc", i, batch_seconds=5.0, clients=2) for i in range(2)]
+    together = [row("plc", i, batch_seconds=5.0, clients=2, batch="0") for i in range(2)]
     assert summary(*together)["plc", "gsm8k"].goodput == pytest.approx(80 / 5.0)
+
+
+def test_batches_that_happen_to_take_the_same_time_are_two() -> None:
+    rows = [row("plc", i, batch_seconds=5.0, clients=2, batch=str(i // 2)) for i in range(4)]
+    assert summary(*rows)["plc", "gsm8k"].goodput == pytest.approx(160 / 10.0)
 
 
 # --- credit inertia ---------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from bus.messages import (
 )
 from bus.requests import session_id
 from bus.settings import BusSettings
-from bus.store import Store
+from bus.store import Store, WindowEntry
 from edge_worker.server import REOPENS_PER_TERM
 from tests.edge_worker.shell import Drafter, House, ToyTokenizer
 
@@ -289,16 +289,24 @@ async def test_a_request_that_cannot_be_answered_is_refused(
     await house.answers("r2")
 
 
-async def test_a_stop_string_ends_the_answer_inside_a_window(house: House) -> None:
+async def test_a_stop_string_inside_an_accepted_window_ends_what_counts_too(house: House) -> None:
     house.cloud()
     house.start()
-    text = ToyTokenizer().decode(house.expected("r1"))
-    await house.submit("r1", stop=(text[9:12],))
-    tokens, shown, end = await house.answer("r1")
-    assert end.end.finish_reason is FinishReason.STOP
-    assert shown == text[: text.index(text[9:12])]
-    assert tokens == house.expected("r1")[: len(tokens)]
-    assert end.end.usage.accepted_tokens <= end.end.usage.completion_tokens
+    names = [f"r{number}" for number in range(12)]
+    for name in names:
+        text = ToyTokenizer().decode(house.expected(name))
+        await house.submit(name, stop=(text[3:5],), method="sd:8")
+    for name in names:
+        text = ToyTokenizer().decode(house.expected(name))
+        tokens, shown, end = await house.answer(name)
+        assert end.end.finish_reason is FinishReason.STOP
+        assert shown == text[: text.index(text[3:5])]
+        assert tokens == house.expected(name)[: len(tokens)]
+        assert end.end.usage.accepted_tokens <= end.end.usage.completion_tokens == len(tokens)
+    entries = [entry for _, entry in await house.store.telemetry.read()]
+    windows = [entry for entry in entries if isinstance(entry, WindowEntry)]
+    assert windows
+    assert all(entry.num_accepted <= entry.num_committed for entry in windows)
 
 
 async def test_only_workers_of_another_tokenizer_are_an_error(house: House) -> None:
