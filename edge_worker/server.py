@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -52,6 +54,9 @@ TICK_S = 0.05
 CANCEL_POLL_S = 0.25
 TAKE_BLOCK_MS = 1000
 RETRY_S = 0.5
+LONG_TEXT = 4096
+"""Characters or tokens from which on text is worked on beside the event loop [ours]."""
+T = TypeVar("T")
 REOPENS_PER_TERM = 1 << 12
 """Incarnations one owner may use, and uses no more of: a later owner's are always higher, so a
 zombie is refused."""
@@ -145,6 +150,7 @@ class EdgeWorker:
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)
+        self._text_thread = ThreadPoolExecutor(1, "text")
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this worker's model."""
@@ -207,9 +213,10 @@ class EdgeWorker:
         request = claim.request
         if request is None:
             raise RequestError(claim.problem or "it cannot be read")
-        spec = self._spec(request)
+        spec = await self._aside(len(request.prompt), self._spec, request)
         answer = AnswerText(self._model.tokenizer, request.stop)
-        answer.push(claim.streamed_tokens)
+        streamed = claim.streamed_tokens
+        await self._aside(len(streamed), answer.push, streamed)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
         session = EdgeSession(self._context, answer, meter, writer)
@@ -230,6 +237,13 @@ class EdgeWorker:
             session.close()
             del self._running[spec.session]
             running.ended.set()
+
+    async def _aside(self, size: int, job: Callable[..., T], *args: object) -> T:
+        """Work on text of `size` characters or tokens; where that is long, on a thread of its own,
+        so that other sessions' messages do not wait for it."""
+        if size < LONG_TEXT:
+            return job(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._text_thread, job, *args)
 
     def _spec(self, request: GenerationRequest) -> edge.SessionSpec:
         """Check the request against what this worker can do.
@@ -362,6 +376,7 @@ class EdgeWorker:
         for running in list(self._running.values()):
             await self._hand_back(running.claim)
         self._peers.close()
+        self._text_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _hand_back(self, claim: Claim) -> None:
         """Give the prompt to the next edge; without Redis its lease runs out by itself."""

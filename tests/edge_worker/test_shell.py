@@ -4,6 +4,7 @@ one session with an error its user can read; the worker and its other sessions g
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -327,3 +328,19 @@ async def test_messages_that_belong_nowhere_are_counted(house: House) -> None:
     assert house.sockets.counters["unexpected_messages"] == 1
     assert house.sockets.counters["faults"] == 1
     assert (await house.answer("r1"))[0] == house.expected("r1")
+
+
+async def test_long_texts_are_worked_on_beside_the_event_loop(house: House) -> None:
+    """Tokenizing a prompt of 0.8 MB takes a second; the answers beside it must not wait."""
+    house.cloud()
+    house.start()
+    threads = set[str]()
+
+    class Watched(ToyTokenizer):
+        def encode(self, text: str) -> list[int]:
+            threads.add(threading.current_thread().name)
+            return super().encode(text)
+
+    house.drafter.tokenizer = Watched()
+    await fails(house, "r1", "the model's context holds 4096", prompt="x" * 100_000)
+    assert threads == {"text_0"}
