@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from bus.messages import (
     SessionClosed,
 )
 from bus.sockets import EVERYBODY, Sockets, advertised
-from bus.store import WorkerRecord
+from bus.store import Stories, StoryWriter, WorkerRecord
 from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
 from cloud_worker.scheduler import Scheduler
 from cloud_worker.session import CloudSession
@@ -35,6 +36,7 @@ from cloud_worker.settings import CloudSettings
 from cloud_worker.waiting import WaitingRoom
 from decoding import cloud, methods
 from decoding.cloud_events import Event, OpenArrived, WindowArrived
+from decoding.story import Story
 from engines.energy import find_gauge
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
@@ -44,6 +46,8 @@ from engines.torch.target import TargetModel
 log = logging.getLogger(__name__)
 
 EXPIRY_CHECK_S = 1.0
+MOST_ENDED = 1000
+"""Ended sessions whose stories wait to be written."""
 
 
 async def serve(settings: CloudSettings) -> None:
@@ -69,7 +73,8 @@ async def serve(settings: CloudSettings) -> None:
             model.name, model.dtype, model.probe, worker.endpoint,
         )  # fmt: skip
         await lifecycle.run(
-            worker.receive(), worker.watch(lifecycle), controller.follow_forever(),
+            worker.receive(), worker.watch(lifecycle), worker.tell_forever(store.stories),
+            controller.follow_forever(),
             drain=lambda: worker.drain(settings.drain_s),
         )  # fmt: skip
         await store.close()
@@ -106,6 +111,7 @@ class CloudWorker:
         self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
         self._sessions: dict[str, CloudSession] = {}
         self._waiting = WaitingRoom()
+        self._ended: deque[tuple[str, Story]] = deque(maxlen=MOST_ENDED)
         self._loop = asyncio.get_running_loop()
         self._scheduler: Scheduler[Any] = Scheduler(
             model, thread, self._gauge,
@@ -267,6 +273,7 @@ class CloudWorker:
         state = session.state
         session.close()
         self._sessions.pop(state.session, None)
+        self._ended.append((state.session, session.story))
         closed = SessionClosed(state.session, self._name, state.incarnation, reason[:200])
         self._controller.report(closed)
 
@@ -310,6 +317,17 @@ class CloudWorker:
             counters = dict(self._counters) | self._model.prefixes.counters()
             lifecycle.update(load=len(self._sessions), counters=counters)
             await asyncio.sleep(EXPIRY_CHECK_S)
+
+    async def tell_forever(self, stories: Stories) -> None:
+        """Keep the stories of sessions in Redis current."""
+        writer = StoryWriter(stories, self._name)
+
+        def told() -> list[tuple[str, Story]]:
+            while self._ended:
+                writer.ended(*self._ended.popleft())
+            return [(name, session.story) for name, session in self._sessions.items()]
+
+        await writer.run_forever(told)
 
     async def drain(self, limit_s: float) -> None:
         """Send the edges elsewhere and let running passes end."""

@@ -15,8 +15,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
 from bus.errors import ConfigurationError, RemoteError, StoreUnavailableError
+from bus.requests import session_id
 from bus.settings import BusSettings
-from bus.store import End, Keys, TimelineEntry, WindowEntry
+from bus.store import End, Keys, TimelineEntry, WindowEntry, story_from_fields
 from bus.store.entries import TokensEntry, parse_result_entry, text_fields
 from bus.store.telemetry import parse_telemetry
 
@@ -124,6 +125,15 @@ class Answers:
             if len(page) < _PAGE:
                 return Trail(tuple(windows), timeline)
             after = page[-1][0].decode()
+
+    def story(self, request_id: str) -> dict[str, list[str]]:
+        """Worker → what it saw happen to the request's session last.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer. ConfigurationError: it refuses us.
+        """
+        key = self._keys.story(session_id(request_id))
+        return story_from_fields(self._reply(lambda: self._client.hgetall(key)))
 
     def close(self) -> None:
         """Close the connections; a later read opens them again."""

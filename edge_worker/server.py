@@ -18,11 +18,11 @@ import msgspec
 from bus.codec import AnyMessage
 from bus.errors import E2SCIError, RequestError, StoreUnavailableError
 from bus.messages import ControlUpdate, Fault, Feedback, FinishReason, Message, SessionReady
-from bus.requests import GenerationRequest, session_id
+from bus.requests import GenerationRequest
 from bus.sockets import Sockets
-from bus.store import Claim, Store, WorkerRecord
+from bus.store import Claim, Store, StoryWriter, WorkerRecord
 from bus.worker import ControllerLink, Lifecycle, connect_store, new_record
-from decoding import edge, methods
+from decoding import edge
 from decoding.edge_events import (
     ControlArrived,
     Ended,
@@ -32,19 +32,19 @@ from decoding.edge_events import (
     Tick,
 )
 from decoding.engine import Drafter
-from decoding.sampling import SamplingParams
+from decoding.story import Story
 from edge_worker.memory import PathMemory
 from edge_worker.oracle import OracleDraft
 from edge_worker.peers import Peers
 from edge_worker.session import EdgeSession, SessionContext
 from edge_worker.settings import EdgeSettings
+from edge_worker.specs import spec_of
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
 from engines.kinds import DrafterKind, drafter_of
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
-from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
 from engines.torch.prefixes import PrefixCache
 
@@ -79,7 +79,8 @@ async def serve(settings: EdgeSettings) -> None:
         log.info("drafting with %s (%s, %s)", model.name, model.dtype, model.probe)
         await lifecycle.run(
             worker.take_forever(lifecycle), worker.tick_forever(lifecycle),
-            worker.renew_forever(), worker.cancel_forever(), controller.follow_forever(),
+            worker.renew_forever(), worker.cancel_forever(), worker.tell_forever(),
+            controller.follow_forever(),
             drain=lambda: worker.drain(settings.drain_s),
         )  # fmt: skip
         await store.close()
@@ -151,6 +152,7 @@ class EdgeWorker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)
         self._text_thread = ThreadPoolExecutor(1, "text")
+        self._stories = StoryWriter(store.stories, self.name)
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this worker's model."""
@@ -213,7 +215,7 @@ class EdgeWorker:
         request = claim.request
         if request is None:
             raise RequestError(claim.problem or "it cannot be read")
-        spec = await self._aside(len(request.prompt), self._spec, request)
+        spec = await self._aside(len(request.prompt), spec_of, request, self._model, self.name)
         answer = AnswerText(self._model.tokenizer, request.stop)
         streamed = claim.streamed_tokens
         await self._aside(len(streamed), answer.push, streamed)
@@ -235,6 +237,7 @@ class EdgeWorker:
             await writer.run()
         finally:
             session.close()
+            self._stories.ended(spec.session, session.story)
             del self._running[spec.session]
             running.ended.set()
 
@@ -244,37 +247,6 @@ class EdgeWorker:
         if size < LONG_TEXT:
             return job(*args)
         return await asyncio.get_running_loop().run_in_executor(self._text_thread, job, *args)
-
-    def _spec(self, request: GenerationRequest) -> edge.SessionSpec:
-        """Check the request against what this worker can do.
-
-        Raises:
-            RequestError: the text says what is wrong and what to do.
-        """
-        method = methods.find(request.method)
-        if method is None:
-            offered = ", ".join(methods.names())
-            raise RequestError(f"unknown method {request.method!r}; known methods: {offered}")
-        prompt = encode_prompt(self._model.tokenizer, request.prompt, request.raw)
-        total = len(prompt) + request.max_new_tokens
-        if total > self._model.context_length:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_new_tokens is "
-                f"{request.max_new_tokens}: {total} together, the model's context holds "
-                f"{self._model.context_length}. Shorten the prompt or ask for fewer tokens"
-            )
-        return edge.SessionSpec(
-            session=session_id(request.id),
-            client=request.client,
-            edge=self.name,
-            method=method,
-            prompt=prompt,
-            sampling=SamplingParams(
-                request.temperature, request.top_p, request.top_k, request.seed
-            ),
-            max_new_tokens=request.max_new_tokens,
-            tokenizer_digest=self._model.tokenizer_digest,
-        )
 
     def _control(self) -> edge.Control:
         settings = self._settings
@@ -353,6 +325,13 @@ class EdgeWorker:
                 for request_id in await self._store.queue.cancelled(list(ids)):
                     ids[request_id].session.handle(Ended(FinishReason.CANCELLED))
 
+    async def tell_forever(self) -> None:
+        """Keep the stories of sessions in Redis current."""
+        await self._stories.run_forever(self._told)
+
+    def _told(self) -> list[tuple[str, Story]]:
+        return [(name, running.session.story) for name, running in self._running.items()]
+
     def _lose(self, running: Running) -> None:
         """Another term owns the prompt: stop drafting; the writer has stopped or will.
 
@@ -375,6 +354,8 @@ class EdgeWorker:
             task.cancel()
         for running in list(self._running.values()):
             await self._hand_back(running.claim)
+        with contextlib.suppress(StoreUnavailableError):
+            await self._stories.write(self._told())
         self._peers.close()
         self._text_thread.shutdown(wait=False, cancel_futures=True)
 

@@ -22,6 +22,7 @@ from bus.store.queue import Claim, Queue, QueueDepth
 from bus.store.registry import HEARTBEAT_S, TIME_TO_LIVE_S, Registry, Role, WorkerRecord
 from bus.store.results import ResultGapError, Results
 from bus.store.sessions import SessionRecord, Sessions, session_from_fields
+from bus.store.stories import Stories, StoryWriter, story_from_fields
 from bus.store.telemetry import (
     DraftSpan,
     ReportEntry,
@@ -56,6 +57,8 @@ __all__ = [
     "SessionEntry",
     "SessionRecord",
     "Store",
+    "Stories",
+    "StoryWriter",
     "TelemetryEntry",
     "TimelineEntry",
     "TimelineEvent",
@@ -68,6 +71,7 @@ __all__ = [
     "WorkerRecord",
     "decode_wish",
     "session_from_fields",
+    "story_from_fields",
 ]
 
 
@@ -82,6 +86,7 @@ class Store:
         self.results = Results(self._connection, keys)
         self.registry = Registry(self._connection, keys)
         self.sessions = Sessions(self._connection, keys, settings)
+        self.stories = Stories(self._connection, keys, settings)
         self.telemetry = Telemetry(self._connection, keys)
         self.tunings = Tunings(self._connection, keys)
 

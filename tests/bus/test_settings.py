@@ -64,7 +64,7 @@ def test_named_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "near"), [("egde", "edge"), ("clouds", "cloud"), ("redis_url", "edge")]
+    ("table", "near"), [("egde", "edge"), ("clouds", "cloud"), ("control", "controller")]
 )
 def test_a_table_of_no_worker_is_an_error_that_names_the_nearest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, near: str
@@ -73,10 +73,8 @@ def test_a_table_of_no_worker_is_an_error_that_names_the_nearest(
     named.write_text(f"[{table}]\nslots = 4\n")
     monkeypatch.setenv("E2SCI_CONFIG", str(named))
     for settings in (BusSettings, EdgeLike):
-        with pytest.raises(ConfigurationError, match=rf"table \[{table}\]; did you mean \[") as why:
+        with pytest.raises(ConfigurationError, match=rf"\[{table}\]; did you mean \[{near}\]"):
             settings.load()
-    if near != "edge" or table == "egde":
-        assert f"[{near}]?" in str(why.value)
 
 
 def test_the_tables_of_all_workers_are_known() -> None:

@@ -125,7 +125,12 @@ class Cloud:
         self.beating = True
         self.tasks = [
             asyncio.create_task(job)
-            for job in (self.worker.receive(), self.worker.watch(self.lifecycle), self._beat())
+            for job in (
+                self.worker.receive(),
+                self.worker.watch(self.lifecycle),
+                self._beat(),
+                self.worker.tell_forever(house.store.stories),
+            )
         ]
 
     async def _beat(self) -> None:
@@ -176,7 +181,8 @@ class House:
         self._record_sends()
         jobs: list[Coroutine[Any, Any, None]] = [
             self.edge.take_forever(self.lifecycle), self.edge.tick_forever(self.lifecycle),
-            self.edge.renew_forever(), self.edge.cancel_forever(), self.link.follow_forever(),
+            self.edge.renew_forever(), self.edge.cancel_forever(), self.edge.tell_forever(),
+            self.link.follow_forever(),
         ]  # fmt: skip
         self.tasks = [asyncio.create_task(job) for job in jobs]
 

@@ -57,7 +57,7 @@ async def test_a_prompt_claimed_again_meanwhile_goes_on() -> None:
     settings, queue = EdgeSettings.load(lease_s=0.06), SlowQueue()
     sockets, thread = Sockets(settings), ModelThread(1)
     model: Any = SimpleNamespace(tokenizer_digest="d", vocab_size=8, context_length=64)
-    store: Any = SimpleNamespace(queue=queue)
+    store: Any = SimpleNamespace(queue=queue, stories=None)
     try:
         worker = EdgeWorker(settings, model, thread, sockets, store)
         old, new = running(term=1), running(term=2)

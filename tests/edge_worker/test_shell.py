@@ -21,7 +21,7 @@ from bus.messages import (
 )
 from bus.requests import session_id
 from bus.settings import BusSettings
-from bus.store import Store, WindowEntry
+from bus.store import Store, WindowEntry, stories
 from edge_worker.server import REOPENS_PER_TERM
 from tests.edge_worker.shell import Drafter, House, ToyTokenizer
 
@@ -344,3 +344,25 @@ async def test_long_texts_are_worked_on_beside_the_event_loop(house: House) -> N
     house.drafter.tokenizer = Watched()
     await fails(house, "r1", "the model's context holds 4096", prompt="x" * 100_000)
     assert threads == {"text_0"}
+
+
+async def test_the_story_of_a_session_is_there_while_it_runs_and_afterwards(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stories, "INTERVAL_S", 0.02)
+    cloud = house.cloud(pass_s=0.02)
+    house.start()
+    await house.submit("r1", max_new_tokens=60)
+
+    async def told(text: str) -> None:
+        async with asyncio.timeout(20.0):
+            while True:
+                story = await house.store.stories.load(session_id("r1"))
+                if set(story) == {"edge-1", "cloud-1"} and any(text in s for s in story["edge-1"]):
+                    break
+                await asyncio.sleep(0.01)
+
+    await told("FeedbackArrived")
+    await house.answer("r1")
+    await told("running → finished")
+    assert cloud.sockets.counters["impossible_events"] == 0
