@@ -12,7 +12,7 @@ import itertools
 import logging
 import random
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -198,9 +198,9 @@ class EdgeSession:
                 case Send(message):
                     self._send(message)
                 case SeekPeer():
-                    self._start(self._seek(effect))
+                    self._start(partial(self._seek, effect))
                 case CheckPeer():
-                    self._start(self._check_peer())
+                    self._start(self._check_peer)
                 case Commit() | WindowJudged() | Finish():
                     told.append(effect)
         if told:
@@ -279,14 +279,14 @@ class EdgeSession:
 
     # --- work that waits ------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:  # noqa: BLE001 - whatever is raised ends this prompt only
             self._failed(error)
 
