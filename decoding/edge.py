@@ -93,12 +93,8 @@ def begin(
     incarnation: int = 0,
     last_incarnation: int = MAX_INCARNATION,
 ) -> Step:
-    """A new session, or one taken over with tokens already promised to its user.
-
-    Args:
-        incarnation: the last one that others may have used. last_incarnation: the last one that
-            this owner may use; those above belong to its successors.
-    """
+    """A new session, or one taken over with tokens already promised to its user. Others may have
+    used incarnations up to `incarnation`; those above `last_incarnation` are its successors'."""
     state = with_flow(
         EdgeState(
             spec=spec,
