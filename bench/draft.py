@@ -53,8 +53,8 @@ class DraftFigures:
     Attributes:
         step_ms: one draft step on one core, median. weight_bytes: read in it.
         quality: prompt set → measured; "all" is every answer.
-        window: of `WINDOWS`, the one with the best predicted goodput on all answers.
-        goodput: predicted for it, accepted tokens a second.
+        accepted_per_s: accepted tokens a second, predicted on all answers; window: of `WINDOWS`,
+            the one for which they are most.
     """
 
     draft: str
@@ -63,7 +63,7 @@ class DraftFigures:
     step_ms: float
     quality: dict[str, DraftQuality]
     window: int
-    goodput: float
+    accepted_per_s: float
 
 
 def run(
@@ -140,7 +140,9 @@ def assess(
 ) -> DraftFigures:
     """Choose the window and predict what it earns."""
     accepted = quality["all"].accepted
-    earned = {window: goodput(accepted[window], window, step_ms, link) for window in accepted}
+    earned = {
+        window: accepted_per_s(accepted[window], window, step_ms, link) for window in accepted
+    }
     window = max(earned, key=lambda w: earned[w])
     network = draft.network
     return DraftFigures(
@@ -148,7 +150,7 @@ def assess(
     )
 
 
-def goodput(accepted: float, window: int, step_ms: float, link: Link) -> float:
+def accepted_per_s(accepted: float, window: int, step_ms: float, link: Link) -> float:
     """G = E[L_acc] / E[T_seg] in lockstep, accepted tokens a second (docs/method.md, Objective)."""
     return 1e3 * accepted / (window * step_ms + link.rtt_ms + link.verify_ms)
 
@@ -189,7 +191,7 @@ def _print(figures: Sequence[DraftFigures], link: Link) -> None:
         console.print(table)
         console.print(
             f"one step on one core {row.step_ms:.1f} ms (measured); with {link.verify_ms:g} ms a "
-            f"verification and {link.rtt_ms:g} ms round trip: {row.goodput:.2f} accepted tokens/s "
-            f"in windows of {row.window} (predicted)",
+            f"verification and {link.rtt_ms:g} ms round trip: {row.accepted_per_s:.2f} "
+            f"accepted tokens/s in windows of {row.window} (predicted)",
             soft_wrap=True,
         )

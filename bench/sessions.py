@@ -117,6 +117,10 @@ class _Session:
             self.done.set()
 
 
+def _raised(_message: AnyMessage, error: Exception) -> None:
+    raise error
+
+
 class _Worker:
     """A cloud worker of one version, and the sessions that this client has there."""
 
@@ -129,7 +133,7 @@ class _Worker:
         self._number = 0
 
     async def listen(self) -> None:
-        await self._listener.deliver(self._arrived)
+        await self._listener.deliver(self._arrived, _raised)
 
     def _arrived(self, message: AnyMessage, _: int) -> None:
         match message:

@@ -17,6 +17,7 @@ import os
 import re
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ __all__ = ["BusSettings", "LogLevel"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 _DEFAULT_FILE = "e2sci.toml"
+TOML_TABLES = frozenset(("cloud", "controller", "dashboard", "edge"))
+"""Every worker's `toml_table`; a table of another name is a slip of the pen."""
 _Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 
@@ -172,7 +175,7 @@ class BusSettings(BaseSettings):
 
 
 class _TomlSource(PydanticBaseSettingsSource):
-    """The top level of the TOML file plus the worker's own table; other tables are not ours."""
+    """The top level of the TOML file plus the worker's own table; other workers' are not ours."""
 
     def __init__(self, settings_cls: type[BaseSettings], table: str) -> None:
         super().__init__(settings_cls)
@@ -194,6 +197,13 @@ class _TomlSource(PydanticBaseSettingsSource):
             content = tomllib.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"settings file {path}: {error}") from error
+        for name, value in content.items():
+            if isinstance(value, dict) and name not in TOML_TABLES | {self._table}:
+                near = get_close_matches(name, sorted(TOML_TABLES), n=1, cutoff=0.0)[0]
+                raise ConfigurationError(
+                    f"settings file {path}: no worker has a table [{name}]; did you mean [{near}]? "
+                    f"There are: {', '.join(sorted(TOML_TABLES))}"
+                )
         shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
         own = content.get(self._table, {}) if self._table else {}
         return {**shared, **own}

@@ -219,17 +219,28 @@ def status(
         str | None,
         typer.Option(help="Only check this worker: exit status 0 if its heartbeat is live."),
     ] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(help="Only this session, or this request's: what its workers saw happen."),
+    ] = None,
     redis_url: options.RedisUrl = None,
     json: options.Json = False,
 ) -> None:
     """Show workers, queue and sessions of the running system."""
     from rich.console import Console
 
-    from cli.status import read_status, require_worker, show
+    from cli.status import read_status, read_story, require_worker, show, show_story
 
     settings = settings_to_reach(redis_url)
     if worker is not None:
         run(lambda: require_worker(settings, worker))
+        return
+    if session is not None:
+        story = run(lambda: read_story(settings, session))
+        if json:
+            typer.echo(msgspec.json.encode(story))
+        else:
+            show_story(story, Console())
         return
     found = run(lambda: read_status(settings))
     if json:

@@ -9,13 +9,14 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bus.protocol.errors import ConfigurationError
+from bus.protocol.errors import ConfigurationError, RequestError
+from bus.protocol.requests import session_id
 from bus.settings import BusSettings
 from bus.store import TIME_TO_LIVE_S, QueueDepth, SessionRecord, Store, WorkerRecord
 
 _PREFIX_CACHE = "prefix_cache_"
 
-__all__ = ["Status", "read_status", "require_worker", "show"]
+__all__ = ["Status", "read_status", "read_story", "require_worker", "show", "show_story"]
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -44,6 +45,34 @@ async def read_status(settings: BusSettings) -> Status:
         )
     finally:
         await store.close()
+
+
+async def read_story(settings: BusSettings, name: str) -> dict[str, list[str]]:
+    """Worker → its last events of a session, by the session's id or its request's.
+
+    Raises:
+        RequestError: nobody knows such a session (any more).
+        StoreUnavailableError: Redis does not answer.
+    """
+    store = await Store.connect(settings)
+    try:
+        told = await store.stories.load(name) or await store.stories.load(session_id(name))
+    finally:
+        await store.close()
+    if not told:
+        raise RequestError(
+            f"no worker has told of session or request {name!r}; "
+            "`e2sci status` lists those that run"
+        )
+    return told
+
+
+def show_story(told: dict[str, list[str]], console: Console) -> None:
+    """For people: each worker's lines, the oldest first."""
+    for worker, lines in told.items():
+        console.print(worker, markup=False, highlight=False)
+        for line in lines:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 async def require_worker(settings: BusSettings, worker_id: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from bus.protocol.codec import AnyMessage
+from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import (
     CloseSession,
     DraftWindow,
@@ -26,13 +28,15 @@ from bus.protocol.messages import (
     SessionClosed,
 )
 from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
-from bus.store import WorkerRecord
+from bus.store import Stories, StoryWriter, WorkerRecord
 from bus.transport.sockets import EVERYBODY, Sockets, advertised
 from cloud_worker.scheduler import Scheduler
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
+from cloud_worker.waiting import WaitingRoom
 from decoding import cloud, methods
 from decoding.cloud_events import Event, OpenArrived, WindowArrived
+from decoding.story import Story
 from engines.energy import find_gauge
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
@@ -42,6 +46,8 @@ from engines.torch.target import TargetModel
 log = logging.getLogger(__name__)
 
 EXPIRY_CHECK_S = 1.0
+MOST_ENDED = 1000
+"""Ended sessions whose stories wait to be written."""
 
 
 async def serve(settings: CloudSettings) -> None:
@@ -67,7 +73,8 @@ async def serve(settings: CloudSettings) -> None:
             model.name, model.dtype, model.probe, worker.endpoint,
         )  # fmt: skip
         await lifecycle.run(
-            worker.receive(), worker.watch(lifecycle), controller.follow_forever(),
+            worker.receive(), worker.watch(lifecycle), worker.tell_forever(store.stories),
+            controller.follow_forever(),
             drain=lambda: worker.drain(settings.drain_s),
         )  # fmt: skip
         await store.close()
@@ -103,6 +110,8 @@ class CloudWorker:
         self._inbox = sockets.inbox(settings.endpoint(settings.windows_port))
         self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
         self._sessions: dict[str, CloudSession] = {}
+        self._waiting = WaitingRoom()
+        self._ended: deque[tuple[str, Story]] = deque(maxlen=MOST_ENDED)
         self._loop = asyncio.get_running_loop()
         self._scheduler: Scheduler[Any] = Scheduler(
             model, thread, self._gauge,
@@ -141,7 +150,7 @@ class CloudWorker:
 
     async def receive(self) -> None:
         """Take messages for ever."""
-        await self._inbox.deliver(self._dispatch)
+        await self._inbox.deliver(self._dispatch, self._unhandled)
 
     def _dispatch(self, message: AnyMessage, _size: int) -> None:
         match message:
@@ -152,14 +161,36 @@ class CloudWorker:
                 if session is None:
                     self._send(EVERYBODY, cloud.unknown_session(message))
                 else:
-                    session.handle(WindowArrived(message, now_ms()))
+                    self._tell(session, WindowArrived(message, now_ms()))
             case CloseSession():
                 session = self._sessions.get(message.session)
-                if session is not None and session.state.incarnation <= message.incarnation:
+                if session is None:
+                    self._waiting.leave(message.session)
+                elif session.state.incarnation <= message.incarnation:
                     self._drop(session, message.reason)
             case _:
                 self._counters["unexpected_messages"] += 1
                 log.warning("a %s does not belong here; ignored", type(message).__name__)
+
+    def _tell(self, session: CloudSession, event: Event) -> None:
+        """An event for a session; one that is impossible is survived as if it had not been."""
+        try:
+            session.handle(event)
+        except ImpossibleEventError as error:
+            self._impossible(session, error)
+
+    def _impossible(self, session: CloudSession, error: ImpossibleEventError) -> None:
+        self._counters["impossible_events"] += 1
+        log.error(
+            "session %s: %s; ignored. Before:\n%s",
+            session.state.session, error, "\n".join(session.story.lines()),
+        )  # fmt: skip
+
+    def _unhandled(self, message: AnyMessage, error: Exception) -> None:
+        """A message raised: its session ends here, and its edge may try elsewhere."""
+        session = self._sessions.get(getattr(message, "session", ""))
+        if session is not None:
+            self._failed(session, error)
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -173,21 +204,33 @@ class CloudWorker:
             fault = Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
         if fault is None and method is not None:
             fault = self._incapable(message, method)
-        if fault is None and known is None and not self._make_room():
-            detail = "leaving" if self._leaving else f"{len(self._sessions)} sessions are open"
-            fault = Fault(message.session, FaultCode.OVERLOADED, detail)
+        if fault is None and known is not None:
+            fault = cloud.check_reopen(known.state, message)
+        if fault is None and known is None:
+            fault = self._no_room(message.session)
         if fault is not None or method is None:
             self._counters["faults"] += 1
             if fault is not None:
                 self._send(message.edge, fault)
         elif known is not None:
-            known.handle(OpenArrived(message))
+            self._tell(known, OpenArrived(message))
         else:
-            session = CloudSession(
-                self._model, self._scheduler, self._gauge, self._send, self._controller.report
-            )
-            self._sessions[message.session] = session
+            self._begin(message, method)
+
+    def _begin(self, message: OpenSession, method: methods.Method) -> None:
+        """A new session; it is kept only once its engine has opened it."""
+        session = CloudSession(
+            self._model, self._scheduler, self._gauge, self._send, self._controller.report
+        )
+        try:
             session.begin(message, method, self._name, self._limits)
+        except Exception as error:
+            log.exception("session %s could not be opened", message.session)
+            if session.cache is not None:
+                session.close()
+            self._send_failure(message.edge, message.session, error)
+            return
+        self._sessions[message.session] = session
 
     def _incapable(self, message: OpenSession, method: methods.Method) -> Fault | None:
         """Why the target cannot serve the method, or None."""
@@ -203,19 +246,26 @@ class CloudWorker:
         )
         return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
 
-    def _make_room(self) -> bool:
-        """Whether one more session fits, after dropping the longest idle one if need be."""
+    def _no_room(self, session: str) -> Fault | None:
+        """Why one more session does not fit, or None. The longest idle one is dropped if need be,
+        and whoever has waited longest comes first."""
         if self._leaving:
-            return False
-        if len(self._sessions) < self._settings.max_sessions:
-            return True
+            return Fault(session, FaultCode.OVERLOADED, "leaving")
+        num_free = self._settings.max_sessions - len(self._sessions)
+        oldest = None if num_free > 0 else self._evictable()
+        if not self._waiting.admit(session, max(num_free, oldest is not None), now_ms()):
+            detail = f"{len(self._sessions)} sessions are open, {len(self._waiting)} wait"
+            return Fault(session, FaultCode.OVERLOADED, detail)
+        if oldest is not None:
+            self._counters["evictions"] += 1
+            self._drop(oldest, "evicted")
+        return None
+
+    def _evictable(self) -> CloudSession | None:
+        """The session idle for longest, where that is long enough to drop it."""
         oldest = min(self._sessions.values(), key=lambda session: session.last_used_ms)
         idle_s = (now_ms() - oldest.last_used_ms) / 1e3
-        if oldest.busy or idle_s < self._settings.evict_idle_s:
-            return False
-        self._counters["evictions"] += 1
-        self._drop(oldest, "evicted")
-        return True
+        return None if oldest.busy or idle_s < self._settings.evict_idle_s else oldest
 
     # --- ending -----------------------------------------------------------------------------
 
@@ -223,6 +273,7 @@ class CloudWorker:
         state = session.state
         session.close()
         self._sessions.pop(state.session, None)
+        self._ended.append((state.session, session.story))
         closed = SessionClosed(state.session, self._name, state.incarnation, reason[:200])
         self._controller.report(closed)
 
@@ -237,6 +288,8 @@ class CloudWorker:
             if not session.closed:
                 try:
                     session.completed(event)
+                except ImpossibleEventError as error:
+                    self._impossible(session, error)
                 except Exception as error:  # noqa: BLE001 - ends only this session
                     self._failed(session, error)
 
@@ -245,10 +298,13 @@ class CloudWorker:
         if session.closed:
             return
         log.error("session %s: %s", session.state.session, error, exc_info=error)
+        self._send_failure(session.state.edge, session.state.session, error)
+        self._drop(session, "failed")
+
+    def _send_failure(self, edge: str, session: str, error: Exception) -> None:
         self._counters["failed_jobs"] += 1
         detail = f"the target failed: {error}"[:500]
-        self._send(session.state.edge, Fault(session.state.session, FaultCode.MODEL_FAILED, detail))
-        self._drop(session, "failed")
+        self._send(edge, Fault(session, FaultCode.MODEL_FAILED, detail))
 
     async def watch(self, lifecycle: Lifecycle) -> None:
         """Free sessions nobody has used for long; keep the registry record current."""
@@ -261,6 +317,17 @@ class CloudWorker:
             counters = dict(self._counters) | self._model.prefixes.counters()
             lifecycle.update(load=len(self._sessions), counters=counters)
             await asyncio.sleep(EXPIRY_CHECK_S)
+
+    async def tell_forever(self, stories: Stories) -> None:
+        """Keep the stories of sessions in Redis current."""
+        writer = StoryWriter(stories, self._name)
+
+        def told() -> list[tuple[str, Story]]:
+            while self._ended:
+                writer.ended(*self._ended.popleft())
+            return [(name, session.story) for name, session in self._sessions.items()]
+
+        await writer.run_forever(told)
 
     async def drain(self, limit_s: float) -> None:
         """Send the edges elsewhere and let running passes end."""

@@ -19,13 +19,16 @@ from decoding.cloud_events import (
     Event,
     FetchRow,
     Forward,
+    OpenArrived,
     Prefill,
     Report,
     ReportWindow,
     Send,
+    WindowArrived,
 )
 from decoding.engine import Target
 from decoding.methods import Method
+from decoding.story import Story
 from decoding.verification import window_report
 from engines.energy import PowerGauge
 from engines.thread import now_ms
@@ -42,6 +45,7 @@ class CloudSession:
 
     Attributes:
         cache, state: also read on the model thread.
+        story: what happened to it last.
 
     Args:
         gauge: measures the energy of passes.
@@ -65,9 +69,10 @@ class CloudSession:
         self._keep: int | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self.cache: Any
+        self.cache: Any = None
         self.state: cloud.CloudState
         self.closed = False
+        self.story = Story()
         self.last_used_ms = now_ms()
 
     @property
@@ -80,15 +85,26 @@ class CloudSession:
         await self._idle.wait()
 
     def begin(self, message: OpenSession, method: Method, name: str, limits: cloud.Limits) -> None:
-        """Open; the message has passed `cloud.check_open`."""
+        """Open; the message has passed `cloud.check_open`.
+
+        Raises:
+            Exception: what the engine raises; then there is nothing to close.
+        """
         self.state, effects = cloud.begin(message, method, name, limits)
+        self.story.begun(now_ms(), message)
         self.cache = self._target.open(self.state.sampling)
         self._run(effects)
 
     def handle(self, event: Event) -> None:
-        """One event in, its effects out."""
-        self.last_used_ms = now_ms()
+        """One event in, its effects out. Messages of an older life do not keep it alive."""
+        at_ms = now_ms()
+        before = self.state.stage
         self.state, effects = cloud.step(self.state, event)
+        self.story.told(at_ms, event, effects, before.value, self.state.stage.value)
+        if not isinstance(event, OpenArrived | WindowArrived) or (
+            event.message.incarnation == self.state.incarnation
+        ):
+            self.last_used_ms = at_ms
         self._run(effects)
 
     def completed(self, event: Event) -> None:

@@ -1,8 +1,11 @@
 """The controller's shell: reports in, updates out, state in Redis.
 
 It is off the token path: nobody waits for it, and a session whose controller is away goes on.
-State is written to Redis before it is published, and every start takes a higher term, so updates
-of a controller that was replaced are older than its successor's.
+Publishing never waits for Redis, where state is written behind (`controller.writes`): every start
+takes a higher term, so updates of a controller that was replaced are older than its successor's.
+
+A session that has ended is remembered for a while, so that a message that comes late does not open
+it anew: only an opening of a higher incarnation does.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,6 +30,7 @@ from controller.lease import Lease
 from controller.policies import Policies
 from controller.settings import ControllerSettings
 from controller.tuning import Tuner
+from controller.writes import Writes
 from decoding.control import ControlState, Policy
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,9 @@ CHECK_PAIR_S = 2.0
 FORGET_AFTER_S = 600.0
 MOST_CLIENTS = 10_000
 """Clients whose credit is remembered [ours]."""
+MOST_CLOSED = 10_000
+"""Ended sessions that are remembered [ours]."""
+DRAIN_S = 5.0
 
 
 async def serve(settings: ControllerSettings) -> None:
@@ -58,11 +65,17 @@ async def serve(settings: ControllerSettings) -> None:
         await lifecycle.run(
             controller.receive(), controller.save_forever(), controller.repeat_forever(lifecycle),
             check_forever(store, policies), Tuner(settings, store, policies).follow_forever(),
-            lease.keep_forever(), drain=lease.release,
+            lease.keep_forever(), drain=partial(leave, controller, lease),
         )  # fmt: skip
         await store.close()
     finally:
         sockets.close()
+
+
+async def leave(controller: Controller, lease: Lease) -> None:
+    """Write what waits, then let the next controller begin."""
+    await controller.drain(DRAIN_S)
+    await lease.release()
 
 
 async def check_forever(store: Store, policies: Policies) -> None:
@@ -84,6 +97,7 @@ class Controlled:
     method: str
     control: ControlState
     updated_at: float  # seconds since the epoch
+    incarnation: int = 0  # the highest one heard of; not known after a restart
 
     def record(self, term: int) -> SessionRecord:
         """As it is kept in Redis."""
@@ -158,7 +172,8 @@ class Controller:
         self._updates = sockets.publisher(settings.endpoint(settings.updates_port))
         self._sessions = sessions
         self._histories = histories
-        self._writes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._ended: dict[str, Controlled] = {}  # the latest last
+        self._writes = Writes(store, sockets.counters)
 
     @classmethod
     async def start(
@@ -209,7 +224,11 @@ class Controller:
                 log.warning("a %s does not belong here; ignored", type(message).__name__)
 
     def _opened(self, message: SessionOpened) -> None:
-        known = self._sessions.get(message.session)
+        ended = self._ended.get(message.session)
+        if ended is not None and message.incarnation <= ended.incarnation:
+            self._counters["late_messages"] += 1
+            return
+        known = self._sessions.get(message.session) or self._ended.pop(message.session, None)
         if known is None:
             history = self._histories.get(message.client, ())
             control = self._policies(message.method).initial(history)
@@ -218,72 +237,86 @@ class Controller:
         self._keep(
             Controlled(
                 message.session, message.client, message.edge, message.cloud, message.method,
-                control, time.time(),
+                control, time.time(), message.incarnation,
             )
         )  # fmt: skip
 
     def _judged(self, report: WindowReport) -> None:
-        session = report.feedback.session
+        session, incarnation = report.feedback.session, report.feedback.incarnation
+        ended = self._ended.get(session)
+        if ended is not None and incarnation <= ended.incarnation:
+            self._judged_late(report, ended)
+            return
         known = self._sessions.get(session)
         if known is None:  # opened while no controller was there
             known = Controlled(
                 session, report.client, report.edge, "", report.method,
-                self._policies(report.method).initial(), time.time(),
+                self._policies(report.method).initial(), time.time(), incarnation,
             )  # fmt: skip
             self._keep(known)
-        if self._settings.reports:
-            entry = report_entry(report, known)
-            self._writes.put_nowait(partial(self._store.telemetry.add, entry))
+        self._trace(report, known)
         control = self._policies(known.method).after(known.control, report)
         # Also without a change: a session that is reported about is not forgotten.
-        self._sessions[session] = replace(known, control=control, updated_at=time.time())
+        now = replace(
+            known, control=control, updated_at=time.time(),
+            incarnation=max(incarnation, known.incarnation),
+        )  # fmt: skip
+        self._sessions[session] = now
         if control is not known.control:
-            self._changed(session)
+            self._keep(now)
+
+    def _judged_late(self, report: WindowReport, ended: Controlled) -> None:
+        """The session is over; its client's next one still learns from it."""
+        self._counters["late_messages"] += 1
+        self._trace(report, ended)
+        control = self._policies(ended.method).after(ended.control, report)
+        self._ended[ended.session] = replace(ended, control=control)
+        self._carry(ended.client, control.history)
+
+    def _trace(self, report: WindowReport, session: Controlled) -> None:
+        if self._settings.reports:
+            self._writes.report(report_entry(report, session))
 
     def _closed(self, message: SessionClosed) -> None:
         known = self._sessions.get(message.session)
-        if known is not None and known.cloud in ("", message.cloud):
-            del self._sessions[message.session]
-            self._changed(message.session)
-            if self._settings.carry_credit and known.control.history:
-                self._carry(known.client, known.control.history)
+        if known is None or known.cloud not in ("", message.cloud):
+            return
+        del self._sessions[message.session]
+        self._writes.session(message.session, None)
+        self._remember(replace(known, incarnation=max(message.incarnation, known.incarnation)))
+        self._carry(known.client, known.control.history)
+
+    def _remember(self, ended: Controlled) -> None:
+        self._ended.pop(ended.session, None)
+        self._ended[ended.session] = ended
+        if len(self._ended) > MOST_CLOSED:
+            del self._ended[next(iter(self._ended))]
 
     def _carry(self, client: str, history: tuple[float, ...]) -> None:
         """Keep what the client's next session begins with; of the clients seen last only."""
+        if not (self._settings.carry_credit and history):
+            return
         self._histories.pop(client, None)
         self._histories[client] = history
         if len(self._histories) > MOST_CLIENTS:
             del self._histories[next(iter(self._histories))]
-        self._writes.put_nowait(partial(self._store.sessions.keep_history, client, history))
+        self._writes.history(client, history)
 
     def _keep(self, session: Controlled) -> None:
+        """Publish what was decided, and have it saved."""
         self._sessions[session.session] = session
-        self._changed(session.session)
-
-    def _changed(self, session: str) -> None:
-        self._writes.put_nowait(partial(self._save, session))
+        self._updates.publish(session.edge, session.update(self.term))
+        self._writes.session(session.session, session.record(self.term))
 
     # --- leaving traces ---------------------------------------------------------------------
 
     async def save_forever(self) -> None:
-        """Write every change to Redis, then publish it. Redis away: published all the same."""
-        while True:
-            write = await self._writes.get()
-            try:
-                await write()
-            except StoreUnavailableError as error:
-                log.warning("not saved: %s", error)
-                self._counters["unsaved_sessions"] += 1
+        """Write every change to Redis."""
+        await self._writes.run_forever()
 
-    async def _save(self, name: str) -> None:
-        session = self._sessions.get(name)
-        if session is None:
-            await self._store.sessions.delete(name)
-            return
-        try:
-            await self._store.sessions.save(session.record(self.term))
-        finally:
-            self._updates.publish(session.edge, session.update(self.term))
+    async def drain(self, limit_s: float) -> None:
+        """Write what waits, for `limit_s` at most."""
+        await self._writes.drain(limit_s)
 
     async def repeat_forever(self, lifecycle: Lifecycle) -> None:
         """Publish every session's state each second: PUB drops for late subscribers."""
@@ -292,6 +325,7 @@ class Controller:
             for session in list(self._sessions.values()):
                 if session.updated_at < oldest:
                     del self._sessions[session.session]
+                    self._writes.session(session.session, None)
                     continue
                 self._updates.publish(session.edge, session.update(self.term))
             lifecycle.update(load=len(self._sessions), counters=dict(self._counters))

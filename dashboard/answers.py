@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from bus.protocol.requests import session_id
 from bus.settings import BusSettings
 from bus.store import End, Store, TimelineEntry, TokensEntry, WindowEntry
 from bus.store.blocking import BlockingStore
@@ -80,6 +81,14 @@ class Answers:
         if not answer.pieces:
             return Trail()
         return self._store.call(lambda store: _trail(store, answer))
+
+    def story(self, request_id: str) -> dict[str, list[str]]:
+        """Worker → what it saw happen to the request's session last.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer. ConfigurationError: it refuses us.
+        """
+        return self._store.call(lambda store: store.stories.load(session_id(request_id)))
 
     def close(self) -> None:
         """Close the connections; a later read opens them again."""

@@ -17,6 +17,7 @@
                 … of an older epoch      same        Send the rejecting feedback again
                 … of another incarnation same        Send Feedback(unknown_session), or nothing
     any         OpenArrived, same        same        Send SessionReady
+                … lower incarnation      same        nothing; `check_reopen` says so to its sender
                 … higher incarnation     PREFILLING  Crop to the common prefix, Prefill
 
 Invariant between passes: either all of `tokens` has run and the last pass's last row, the kept
@@ -32,6 +33,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bus.protocol.arrays import unpack_tokens
+from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import (
     DraftWindow,
     Fault,
@@ -78,6 +80,7 @@ __all__ = [
     "Step",
     "begin",
     "check_open",
+    "check_reopen",
     "extended",
     "step",
     "unknown_session",
@@ -128,23 +131,45 @@ def check_open(message: OpenSession, digest: str, limits: Limits) -> Fault | Non
     return None
 
 
+def check_reopen(state: CloudState, message: OpenSession) -> Fault | None:
+    """Why an open session cannot be opened again so, or None; for the sender, who may not be the
+    session's edge any more."""
+    if message.incarnation >= state.incarnation:
+        return None
+    return refusal(
+        message.session,
+        FaultCode.STALE_INCARNATION,
+        f"incarnation {message.incarnation} is older than {state.incarnation}, which runs here: "
+        "another edge worker has taken the request over",
+    )
+
+
 def step(state: CloudState, event: Event) -> Step:
-    """Advance one session by one event."""
+    """Advance one session by one event.
+
+    Raises:
+        ImpossibleEventError: work is complete that was never asked for, or of another kind.
+    """
     match event:
         case OpenArrived(message):
             return _open_again(state, message)
         case WindowArrived(message, now_ms):
             return _window(state, Arrived(message, now_ms))
-        case Prefilled(job, _) if job == state.job:
+    if event.job < state.job:  # opened again meanwhile
+        return state, ()
+    match event, state.stage:
+        case Prefilled(job=state.job), Stage.PREFILLING:
             return next_pass(replace(state, stage=Stage.IDLE))
-        case RowsReady() if event.job == state.job:
+        case RowsReady(job=state.job), Stage.VERIFYING:
             return judge(state, event)
-        case PrehitFailed(job, row, now_ms) if job == state.job:
-            return prehit_failed(state, row, now_ms)
-        case FullRowReady(job, probs, _) if job == state.job:
-            return recovered(state, probs)
-        case _:
-            return state, ()
+        case PrehitFailed(job=state.job), Stage.VERIFYING:
+            return prehit_failed(state, event.row, event.now_ms)
+        case FullRowReady(job=state.job), Stage.RECOVERING:
+            return recovered(state, event.probs)
+    raise ImpossibleEventError(
+        f"{type(event).__name__} of job {event.job} in stage {state.stage.value}; job {state.job} "
+        "is the newest"
+    )
 
 
 # --- opening ----------------------------------------------------------------------------------

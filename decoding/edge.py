@@ -11,10 +11,13 @@
     RUNNING    FeedbackArrived    RUNNING    Commit; on a rejection Crop and a higher epoch;
                                              Draft what the pace allows
                … end reached      FINISHED   Commit, Send CloseSession, Finish
-               … unknown session  OPENING    Send OpenSession with a higher incarnation
+               … unknown session  OPENING    Send OpenSession with a higher incarnation;
+                                             SEEKING, SeekPeer where that came to nothing before
     RUNNING    Tick, overdue      RUNNING    Send the window again; CheckPeer when it drags on
     OPENING,   PeerLost           SEEKING    SeekPeer
-      RUNNING
+      RUNNING  FaultArrived
+               … full, failed, …  SEEKING    SeekPeer, after a pause that grows
+               … cannot be helped FINISHED   Send CloseSession, Finish with the reason
     any        Ended, StopMatched FINISHED   Send CloseSession, Finish
 
 The edge owns the truth about committed tokens: `tokens` only grows, and by `Commit` alone. The
@@ -22,22 +25,21 @@ draft is a function of prefix and seed, so windows in flight survive a move to a
 worker: they are renumbered, not drafted again.
 
 This module knows no clock, no socket and no model: times come with events, work goes out as
-effects, and the shell runs them in order.
+effects, run in order. An event that cannot happen raises `ImpossibleEventError`; what merely comes
+late or twice changes nothing.
 """
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bus.protocol.arrays import pack_tokens
+from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import (
     CloseSession,
-    DraftWindow,
     Fault,
     FaultCode,
     Feedback,
     FinishReason,
-    OpenSession,
     Outcome,
 )
 from decoding.edge_events import (
@@ -63,44 +65,43 @@ from decoding.edge_events import (
     WindowJudged,
 )
 from decoding.edge_flow import draft_measured, feedback_measured, rtt_of, with_flow
-from decoding.edge_state import (
-    Control,
-    EdgeState,
-    InFlight,
-    Phase,
-    SessionSpec,
-)
+from decoding.edge_messages import fits, opening, window
+from decoding.edge_state import MAX_INCARNATION, Control, EdgeState, InFlight, Phase, SessionSpec
+from decoding.timing import pause_before
 
 __all__ = [
-    "CHECK_PEER_AFTER_SENDS",
-    "GIVE_UP_AFTER_SENDS",
-    "Control",
-    "EdgeState",
-    "InFlight",
-    "Phase",
-    "SessionSpec",
-    "Step",
-    "begin",
+    "CHECK_PEER_AFTER_SENDS", "CURABLE", "GIVE_UP_AFTER_FAILURES", "GIVE_UP_AFTER_SENDS",
+    "MAX_INCARNATION", "Control", "EdgeState", "InFlight", "Phase", "SessionSpec", "Step", "begin",
     "step",
-]
+]  # fmt: skip
 
 CHECK_PEER_AFTER_SENDS = 3
 """Sends without an answer after which the peer is looked up in the registry [ours]."""
 GIVE_UP_AFTER_SENDS = 12
 """Sends without an answer after which even a registered peer counts as lost [ours]."""
+GIVE_UP_AFTER_FAILURES = 4
+"""Failures of cloud workers, without a verdict in between, that end the session [ours]."""
+CURABLE = frozenset((FaultCode.OUT_OF_ORDER, FaultCode.MODEL_FAILED, FaultCode.STALE_INCARNATION))
+"""Faults after which the session may well go on, here or elsewhere."""
 Step = tuple[EdgeState, tuple[Effect, ...]]
 
 
 def begin(
-    spec: SessionSpec, control: Control, committed: tuple[int, ...] = (), incarnation: int = 0
+    spec: SessionSpec,
+    control: Control,
+    committed: tuple[int, ...] = (),
+    incarnation: int = 0,
+    last_incarnation: int = MAX_INCARNATION,
 ) -> Step:
-    """A new session, or one taken over with tokens already promised to its user."""
+    """A new session, or one taken over with tokens already promised to its user. Others may have
+    used incarnations up to `incarnation`; those above `last_incarnation` are its successors'."""
     state = with_flow(
         EdgeState(
             spec=spec,
             control=control,
             phase=Phase.SEEKING,
             incarnation=incarnation,
+            last_incarnation=last_incarnation,
             tokens=spec.prompt + committed,
         )
     )
@@ -113,6 +114,8 @@ def step(state: EdgeState, event: Event) -> Step:
         return state, ()
     match event:
         case Started(eos, now_ms, measures):
+            if state.phase is not Phase.SEEKING:
+                raise ImpossibleEventError(f"a worker was found in phase {state.phase.value}")
             if measures is not None and not state.measures.known:
                 state = with_flow(replace(state, measures=measures))
             state = replace(state, eos=eos)
@@ -134,6 +137,10 @@ def step(state: EdgeState, event: Event) -> Step:
         case PeerLost():
             return _seek(state, "the cloud worker is gone")
         case StopMatched(num_generated):
+            if num_generated > state.num_generated:
+                raise ImpossibleEventError(
+                    f"a stop string ends in token {num_generated} of {state.num_generated}"
+                )
             kept = state.tokens[: len(state.spec.prompt) + num_generated]
             return _finish(replace(state, tokens=kept), FinishReason.STOP)
         case Ended(reason, error):
@@ -144,10 +151,20 @@ def step(state: EdgeState, event: Event) -> Step:
 
 
 def _open(state: EdgeState, now_ms: float) -> Step:
-    """Open, or open again, under the next incarnation; windows in flight move along."""
+    """Open, or open again, under the next incarnation; windows in flight move along. One that was
+    refused before a window went out under it is used again."""
+    incarnation = state.incarnation + (0 if state.unused else 1)
+    if incarnation > state.last_incarnation:
+        why = f"no cloud worker kept the session, after {incarnation} incarnations; submit it again"
+        return _finish(state, FinishReason.ERROR, why)
     first = state.in_flight[0].message.seq if state.in_flight else state.next_seq
     state = replace(
-        state, phase=Phase.OPENING, incarnation=state.incarnation + 1, opens_sent=0, heard_ms=None
+        state,
+        phase=Phase.OPENING,
+        incarnation=incarnation,
+        unused=False,
+        opens_sent=0,
+        heard_ms=None,
     )
     moved = tuple(
         replace(
@@ -165,24 +182,7 @@ def _open(state: EdgeState, now_ms: float) -> Step:
 
 
 def _send_open(state: EdgeState, now_ms: float) -> Step:
-    spec = state.spec
-    message = OpenSession(
-        session=spec.session,
-        client=spec.client,
-        edge=spec.edge,
-        incarnation=state.incarnation,
-        epoch=state.epoch,
-        next_seq=state.in_flight[0].message.seq if state.in_flight else state.next_seq,
-        method=spec.method.name,
-        prompt=pack_tokens(spec.prompt),
-        committed=pack_tokens(state.tokens[len(spec.prompt) :]),
-        seed=spec.sampling.seed,
-        max_new_tokens=spec.max_new_tokens,
-        temperature=spec.sampling.temperature,
-        top_p=spec.sampling.top_p,
-        top_k=spec.sampling.top_k,
-        tokenizer_digest=spec.tokenizer_digest,
-    )
+    message = opening(state)
     return replace(state, opens_sent=state.opens_sent + 1, open_sent_ms=now_ms), (Send(message),)
 
 
@@ -196,10 +196,26 @@ def _opened(state: EdgeState, incarnation: int, now_ms: float) -> Step:
     return state, sends + more
 
 
-def _seek(state: EdgeState, why: str) -> Step:
+def _seek(state: EdgeState, why: str, pause_ms: float = 0.0, leave: bool = True) -> Step:
     if state.phase is Phase.SEEKING:
         return state, ()
-    return replace(state, phase=Phase.SEEKING), (SeekPeer(why),)
+    return replace(state, phase=Phase.SEEKING), (SeekPeer(why, pause_ms, leave),)
+
+
+def _start_over(state: EdgeState, why: str, now_ms: float) -> Step:
+    """The two ends disagree: open again from our text. At once the first time; where no verdict
+    has come since, after a pause."""
+    if state.setbacks == 0:
+        return _open(replace(state, setbacks=1), now_ms)
+    return _retreat(state, why, leave=False)
+
+
+def _retreat(state: EdgeState, why: str, leave: bool = True) -> Step:
+    """Look for a worker again, and wait the longer the more often that came to nothing."""
+    if state.phase is Phase.SEEKING:
+        return state, ()
+    pause_ms = pause_before(state.setbacks)
+    return _seek(replace(state, setbacks=state.setbacks + 1), why, pause_ms, leave)
 
 
 # --- drafting ---------------------------------------------------------------------------------
@@ -224,6 +240,8 @@ def _draft_more(state: EdgeState, now_ms: float) -> Step:
 
 
 def _drafted(state: EdgeState, event: Drafted) -> Step:
+    if event.job > state.job:
+        raise ImpossibleEventError(f"job {event.job} has ended, {state.job} is the newest")
     if not state.drafting or event.job != state.job:
         return state, ()
     state = replace(draft_measured(state, event), drafting=False, num_cached=event.num_cached)
@@ -233,23 +251,7 @@ def _drafted(state: EdgeState, event: Drafted) -> Step:
 
 
 def _send_window(state: EdgeState, event: Drafted) -> Step:
-    message = DraftWindow(
-        session=state.spec.session,
-        incarnation=state.incarnation,
-        epoch=state.epoch,
-        seq=state.next_seq,
-        start=event.start,
-        tokens=pack_tokens(event.tokens),
-        q_ids=event.q_ids.astype("<i4", copy=False).tobytes(),
-        q_probs=event.q_probs.astype("<f2", copy=False).tobytes(),
-        threshold=state.threshold_at(event.now_ms),
-        control_version=state.control.version,
-        draft_ms=event.draft_ms,
-        edge_ms=state.previous.edge_ms,
-        rework_ms=state.previous.rework_ms,
-        rtt_ms=state.previous.rtt_ms,
-        awaits=state.job_awaits,
-    )
+    message = window(state, event)
     running = state.phase is Phase.RUNNING
     flight = InFlight(
         message=message,
@@ -275,25 +277,15 @@ def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
     if state.phase is not Phase.RUNNING or feedback.incarnation != state.incarnation:
         return state, ()
     if feedback.outcome is Outcome.UNKNOWN_SESSION:
-        return _open(state, now_ms)
+        return _start_over(state, "the cloud worker does not know the session", now_ms)
     index = next((i for i, f in enumerate(state.in_flight) if f.message.seq == feedback.seq), None)
     if feedback.epoch != state.epoch or index is None or feedback.outcome is Outcome.STALE:
         return state, ()
     num_before = sum(flight.message.num_tokens for flight in state.in_flight[:index])
     num_accepted = num_before + feedback.num_accepted
-    if not _fits(feedback, state.in_flight[index].message, len(state.tokens) + num_accepted):
-        return _open(state, now_ms)  # the two ends disagree about the text: start over from ours
+    if not fits(feedback, state.in_flight[index].message, len(state.tokens) + num_accepted):
+        return _start_over(state, "the cloud worker's verdict does not fit our text", now_ms)
     return _judged(state, feedback, index, num_accepted, now_ms)
-
-
-def _fits(feedback: Feedback, window: DraftWindow, verified: int) -> bool:
-    """Whether a verdict can be one on `window`, with `verified` tokens behind it."""
-    given = 0 if feedback.next_token is None else 1
-    if feedback.outcome is Outcome.ACCEPTED:
-        counted = feedback.num_accepted == window.num_tokens
-    else:
-        counted = feedback.num_accepted < window.num_tokens and given == 1
-    return counted and feedback.committed_length == verified + given
 
 
 def _judged(
@@ -332,6 +324,8 @@ def _judged(
         epoch=state.epoch + 1 if rolled_back else state.epoch,
         next_seq=flight.message.seq + 1 if rolled_back else state.next_seq,
         drafting=state.drafting and not rolled_back,
+        setbacks=0,
+        failures=0,
     )
     effects: tuple[Effect, ...] = (commit, facts)
     if rolled_back:
@@ -381,13 +375,17 @@ def _check(num_sends: int) -> tuple[Effect, ...]:
 
 
 def _fault(state: EdgeState, fault: Fault, now_ms: float) -> Step:
-    match fault.code:
-        case FaultCode.OUT_OF_ORDER:
-            return _open(state, now_ms)
-        case FaultCode.OVERLOADED:
-            return _seek(state, "the cloud worker is full")
-        case _:
-            return _finish(state, FinishReason.ERROR, f"{fault.code}: {fault.detail}")
+    why = f"{fault.code}: {fault.detail}"
+    if fault.code is FaultCode.OVERLOADED:
+        return _retreat(replace(state, unused=state.phase is Phase.OPENING), why)
+    if fault.code in CURABLE and state.phase is Phase.SEEKING:  # told twice
+        return state, ()
+    if fault.code not in CURABLE or state.failures + 1 >= GIVE_UP_AFTER_FAILURES:
+        return _finish(state, FinishReason.ERROR, why)
+    state = replace(state, failures=state.failures + 1)
+    if fault.code is FaultCode.OUT_OF_ORDER:
+        return _start_over(state, why, now_ms)
+    return _retreat(state, why)
 
 
 def _finish(state: EdgeState, reason: FinishReason, error: str = "") -> Step:

@@ -173,9 +173,17 @@ class CheckPeer(Struct, frozen=True):
 
 
 class SeekPeer(Struct, frozen=True):
-    """Find another cloud worker and answer `Started`."""
+    """Find a cloud worker and answer `Started`.
+
+    Attributes:
+        pause_ms: before a worker that is full, or the one that the session comes from, is asked
+            again. One with room is asked at once.
+        leave: the worker that the session comes from is the last choice.
+    """
 
     why: str
+    pause_ms: float = 0.0
+    leave: bool = True
 
 
 class Finish(Struct, frozen=True):

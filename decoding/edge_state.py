@@ -19,6 +19,10 @@ CONTROL_TTL_MS = 5000.0
 the edge's setting."""
 
 
+MAX_INCARNATION = 2**31 - 1
+"""What a message can carry."""
+
+
 class Phase(Enum):
     SEEKING = "seeking"
     OPENING = "opening"
@@ -104,6 +108,10 @@ class EdgeState(Struct, frozen=True):
         flow: what the pace wants in flight, by `growth` = Π(1 + η_j) and `measures`.
         heard_ms: when the last verdict of this incarnation came.
         opens_sent, open_sent_ms: of `OpenSession` in this incarnation.
+        last_incarnation: the last one this owner may use. unused: the present one was refused
+            before any window went out under it.
+        setbacks: times the session had to be opened again, failures: times a cloud worker failed,
+            both since the last verdict.
         eos: tokens that end the answer, the target's.
     """
 
@@ -126,6 +134,10 @@ class EdgeState(Struct, frozen=True):
     measures: Measures = Measures()
     heard_ms: float | None = None
     opens_sent: int = 0
+    last_incarnation: int = MAX_INCARNATION
+    unused: bool = False
+    setbacks: int = 0
+    failures: int = 0
     open_sent_ms: float = 0.0
     eos: frozenset[int] = frozenset()
     timer: ReplyTimer = field(default_factory=ReplyTimer)

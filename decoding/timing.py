@@ -9,6 +9,14 @@ INITIAL_TIMEOUT_MS = 1000.0
 MIN_TIMEOUT_MS = 200.0
 MAX_TIMEOUT_MS = 5000.0
 MAX_BACKOFF = 5
+FIRST_PAUSE_MS = 100.0
+LONGEST_PAUSE_MS = 2000.0
+"""Before a worker that has just refused is asked again [ours]."""
+
+
+def pause_before(num_setbacks: int) -> float:
+    """Milliseconds to wait after that many refusals before this one; doubles each time."""
+    return min(FIRST_PAUSE_MS * 2.0 ** min(num_setbacks, 16), LONGEST_PAUSE_MS)
 
 
 class ReplyTimer(Struct, frozen=True):

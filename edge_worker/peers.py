@@ -10,7 +10,7 @@ from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import ConfigurationError, TokenizerMismatchError
 from bus.protocol.messages import Message
 from bus.store import Store, WorkerRecord
-from bus.transport.sockets import Listener, Outbox, Sockets
+from bus.transport.sockets import Listener, OnFailure, Outbox, Sockets
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +20,18 @@ Receive = Callable[[AnyMessage, int], None]
 
 
 class Peer:
-    """One cloud worker: its record and the sockets to it."""
+    """One cloud worker: its record and the sockets to it.
+
+    Attributes:
+        num_holders: sessions that use it. Its sockets stay open while there are some, whatever
+            the registry says: a heartbeat may come late.
+        silenced: its listener has failed; whoever holds it must find a worker again.
+    """
 
     def __init__(self, record: WorkerRecord, outbox: Outbox, listener: Listener) -> None:
         self.record = record
+        self.num_holders = 0
+        self.silenced = False
         self._outbox = outbox
         self._listener = listener
         self._task: asyncio.Task[None] | None = None
@@ -32,9 +40,23 @@ class Peer:
         """Queue a message; returns its size in bytes."""
         return self._outbox.send(message)
 
-    def listen(self, receive: Receive) -> None:
-        """Hand every message of this worker, and its size, to `receive`."""
-        self._task = asyncio.create_task(self._listener.deliver(receive))
+    def listen(
+        self, receive: Receive, failed: OnFailure, silenced: Callable[[Peer, str], None]
+    ) -> None:
+        """Hand every message of this worker, and its size, to `receive`.
+
+        Args:
+            failed: gets a message that `receive` could not handle, and why.
+            silenced: told, with the reason, should the listening itself fail.
+        """
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                self.silenced = True
+                silenced(self, str(task.exception()))
+
+        self._task = asyncio.create_task(self._listener.deliver(receive, failed))
+        self._task.add_done_callback(ended)
 
     def close(self) -> None:
         if self._task is not None:
@@ -44,21 +66,40 @@ class Peer:
 
 
 class Peers:
-    """Finds cloud workers that share the draft's tokenizer."""
+    """Finds cloud workers that share the draft's tokenizer.
+
+    Args:
+        receive, failed: as in `Peer.listen`.
+    """
 
     def __init__(
-        self, store: Store, sockets: Sockets, edge: str, digest: str, receive: Receive
+        self,
+        store: Store,
+        sockets: Sockets,
+        edge: str,
+        digest: str,
+        receive: Receive,
+        failed: OnFailure,
     ) -> None:
         self._store = store
         self._sockets = sockets
         self._edge = edge
         self._digest = digest
         self._receive = receive
+        self._failed = failed
         self._peers: dict[str, Peer] = {}  # by boot: a restarted worker is another peer
         self._unreachable: set[str] = set()  # boots whose addresses are none
+        self._waiting: dict[int, asyncio.Event] = {}  # for a place; by the session's turn
 
-    async def find(self, mismatch_wait_s: float, probe: str = "", left: str = "") -> Peer:
-        """The best fitting worker; waits while there is none.
+    async def find(
+        self,
+        mismatch_wait_s: float,
+        probe: str = "",
+        left: str = "",
+        pause_s: float = 0.0,
+        turn: int = 0,
+    ) -> Peer:
+        """The best fitting worker, held for the caller (`let_go`); waits while there is none.
 
         Of those with room it is one of the same digest, then the least loaded.
 
@@ -66,6 +107,9 @@ class Peers:
             probe: probe digest of the target that gave the answer's tokens so far; empty if there
                 are none or nobody knows.
             left: boot of the worker that the session comes from, which it goes back to last.
+            pause_s: where only that one or full ones are there, wait so long before asking again,
+                or until a session of this edge has ended and it is our turn.
+            turn: of those who wait the lowest comes first.
 
         Raises:
             TokenizerMismatchError: workers are there, but for `mismatch_wait_s` none that fits.
@@ -78,15 +122,17 @@ class Peers:
             fitting = [r for r in live if r.tokenizer_digest == self._digest]
             if fitting:
                 best = min(fitting, key=lambda r: _place(r, probe, left))
-                try:
-                    peer = self._connect(best, live)
-                    if probe not in ("", best.probe_digest):
-                        self._changes(best, probe)
-                    return peer
-                except ConfigurationError as error:
-                    log.warning("cloud worker %s: %s; looking for another", best.worker_id, error)
-                    self._unreachable.add(best.boot)
+                if pause_s > 0 and (best.boot == left or _is_full(best)):
+                    await self._vacancy(turn, pause_s)
+                    pause_s = 0.0
                     continue
+                peer = self._try_connect(best, live)
+                if peer is None:
+                    continue
+                if probe not in ("", best.probe_digest):
+                    self._changes(best, probe)
+                peer.num_holders += 1
+                return peer
             waited_s += SEEK_INTERVAL_S
             if live and waited_s >= mismatch_wait_s:
                 names = ", ".join(f"{r.worker_id} ({r.model})" for r in live)
@@ -99,8 +145,29 @@ class Peers:
                 said = True
             await asyncio.sleep(SEEK_INTERVAL_S)
 
+    def let_go(self, peer: Peer) -> None:
+        """The session that found it does not need it any more."""
+        peer.num_holders -= 1
+
+    def vacated(self) -> None:
+        """A session has given its place up: who has waited longest asks for it."""
+        if self._waiting:
+            self._waiting[min(self._waiting)].set()
+
+    async def _vacancy(self, turn: int, limit_s: float) -> None:
+        told = self._waiting[turn] = asyncio.Event()
+        try:
+            async with asyncio.timeout(limit_s):
+                await told.wait()
+        except TimeoutError:
+            pass
+        finally:
+            del self._waiting[turn]
+
     async def is_gone(self, peer: Peer) -> bool:
         """Whether the worker has left the registry or another process has taken its place."""
+        if peer.silenced:
+            return True
         live = await self._store.registry.workers(role="cloud")
         return all(record.boot != peer.record.boot for record in live)
 
@@ -113,21 +180,34 @@ class Peers:
             probe[:8], record.worker_id, record.probe_digest[:8] or "unknown",
         )  # fmt: skip
 
+    def _try_connect(self, record: WorkerRecord, live: list[WorkerRecord]) -> Peer | None:
+        """The worker; None, and passed over from now on, where its addresses are none."""
+        try:
+            return self._connect(record, live)
+        except ConfigurationError as error:
+            log.warning("cloud worker %s: %s; looking for another", record.worker_id, error)
+            self._unreachable.add(record.boot)
+            return None
+
     def _connect(self, record: WorkerRecord, live: list[WorkerRecord]) -> Peer:
         boots = {r.boot for r in live}
-        for boot in [b for b in self._peers if b not in boots]:
-            self._peers.pop(boot).close()
-        peer = self._peers.get(record.boot)
-        if peer is None:
+        for boot, peer in list(self._peers.items()):
+            if peer.silenced or (boot not in boots and not peer.num_holders):
+                self._peers.pop(boot).close()
+        if record.boot not in self._peers:
             log.info("cloud worker %s at %s", record.worker_id, record.endpoints.get("windows"))
             peer = Peer(
                 record,
                 self._sockets.outbox(record.endpoints.get("windows", "")),
                 self._sockets.listener(record.endpoints.get("feedback", ""), self._edge),
             )
-            peer.listen(self._receive)
+            peer.listen(self._receive, self._failed, self._silenced)
             self._peers[record.boot] = peer
-        return peer
+        return self._peers[record.boot]
+
+    def _silenced(self, peer: Peer, why: str) -> None:
+        self._sockets.counters["failed_listeners"] += 1
+        log.error("cloud worker %s: its listener failed: %s", peer.record.worker_id, why)
 
     def close(self) -> None:
         for peer in self._peers.values():
@@ -137,6 +217,9 @@ class Peers:
 
 def _place(record: WorkerRecord, probe: str, left: str) -> tuple[bool, bool, bool, int, str]:
     """Sort key of the workers that fit a session; arguments as in `Peers.find`."""
-    full = 0 < record.capacity <= record.load
     differs = probe not in ("", record.probe_digest)
-    return record.boot == left, full, differs, record.load, record.worker_id
+    return record.boot == left, _is_full(record), differs, record.load, record.worker_id
+
+
+def _is_full(record: WorkerRecord) -> bool:
+    return 0 < record.capacity <= record.load

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,11 +25,11 @@ from bus.protocol.messages import (
     Message,
     SessionReady,
 )
-from bus.protocol.requests import GenerationRequest, session_id
+from bus.protocol.requests import GenerationRequest
 from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
-from bus.store import Claim, Store, WorkerRecord
+from bus.store import Claim, Store, StoryWriter, WorkerRecord
 from bus.transport.sockets import Sockets
-from decoding import edge, methods
+from decoding import edge
 from decoding.edge_events import (
     ControlArrived,
     Ended,
@@ -37,18 +39,18 @@ from decoding.edge_events import (
     Tick,
 )
 from decoding.engine import Drafter
-from decoding.sampling import SamplingParams
+from decoding.story import Story
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peers
 from edge_worker.session import EdgeSession, SessionContext
 from edge_worker.settings import EdgeSettings
+from edge_worker.specs import spec_of
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
 from engines.kinds import DrafterKind, drafter_of
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
-from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
 from engines.torch.oracle import OracleDraft
 from engines.torch.prefixes import PrefixCache
@@ -59,8 +61,12 @@ TICK_S = 0.05
 CANCEL_POLL_S = 0.25
 TAKE_BLOCK_MS = 1000
 RETRY_S = 0.5
+LONG_TEXT = 4096
+"""Characters or tokens from which on text is worked on beside the event loop [ours]."""
+T = TypeVar("T")
 REOPENS_PER_TERM = 1 << 12
-"""Incarnations one owner may use: a later owner's are always higher, so a zombie is refused."""
+"""Incarnations one owner may use, and uses no more of: a later owner's are always higher, so a
+zombie is refused."""
 
 
 async def serve(settings: EdgeSettings) -> None:
@@ -80,7 +86,8 @@ async def serve(settings: EdgeSettings) -> None:
         log.info("drafting with %s (%s, %s)", model.name, model.dtype, model.probe)
         await lifecycle.run(
             worker.take_forever(lifecycle), worker.tick_forever(lifecycle),
-            worker.renew_forever(), worker.cancel_forever(), controller.follow_forever(),
+            worker.renew_forever(), worker.cancel_forever(), worker.tell_forever(),
+            controller.follow_forever(),
             drain=lambda: worker.drain(settings.drain_s),
         )  # fmt: skip
         await store.close()
@@ -136,7 +143,9 @@ class EdgeWorker:
         self._model = model
         self._store = store
         self._counters = sockets.counters
-        self._peers = Peers(store, sockets, self.name, model.tokenizer_digest, self._received)
+        self._peers = Peers(
+            store, sockets, self.name, model.tokenizer_digest, self._received, self._unhandled
+        )
         self._context = SessionContext(
             _drafter(settings, model),
             thread,
@@ -144,10 +153,13 @@ class EdgeWorker:
             settings.peer_wait_s,
             settings.timeline,
             PathMemory(),
+            sockets.counters,
         )
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)
+        self._text_thread = ThreadPoolExecutor(1, "text")
+        self._stories = StoryWriter(store.stories, self.name)
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this worker's model."""
@@ -210,9 +222,10 @@ class EdgeWorker:
         request = claim.request
         if request is None:
             raise RequestError(claim.problem or "it cannot be read")
-        spec = self._spec(request)
+        spec = await self._aside(len(request.prompt), spec_of, request, self._model, self.name)
         answer = AnswerText(self._model.tokenizer, request.stop)
-        answer.push(claim.streamed_tokens)
+        streamed = claim.streamed_tokens
+        await self._aside(len(streamed), answer.push, streamed)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
         session = EdgeSession(self._context, answer, meter, writer)
@@ -221,49 +234,26 @@ class EdgeWorker:
         if previous is not None:  # our own lease ran out, and we claimed the prompt again
             self._lose(previous)
             await previous.ended.wait()
+        base = _first_incarnation(claim)
+        last = base + REOPENS_PER_TERM - 1
+        session.begin(spec, self._control(), claim.streamed_tokens, base, last)
         self._running[spec.session] = running
         try:
-            session.begin(
-                spec, self._control(), claim.streamed_tokens, claim.term * REOPENS_PER_TERM
-            )
             if answer.stopped and not session.finished:
                 session.handle(Ended(FinishReason.STOP))
             await writer.run()
         finally:
             session.close()
+            self._stories.ended(spec.session, session.story)
             del self._running[spec.session]
             running.ended.set()
 
-    def _spec(self, request: GenerationRequest) -> edge.SessionSpec:
-        """Check the request against what this worker can do.
-
-        Raises:
-            RequestError: the text says what is wrong and what to do.
-        """
-        method = methods.find(request.method)
-        if method is None:
-            offered = ", ".join(methods.names())
-            raise RequestError(f"unknown method {request.method!r}; known methods: {offered}")
-        prompt = encode_prompt(self._model.tokenizer, request.prompt, request.raw)
-        total = len(prompt) + request.max_new_tokens
-        if total > self._model.context_length:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_new_tokens is "
-                f"{request.max_new_tokens}: {total} together, the model's context holds "
-                f"{self._model.context_length}. Shorten the prompt or ask for fewer tokens"
-            )
-        return edge.SessionSpec(
-            session=session_id(request.id),
-            client=request.client,
-            edge=self.name,
-            method=method,
-            prompt=prompt,
-            sampling=SamplingParams(
-                request.temperature, request.top_p, request.top_k, request.seed
-            ),
-            max_new_tokens=request.max_new_tokens,
-            tokenizer_digest=self._model.tokenizer_digest,
-        )
+    async def _aside(self, size: int, job: Callable[..., T], *args: object) -> T:
+        """Work on text of `size` characters or tokens; where that is long, on a thread of its own,
+        so that other sessions' messages do not wait for it."""
+        if size < LONG_TEXT:
+            return job(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._text_thread, job, *args)
 
     def _control(self) -> edge.Control:
         settings = self._settings
@@ -279,6 +269,13 @@ class EdgeWorker:
         if running is not None:
             running.session.received(size)
         self.on_message(message)
+
+    def _unhandled(self, message: AnyMessage, error: Exception) -> None:
+        """A message raised where it arrived: its session ends, saying why."""
+        running = self._running.get(getattr(message, "session", ""))
+        if running is not None:
+            why = f"a {type(message).__name__} could not be handled: {error}"
+            running.session.handle(Ended(FinishReason.ERROR, why))
 
     def on_message(self, message: Message) -> None:
         """Hand a message of a cloud worker or the controller to its session."""
@@ -335,6 +332,13 @@ class EdgeWorker:
                 for request_id in await self._store.queue.cancelled(list(ids)):
                     ids[request_id].session.handle(Ended(FinishReason.CANCELLED))
 
+    async def tell_forever(self) -> None:
+        """Keep the stories of sessions in Redis current."""
+        await self._stories.run_forever(self._told)
+
+    def _told(self) -> list[tuple[str, Story]]:
+        return [(name, running.session.story) for name, running in self._running.items()]
+
     def _lose(self, running: Running) -> None:
         """Another term owns the prompt: stop drafting; the writer has stopped or will.
 
@@ -357,9 +361,24 @@ class EdgeWorker:
             task.cancel()
         for running in list(self._running.values()):
             await self._hand_back(running.claim)
+        with contextlib.suppress(StoreUnavailableError):
+            await self._stories.write(self._told())
         self._peers.close()
+        self._text_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _hand_back(self, claim: Claim) -> None:
         """Give the prompt to the next edge; without Redis its lease runs out by itself."""
         with contextlib.suppress(StoreUnavailableError):
             await self._store.queue.release(claim)
+
+
+def _first_incarnation(claim: Claim) -> int:
+    """The last incarnation before those of this claim's owner.
+
+    Raises:
+        RequestError: there are none left.
+    """
+    base = claim.term * REOPENS_PER_TERM
+    if base + REOPENS_PER_TERM > edge.MAX_INCARNATION:
+        raise RequestError(f"the request has had {claim.term} owners; submit it anew")
+    return base

@@ -8,17 +8,20 @@ off the token path.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Coroutine
-from dataclasses import dataclass
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
-from bus.protocol.errors import E2SCIError, StoreUnavailableError
-from bus.protocol.messages import DraftWindow, FinishReason, Message
-from bus.store import TelemetryEntry
+from bus.protocol.errors import E2SCIError, ImpossibleEventError, StoreUnavailableError
+from bus.protocol.messages import CloseSession, DraftWindow, FinishReason, Message
+from bus.store import TelemetryEntry, Usage
 from decoding import edge
 from decoding.edge_events import (
     CheckPeer,
@@ -38,10 +41,11 @@ from decoding.edge_events import (
     WindowJudged,
 )
 from decoding.engine import DraftedWindow, Drafter
+from decoding.story import Story
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
 from edge_worker.text import AnswerText
-from edge_worker.usage import UsageMeter
+from edge_worker.usage import UsageMeter, within
 from edge_worker.writer import Piece, ResultWriter
 from engines.thread import ModelThread, now_ms
 
@@ -56,6 +60,7 @@ class SessionContext:
 
     Attributes:
         timelines: whether sessions add theirs to telemetry.
+        counters: of the worker. turns: numbers sessions in their order of arrival.
     """
 
     drafter: Drafter[Any]
@@ -64,10 +69,18 @@ class SessionContext:
     mismatch_wait_s: float
     timelines: bool
     memory: PathMemory
+    counters: Counter[str] = field(default_factory=Counter)
+    turns: Iterator[int] = field(default_factory=itertools.count)
 
 
 class EdgeSession:
     """State machine, cache, text and pending jobs of one prompt.
+
+    Whatever is raised on the way, by the engine, the tokenizer, a callback or a message, ends this
+    session with an error that its user can read, and nothing else.
+
+    Attributes:
+        story: what happened to it last.
 
     Args:
         answer: the answer's text so far (a session taken over has some already).
@@ -86,8 +99,13 @@ class EdgeSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._crop_to: int | None = None
         self._piece: Piece | None = None
+        self._kept: tuple[bool, ...] = ()
+        self._cache: Any = None
+        self._turn = next(context.turns)
+        self._asked: list[Peer] = []  # full ones, which keep a place in their row for us
         self.peer: Peer | None = None
         self.state: edge.EdgeState
+        self.story = Story()
 
     def begin(
         self,
@@ -95,16 +113,42 @@ class EdgeSession:
         control: edge.Control,
         committed: tuple[int, ...],
         incarnation: int,
+        last_incarnation: int = edge.MAX_INCARNATION,
     ) -> None:
-        """Start, or go on from tokens that were already streamed."""
+        """Start, or go on from tokens that were already streamed; arguments as in `edge.begin`.
+
+        Raises:
+            Exception: what the drafter raises; then there is nothing to close.
+        """
+        self.state, effects = edge.begin(spec, control, committed, incarnation, last_incarnation)
+        self.story.begun(now_ms(), f"takes up the request behind {len(committed)} tokens")
         self._cache = self._context.drafter.open(spec.sampling, spec.prompt)
-        self.state, effects = edge.begin(spec, control, committed, incarnation)
         self._run(effects)
 
     def handle(self, event: Event) -> None:
-        """One event in, its effects out."""
+        """One event in, its effects out. Raises nothing."""
+        try:
+            self._advance(event)
+        except ImpossibleEventError as error:
+            self._context.counters["impossible_events"] += 1
+            self._log_story(f"{error}; ignored")
+        except Exception as error:  # noqa: BLE001 - whatever is raised ends this prompt only
+            self._failed(error)
+
+    def _advance(self, event: Event) -> None:
+        before = self.state.phase
         self.state, effects = edge.step(self.state, event)
+        after = self.state.phase
+        self.story.told(now_ms(), event, effects, before.value, after.value)
         self._run(effects)
+        if before is not after is edge.Phase.RUNNING:
+            self._leave_rows()
+
+    def _log_story(self, why: str) -> None:
+        log.error(
+            "session %s: %s. Before:\n%s",
+            self.state.spec.session, why, "\n".join(self.story.lines()),
+        )  # fmt: skip
 
     def received(self, size: int) -> None:
         """Count a message that came for this session, in bytes."""
@@ -121,6 +165,19 @@ class EdgeSession:
         self._turns.close(partial(self._context.drafter.close, self._cache))
         for task in self._tasks:
             task.cancel()
+        self._leave_rows()
+        if self.peer is not None:
+            self._context.peers.let_go(self.peer)
+            self.peer = None
+
+    def _leave_rows(self) -> None:
+        """Workers that were full keep a place in their row no longer."""
+        asked, self._asked = self._asked, []
+        for peer in asked:
+            if peer is not self.peer:
+                close = CloseSession(self.state.spec.session, self.state.incarnation, "elsewhere")
+                self._meter.bytes_up += peer.send(close)
+            self._context.peers.let_go(peer)
 
     # --- effects --------------------------------------------------------------------------
 
@@ -140,14 +197,20 @@ class EdgeSession:
                     self._crop_to = length if pending is None else min(pending, length)
                 case Send(message):
                     self._send(message)
-                case SeekPeer(why):
-                    self._start(self._seek(why))
+                case SeekPeer():
+                    self._start(partial(self._seek, effect))
                 case CheckPeer():
-                    self._start(self._check_peer())
+                    self._start(self._check_peer)
                 case Commit() | WindowJudged() | Finish():
                     told.append(effect)
         if told:
-            asyncio.get_running_loop().call_soon(self._tell, told)
+            asyncio.get_running_loop().call_soon(self._tell_guarded, told)
+
+    def _tell_guarded(self, effects: list[Commit | WindowJudged | Finish]) -> None:
+        try:
+            self._tell(effects)
+        except Exception as error:  # noqa: BLE001 - as in `handle`
+            self._failed(error)
 
     def _tell(self, effects: list[Commit | WindowJudged | Finish]) -> None:
         """Hand what one step has decided to the writer, as one piece."""
@@ -170,6 +233,7 @@ class EdgeSession:
         """Turn tokens into text, no further than a stop string."""
         texts = self._answer.push_each(effect.tokens)
         kept = len(texts)
+        self._kept = effect.accepted[:kept]
         self._meter.committed(kept, None if self.peer is None else self.peer.record)
         self._piece = Piece(
             effect.start, effect.tokens[:kept], effect.accepted[:kept], "".join(texts),
@@ -178,6 +242,7 @@ class EdgeSession:
 
     def _judged(self, effect: WindowJudged) -> None:
         assert self._piece is not None
+        effect = within(effect, self._kept)
         self._meter.judged(effect)
         self._piece = self._piece.with_entry(self._meter.entry(effect, self.peer))
 
@@ -209,41 +274,62 @@ class EdgeSession:
             self._meter.sent_window(message, size)
         else:
             self._meter.bytes_up += size
+        if isinstance(message, CloseSession):
+            self._context.peers.vacated()
 
     # --- work that waits ------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:  # noqa: BLE001 - whatever is raised ends this prompt only
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """End the answer with an error its author can read."""
+        """End the answer with an error its author can read; should that fail too, with no more
+        than the error."""
         if isinstance(error, E2SCIError):
             why = str(error)
         else:
             log.error("session %s", self.state.spec.session, exc_info=error)
             why = f"the draft failed: {error}"
-        self.handle(Ended(FinishReason.ERROR, why))
+        self._context.counters["failed_sessions"] += 1
+        if self.finished:
+            self._writer.end(FinishReason.ERROR, why, Usage())
+            return
+        try:
+            self._advance(Ended(FinishReason.ERROR, why))
+        except Exception:
+            log.exception("session %s could not end in order", self.state.spec.session)
+            self._writer.end(FinishReason.ERROR, why, Usage())
 
-    async def _seek(self, why: str) -> None:
-        if self.peer is not None:
-            log.info("session %s looks for a cloud worker: %s", self.state.spec.session, why)
-        left = "" if self.peer is None else self.peer.record.boot
+    async def _seek(self, effect: SeekPeer) -> None:
+        peers, old = self._context.peers, self.peer
+        left = ""
+        if old is not None:
+            log.info("session %s looks for a cloud worker: %s", self.state.spec.session, effect.why)
+            left = old.record.boot if effect.leave else ""
+        pause_s = effect.pause_ms / 1e3 * random.uniform(0.5, 1.0)  # not all edges at once
+        if not effect.leave:
+            await asyncio.sleep(pause_s)
+            pause_s = 0.0
         while not self.finished:
             try:
-                self.peer = await self._context.peers.find(
-                    self._context.mismatch_wait_s, self._meter.probe, left
+                self.peer = await peers.find(
+                    self._context.mismatch_wait_s, self._meter.probe, left, pause_s, self._turn
                 )
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)
                 continue
+            if old is self.peer or old in self._asked:
+                peers.let_go(old)
+            elif old is not None:
+                self._asked.append(old)
             record, method = self.peer.record, self.state.spec.method.name
             measures = self._context.memory.recall(record.worker_id, method)
             self.handle(Started(frozenset(record.eos_tokens), now_ms(), measures))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from bus.protocol.messages import DraftWindow, FinishReason, Outcome
 from bus.store import SessionEntry, TimelineEntry, Usage, WindowEntry, WorkerRecord
 from decoding.edge import SessionSpec
@@ -42,6 +44,20 @@ class FirstPass:
     def seconds_since(self) -> float:
         """From its first verdict to the last one."""
         return 0.0 if self._end_ms is None else (self._last_ms - self._end_ms) / 1e3
+
+
+def within(effect: WindowJudged, kept: Sequence[bool]) -> WindowJudged:
+    """A verdict as far as its tokens became part of the answer: a stop string may end that in the
+    middle of an accepted window, and what lies behind it counts nowhere.
+
+    Args:
+        kept: of the tokens that stay, whether each was drafted.
+    """
+    feedback = effect.feedback
+    accepted = min(feedback.num_accepted, sum(kept))
+    return replace(
+        effect, num_committed=len(kept), feedback=replace(feedback, num_accepted=accepted)
+    )
 
 
 class UsageMeter:

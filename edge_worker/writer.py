@@ -54,6 +54,7 @@ class ResultWriter:
         self._claim = claim
         self._lost = lost
         self._put: list[Piece] = []
+        self._ended = False
         self._writes: asyncio.Queue[Callable[[], Awaitable[None]] | None] = asyncio.Queue()
 
     def put(self, piece: Piece) -> None:
@@ -62,7 +63,11 @@ class ResultWriter:
         self._writes.put_nowait(partial(self._append, piece))
 
     def end(self, reason: FinishReason, error: str, usage: Usage, *entries: TelemetryEntry) -> None:
-        """End the answer after all that was put before, and add `entries` to telemetry."""
+        """End the answer after all that was put before, and add `entries` to telemetry. A second
+        end changes nothing."""
+        if self._ended:
+            return
+        self._ended = True
         self._writes.put_nowait(
             partial(self._store.queue.finish, self._claim, End(reason, error, usage))
         )

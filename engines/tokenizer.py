@@ -5,6 +5,7 @@ Knows chat templates, special tokens and half-finished UTF-8. Does not know mode
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -18,6 +19,8 @@ from bus.protocol.errors import ModelError, RequestError
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_MOST_HELD = 4
+"""A UTF-8 character has at most four bytes, and a token at least one of them."""
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
@@ -129,32 +132,79 @@ class Detokenizer:
     """Text of a growing answer, piece by piece.
 
     All pieces and `flush` together are `decode` of all tokens, and no piece ends inside a UTF-8
-    character. Each push decodes only from the last piece that gave text on: that piece comes
-    along because some tokenizers drop the space before the first token they decode.
+    character. The time of a push does not depend on what came before, whatever the tokens are.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._silent = _special_ids(tokenizer)
-        self._tokens: list[int] = []  # the last piece that gave text, then those held back
-        self._num_shown = 0  # how many of them are that piece
-        self._shown = ""  # their text, decoded alone
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        byte_level = type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
+        self._stream = _ByteStream() if byte_level else _PieceStream(tokenizer)
 
     def push(self, token: int) -> str:
         """Take one token; return the text that can be shown now, maybe empty."""
         if token in self._silent:  # as if it were not there: byte tokens around it are one run
             return ""
+        return self._stream.push(token, str(self._tokenizer.convert_ids_to_tokens(token)))
+
+    def flush(self) -> str:
+        """The answer is over: return what was held back, half characters as U+FFFD."""
+        return self._stream.flush()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letters that stand for bytes in a byte-level vocabulary (GPT-2's table)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1),
+             *range(ord("®"), ord("ÿ") + 1)]  # fmt: skip
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): byte for byte in plain}
+    return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+class _ByteStream:
+    """Byte-level tokens are pieces of one UTF-8 text: what is complete of it can be shown."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, _token: int, name: str) -> str:
+        try:
+            data = bytes([_BYTES[letter] for letter in name])
+        except KeyError:  # an added token stands for itself
+            data = name.encode()
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _PieceStream:
+    """Other tokens: decoded from the last piece that gave text on, which comes along because some
+    tokenizers drop the space before the first token they decode."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []  # the last piece that gave text, then those held back
+        self._num_shown = 0  # how many of them are that piece
+        self._shown = ""  # their text, decoded alone
+
+    def push(self, token: int, name: str) -> str:
         self._tokens.append(token)
         # A run of byte tokens is valid or not as a whole, so nothing of it is final before it ends.
-        if _BYTE_TOKEN.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
+        if _BYTE_TOKEN.fullmatch(name):
             return ""
         text = decode(self._tokenizer, self._tokens)
-        if text.endswith(_REPLACEMENT):
+        # Half a character may be completed by what follows; no more than 3 tokens wait for that.
+        held = len(self._tokens) - self._num_shown
+        if text.endswith(_REPLACEMENT) and _REPLACEMENT not in name and held < _MOST_HELD:
             return ""
         return self._show(text)
 
     def flush(self) -> str:
-        """The answer is over: return what was held back, half characters as U+FFFD."""
         return self._show(decode(self._tokenizer, self._tokens))
 
     def _show(self, text: str) -> str:

@@ -21,6 +21,9 @@ async def take(source: Inbox | Listener, count: int) -> list[tuple[AnyMessage, i
         if len(got) == count:
             raise _EnoughError
 
+    def enough(_message: AnyMessage, error: Exception) -> None:
+        raise error
+
     with contextlib.suppress(_EnoughError):
-        await source.deliver(handle)
+        await source.deliver(handle, enough)
     return got

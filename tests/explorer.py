@@ -138,6 +138,8 @@ class Explorer:
                     world = replace(world, answer=world.answer + tokens)
                 case edge_events.WindowJudged(rolled_back=True):
                     self.rollbacks += 1
+                case edge_events.SeekPeer():
+                    world = self._edge(world, edge_events.Started(frozenset(), world.now_ms))
                 case edge_events.Finish():
                     world = replace(world, finished=True, draft=None)
                 case _:

@@ -202,7 +202,10 @@ class EdgeCloudPair:
         self._run_cloud(effects)
 
     def _run_cloud(self, effects: tuple[cloud_events.Effect, ...]) -> None:
+        boot = self._boot
         for effect in effects:
+            if boot != self._boot:  # the worker has restarted over one of them
+                return
             match effect:
                 case cloud_events.Prefill(job, tokens):
                     if tokens:

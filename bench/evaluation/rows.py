@@ -16,8 +16,8 @@ class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
         method: as it was asked for. ran: as it ran, with the window that a sweep found.
         dataset, prompt_id: which question. rtt_ms, draft, variant, device: which setting.
         dtype: number format of the models.
-        clients: prompts answered at once. batch_seconds: from the first of them submitted to the
-            last one's end.
+        clients: prompts answered at once. batch: names those that were. batch_seconds: from the
+            first of them submitted to the last one's end.
         tokens, seconds: of the whole answer, from its submission to its last piece, as its reader
             saw them.
         decode_tokens, decode_seconds: those after the first target pass, in which the prompt and
@@ -60,6 +60,7 @@ class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
     device: str
     dtype: str = "float32"
+    batch: str = ""
     source: str = "measured"
 
     @property

@@ -209,8 +209,9 @@ class MeasuredSetting:
             answers = await asyncio.gather(*(self._answer(self._ran(name), q) for q in missing))
             batch_s = asyncio.get_running_loop().time() - began
             rows += self._padding.end(name)
+            batch = f"{missing[0].dataset}-{missing[0].index}"  # no question is asked twice
             for question, answer in zip(missing, answers, strict=True):
-                rows.append(self._row(name, question, answer, batch_s))
+                rows.append(self._row(name, question, answer, batch, batch_s))
                 if answer.session:
                     rows.append(await self._window_row(name, question, answer, number == 0))
                 self._tick()
@@ -235,7 +236,9 @@ class MeasuredSetting:
             self._client, prompt, method=name, max_new_tokens=most, seed=seed
         )
 
-    def _row(self, name: str, question: Question, answer: TimedAnswer, batch_s: float) -> AnswerRow:
+    def _row(
+        self, name: str, question: Question, answer: TimedAnswer, batch: str, batch_s: float
+    ) -> AnswerRow:
         key = self._setting.key(name, question)
         text = self._judge.decode(answer.token_ids) if answer.text is None else answer.text
         quality = self._judge.quality(self._judge.encode(prompt_of(question)), answer.token_ids)
@@ -253,7 +256,7 @@ class MeasuredSetting:
             agreement=quality.num_greedy / quality.num_tokens,
             regret=quality.regret / quality.num_tokens, energy_j=energy_j,
             energy_source=MODELLED, text=text, token_ids=answer.token_ids,
-            device=key.device, dtype=self._judge.dtype,
+            device=key.device, dtype=self._judge.dtype, batch=batch,
         )  # fmt: skip
 
     def _energy_j(self, name: str, answer: TimedAnswer) -> float:

@@ -200,8 +200,10 @@ def _median(rows: Sequence[AnswerRow], value: Callable[[AnswerRow], float]) -> f
 
 
 def _goodput(rows: Sequence[AnswerRow]) -> float:
-    batches = {row.batch_seconds for row in rows}
-    return sum(row.tokens for row in rows) / max(sum(batches), 1e-9)
+    """Committed tokens a second; the time of prompts answered at once counts once. Rows of before
+    batches had names are told apart by their time."""
+    batches = {row.batch or row.batch_seconds: row.batch_seconds for row in rows}
+    return sum(row.tokens for row in rows) / max(sum(batches.values()), 1e-9)
 
 
 def _usage(rows: Sequence[AnswerRow], tokens: int) -> dict[str, float | None]:

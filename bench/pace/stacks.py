@@ -19,6 +19,7 @@ from bench.telemetry import read_telemetry
 from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.store import DraftSpan, TimelineEntry
+from decoding import methods
 from launch.link.process import read_report
 from launch.stack import Stack, StackOptions
 
@@ -129,7 +130,7 @@ def _step_ms(timelines: Sequence[TimelineEntry]) -> float:
     return statistics.median(
         (span.end_ms - span.at_ms) / span.num_tokens
         for entry in timelines
-        if entry.method.startswith("sd")
+        if (method := methods.find(entry.method)) is not None and method.lockstep
         for span in [e for e in entry.events if isinstance(e, DraftSpan)][1:]
         if span.num_tokens
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from bus.protocol.errors import ConfigurationError
 from bus.store import DraftSpan, TimelineEntry, WindowSpan
+from decoding import methods
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _Millis = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
@@ -83,8 +84,11 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
     Raises:
         ConfigurationError: there are too few sessions in lockstep.
     """
-    lockstep = [_Session(e, rtt_ms) for e, rtt_ms in recorded if e.method.startswith("sd")]
-    ahead = [_Session(e, rtt_ms) for e, rtt_ms in recorded if not e.method.startswith("sd")]
+    lockstep, ahead = list[_Session](), list[_Session]()
+    for entry, rtt_ms in recorded:
+        method = methods.find(entry.method)
+        waits = method is not None and method.lockstep
+        (lockstep if waits else ahead).append(_Session(entry, rtt_ms))
     drafts = [draft for session in lockstep for draft in session.drafts()]
     passes = [a_pass for session in lockstep for a_pass in session.passes()]
     if not drafts or len(passes) < 2:

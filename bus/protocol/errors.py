@@ -6,7 +6,8 @@
     │   └── ModelError              a model cannot be loaded, or the pair does not fit
     │       └── TokenizerMismatchError
     ├── LocalError                  this process broke a rule; a bug here
-    │   └── MessageTooLargeError    a message is over the frame limit and was not sent
+    │   ├── MessageTooLargeError    a message is over the frame limit and was not sent
+    │   └── ImpossibleEventError    an event that cannot happen in a state machine's state
     ├── RemoteError                 a peer broke the protocol; we reply, count, and live on
     │   └── DecodeError             a frame is not a message of this protocol version
     ├── RequestError                a prompt was refused; the text is shown to its author
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigurationError",
     "DecodeError",
     "E2SCIError",
+    "ImpossibleEventError",
     "InsecureBindError",
     "LocalError",
     "MessageTooLargeError",
@@ -66,6 +68,11 @@ class LocalError(E2SCIError):
 
 class MessageTooLargeError(LocalError):
     """An encoded message is over the frame limit; it was not sent."""
+
+
+class ImpossibleEventError(LocalError):
+    """An event that cannot happen in the state a machine is in. Tests let it through; a worker
+    counts it, logs it and goes on as if the event had not been."""
 
 
 class RemoteError(E2SCIError):

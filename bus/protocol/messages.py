@@ -83,6 +83,7 @@ class FaultCode(StrEnum):
     OUT_OF_ORDER = "out_of_order"
     OVERLOADED = "overloaded"
     MODEL_FAILED = "model_failed"
+    STALE_INCARNATION = "stale_incarnation"
 
 
 class FinishReason(StrEnum):

@@ -282,6 +282,14 @@ class ControllerLink:
         on_update = self._on_update
         deliver = self._listener.deliver(lambda message, _size: on_update(message))
         self._listening = asyncio.create_task(deliver)
+        self._listening.add_done_callback(self._silenced)
+
+    def _silenced(self, listening: asyncio.Task[None]) -> None:
+        """The listener has ended; where not by our own hand, connect anew."""
+        if not listening.cancelled() and listening is self._listening:
+            log.error("controller: its listener failed", exc_info=listening.exception())
+            self._sockets.counters["failed_listeners"] += 1
+            self._boot = ""
 
     def _disconnect(self) -> None:
         if self._listening is not None:

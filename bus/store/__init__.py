@@ -23,6 +23,7 @@ from bus.store.queue import Claim, Queue, QueueDepth
 from bus.store.registry import HEARTBEAT_S, TIME_TO_LIVE_S, Registry, Role, WorkerRecord
 from bus.store.results import ResultGapError, Results
 from bus.store.sessions import SessionRecord, Sessions, session_from_fields
+from bus.store.stories import Stories, StoryWriter, story_from_fields
 from bus.store.telemetry import (
     DraftSpan,
     ReportEntry,
@@ -61,6 +62,8 @@ __all__ = [
     "SessionEntry",
     "SessionRecord",
     "Store",
+    "Stories",
+    "StoryWriter",
     "TelemetryEntry",
     "TimelineEntry",
     "TimelineEvent",
@@ -73,6 +76,7 @@ __all__ = [
     "WorkerRecord",
     "decode_wish",
     "session_from_fields",
+    "story_from_fields",
 ]
 
 
@@ -87,6 +91,7 @@ class Store:
         self.results = Results(self._connection, keys)
         self.registry = Registry(self._connection, keys)
         self.sessions = Sessions(self._connection, keys, settings)
+        self.stories = Stories(self._connection, keys, settings)
         self.telemetry = Telemetry(self._connection, keys)
         self.tunings = Tunings(self._connection, keys)
         self.overviews = Overviews(self._connection, keys)

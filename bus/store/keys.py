@@ -60,5 +60,8 @@ class Keys:
     def cancel(self, request_id: str) -> str:
         return f"{self.prefix}cancel:{request_id}"
 
+    def story(self, session: str) -> str:
+        return f"{self.prefix}story:{session}"
+
     def session(self, session: str) -> str:
         return f"{self.prefix}session:{session}"

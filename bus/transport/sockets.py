@@ -44,6 +44,7 @@ EVERYBODY = "*"
 
 AnyReceiver = TypeVar("AnyReceiver", "Inbox", "Listener")
 Handler = Callable[[AnyMessage, int], None]
+OnFailure = Callable[[AnyMessage, Exception], None]
 
 _BURST = 64
 """Messages taken from a socket before the event loop does something else."""
@@ -56,7 +57,8 @@ PlainSocket = zmq.Socket[bytes]
 class Sockets:
     """All sockets of one process: one context, one security policy, one set of counters.
 
-    `counters` holds `bad_frames`, `dropped_sends` and `disconnects`; workers publish it.
+    `counters` holds `bad_frames`, `failed_messages`, `dropped_sends` and `disconnects`; workers
+    publish it.
     """
 
     def __init__(self, settings: BusSettings) -> None:
@@ -220,34 +222,36 @@ class _Receiver:
         """The endpoint in use, with the real port."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    async def deliver(self, handle: Handler) -> None:
+    async def deliver(self, handle: Handler, failed: OnFailure | None = None) -> None:
         """Call `handle` with every message and the size of its frame in bytes, until cancelled.
 
-        It is called from the loop's reader: to wake a task first takes longer than to decode.
+        It is called from the loop's reader: to wake a task first takes longer than to decode. What
+        it raises is logged and counted, `failed` gets it, and delivery goes on: many sessions share
+        a socket, and what one of them does must not silence the others.
 
         Raises:
-            Exception: what `handle` raises.
+            Exception: what `failed` raises, or the socket itself.
         """
-        failed: asyncio.Future[None] = self._loop.create_future()
+        over: asyncio.Future[None] = self._loop.create_future()
 
         def drain() -> None:
-            if failed.done() or self.closed:
+            if over.done() or self.closed:
                 return
             try:
-                if self._take(handle):
+                if self._take(handle, failed):
                     self._loop.call_soon(drain)
             except Exception as error:  # noqa: BLE001 - raised where `deliver` is awaited
-                failed.set_exception(error)
+                over.set_exception(error)
 
         self._loop.add_reader(self._file, drain)
         drain()  # the descriptor tells of changes only: what came before is waiting
         try:
-            await failed
+            await over
         finally:
             if not self.closed:
                 self._loop.remove_reader(self._file)
 
-    def _take(self, handle: Handler) -> bool:
+    def _take(self, handle: Handler, failed: OnFailure | None) -> bool:
         """Handle what has come, up to a burst; whether more may be there."""
         for _ in range(_BURST):
             try:
@@ -261,7 +265,13 @@ class _Receiver:
                     self._counters["bad_frames"] += 1
                     log.warning("refused a frame of %d bytes: %s", len(frame), error)
                     continue
-                handle(message, len(frame))
+                try:
+                    handle(message, len(frame))
+                except Exception as error:
+                    self._counters["failed_messages"] += 1
+                    log.exception("a %s could not be handled", type(message).__name__)
+                    if failed is not None:
+                        failed(message, error)
         return True
 
     def _frames(self, parts: list[bytes]) -> list[bytes]:

@@ -65,6 +65,7 @@ def draw_request(settings: DashboardSettings, request: str) -> None:
     try:
         answer = answers.answer(request)
         trail = answers.trail(answer)
+        story = answers.story(request)
     except E2SCIError as error:
         st.error(f"{error}", icon=":material/cloud_off:")
         return
@@ -73,6 +74,7 @@ def draw_request(settings: DashboardSettings, request: str) -> None:
             f"Nothing has been written for `{request}` yet"
             + ("." if answer.queue_state else ", and nobody knows this request.")
         )
+        _draw_story(story)
         return
     st.markdown("##### Answer")
     st.html(f"{LEGEND}{REFUSED_LEGEND}" + as_html(answer.pieces, trail.windows))
@@ -81,6 +83,17 @@ def draw_request(settings: DashboardSettings, request: str) -> None:
         st.caption(f"Ended: {reason}. {TERMS['finish reason']}")
     _draw_timeline(trail)
     _draw_windows(trail.windows)
+    _draw_story(story)
+
+
+def _draw_story(story: dict[str, list[str]]) -> None:
+    """What the session's workers saw, for whoever asks why it stands where it stands."""
+    with st.expander("Story", icon=":material/history:"):
+        if not story:
+            st.caption("No worker has told of this session, or not for an hour.")
+        for worker, lines in story.items():
+            st.caption(f"The last events at `{worker}`, and what it did:")
+            st.code("\n".join(lines), language=None)
 
 
 def _draw_timeline(trail: Trail) -> None:

@@ -166,6 +166,11 @@ class Method:
         return self.acceptance.lossless
 
     @property
+    def lockstep(self) -> bool:
+        """Whether its pace waits for the feedback of each window before it drafts the next."""
+        return self.pace.name == "lockstep"
+
+    @property
     def fixed_threshold(self) -> float | None:
         """The threshold of all its windows, where its name says so."""
         return self.threshold if self.control is Control.FIXED else None

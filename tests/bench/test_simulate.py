@@ -177,6 +177,12 @@ def test_a_device_is_read_off_its_sessions() -> None:
     assert fitted.verdict_ms == pytest.approx(2.0, abs=0.7)
 
 
+def test_whatever_waits_for_its_feedback_counts_as_lockstep_by_whatever_name() -> None:
+    answers = random_answers(0.15, 6, 60, seed=3)
+    recorded = [(entry("fsd:4", session("sd:4", answer, 40.0, DEVICE)), 40.0) for answer in answers]
+    assert fit_device(recorded).step_ms == pytest.approx(DEVICE.step_ms, rel=0.05)
+
+
 def test_without_lockstep_there_is_nothing_to_read_off() -> None:
     with pytest.raises(ConfigurationError, match="too few sessions"):
         fit_device([(entry("plc", session("plc", RIGHT)), 40.0)])

@@ -10,7 +10,7 @@ import zmq
 from pydantic import Field
 
 from bus.protocol.errors import ConfigurationError
-from bus.settings import BusSettings
+from bus.settings import TOML_TABLES, BusSettings
 
 
 class EdgeLike(BusSettings):
@@ -61,6 +61,30 @@ def test_named_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         BusSettings.load()
     named.write_text("lease_s = 3")
     assert BusSettings.load().lease_s == 3
+
+
+@pytest.mark.parametrize(
+    ("table", "near"), [("egde", "edge"), ("clouds", "cloud"), ("control", "controller")]
+)
+def test_a_table_of_no_worker_is_an_error_that_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, near: str
+) -> None:
+    named = tmp_path / "named.toml"
+    named.write_text(f"[{table}]\nslots = 4\n")
+    monkeypatch.setenv("E2SCI_CONFIG", str(named))
+    for settings in (BusSettings, EdgeLike):
+        with pytest.raises(ConfigurationError, match=rf"\[{table}\]; did you mean \[{near}\]"):
+            settings.load()
+
+
+def test_the_tables_of_all_workers_are_known() -> None:
+    from cloud_worker.settings import CloudSettings
+    from controller.settings import ControllerSettings
+    from dashboard.settings import DashboardSettings
+    from edge_worker.settings import EdgeSettings
+
+    workers = (CloudSettings, ControllerSettings, DashboardSettings, EdgeSettings)
+    assert {settings.toml_table for settings in workers} == TOML_TABLES
 
 
 @pytest.mark.parametrize(

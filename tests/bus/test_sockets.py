@@ -26,7 +26,6 @@ from tests.bus.wire import (
     LOOPBACK,
     close,
     heard,
-    soon,
     strange,
     take,
     until,
@@ -194,15 +193,45 @@ async def test_a_flood_does_not_shut_out_the_event_loop(
     assert order[:3] == [close(0), close(1), None]
 
 
-async def test_what_a_handler_raises_ends_the_delivery(sockets: Sockets) -> None:
+async def test_what_a_handler_raises_costs_that_message_only(
+    sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = sockets.inbox(LOOPBACK)
-    sockets.outbox(inbox.endpoint).send(close(1))
+    outbox = sockets.outbox(inbox.endpoint)
+    for number in range(3):
+        outbox.send(close(number))
+    handled: list[AnyMessage] = []
+    failed: list[tuple[AnyMessage, str]] = []
+
+    def handle(message: AnyMessage, _size: int) -> None:
+        if message == close(1):
+            raise LookupError("nobody")
+        handled.append(message)
+
+    delivering = asyncio.ensure_future(
+        inbox.deliver(handle, lambda message, error: failed.append((message, str(error))))
+    )
+    await until(lambda: len(handled) == 2)
+    assert handled == [close(0), close(2)]
+    assert failed == [(close(1), "nobody")]
+    assert sockets.counters["failed_messages"] == 1
+    assert "CloseSession could not be handled" in caplog.text
+    delivering.cancel()
+
+
+async def test_without_anybody_to_tell_delivery_goes_on_too(sockets: Sockets) -> None:
+    inbox = sockets.inbox(LOOPBACK)
+    outbox = sockets.outbox(inbox.endpoint)
+    outbox.send(close(1))
+    outbox.send(close(2))
 
     def handle(_message: AnyMessage, _size: int) -> None:
         raise LookupError("nobody")
 
-    with pytest.raises(LookupError, match="nobody"):
-        await soon(inbox.deliver(handle))
+    delivering = asyncio.ensure_future(inbox.deliver(handle))
+    await until(lambda: sockets.counters["failed_messages"] == 2)
+    assert not delivering.done()
+    delivering.cancel()
 
 
 async def test_garbage_is_counted_and_the_listener_lives_on(sockets: Sockets) -> None:

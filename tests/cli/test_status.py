@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bus.protocol.requests import new_request
+from bus.protocol.requests import new_request, session_id
 from bus.store import SessionRecord, Store
 from tests.cli.conftest import ScriptedEdge, e2sci
 
@@ -85,3 +85,15 @@ async def test_the_health_check_of_one_worker(store: Store) -> None:
     dead = await e2sci("status", "--worker", "edge-y")
     assert dead.status == 1
     assert dead.err == "error: worker 'edge-y' has no live heartbeat; alive are: edge-x\n"
+
+
+async def test_a_session_s_story_by_its_id_or_its_request_s(store: Store) -> None:
+    await store.stories.save(session_id("r1"), "edge-x", ["0 ms  begun", "5 ms  Opened [x]"])
+    for name in ("r1", session_id("r1")):
+        done = await e2sci("status", "--session", name)
+        assert done.out.splitlines() == ["edge-x", "  0 ms  begun", "  5 ms  Opened [x]"]
+    plain = json.loads((await e2sci("status", "--session", "r1", "--json")).out)
+    assert plain == {"edge-x": ["0 ms  begun", "5 ms  Opened [x]"]}
+    unknown = await e2sci("status", "--session", "r2")
+    assert unknown.status != 0
+    assert "no worker has told of session or request 'r2'" in unknown.err

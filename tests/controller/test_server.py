@@ -224,6 +224,106 @@ async def test_a_closed_session_is_forgotten_but_not_on_the_word_of_the_worker_i
     assert house.controller._sessions == {}
 
 
+@pytest.mark.parametrize("late", [REPORT, OPENED], ids=["report", "opened"])
+async def test_a_message_that_comes_after_the_end_does_not_open_the_session_anew(
+    start: Start, late: Message
+) -> None:
+    house = await start(Counting())
+    house.send(OPENED, REPORT, SessionClosed("s1", "cloud-1", 1, "length"), late)
+    house.send(msgspec.structs.replace(OPENED, session="s2"))
+    await house.saved("s2")
+    assert set(house.controller._sessions) == {"s2"}
+    assert await house.store.sessions.load("s1") is None
+    house.heard["edge-1"].clear()
+    await house.update("s2")
+    await house.update("s2")
+    assert {update.session for update in house.heard["edge-1"]} == {"s2"}
+
+
+async def test_a_late_report_still_reaches_the_clients_credit(start: Start) -> None:
+    house = await start(Counting(), carry_credit=True, reports=True)
+    house.send(OPENED, REPORT, SessionClosed("s1", "cloud-1", 1, "length"), REPORT)
+    house.send(msgspec.structs.replace(OPENED, session="s2"))
+    assert (await house.saved("s2")).history == (0.25, 0.25)
+
+    async def traced() -> bool:
+        return len(await house.store.telemetry.read()) == 2
+
+    await eventually(traced)
+
+
+async def test_an_ended_session_that_is_opened_again_keeps_its_version(start: Start) -> None:
+    """Its edge would ignore updates of a lower one."""
+    house = await start(Counting())
+    house.send(OPENED, REPORT, SessionClosed("s1", "cloud-1", 1, "evicted"))
+    house.send(msgspec.structs.replace(OPENED, cloud="cloud-2", incarnation=2))
+    assert (await house.saved("s1", cloud="cloud-2")).version == 2
+
+
+async def test_publishing_waits_for_no_save_and_a_session_is_saved_once_however_often_it_changes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await start(Counting())
+    save, may_save, saved = house.store.sessions.save, asyncio.Event(), list[SessionRecord]()
+
+    async def slow(record: SessionRecord) -> bool:
+        await may_save.wait()
+        saved.append(record)
+        return await save(record)
+
+    monkeypatch.setattr(house.store.sessions, "save", slow)
+    house.send(OPENED, *[REPORT] * 20)
+    await house.update("s1", version=21)
+    assert saved == []
+    may_save.set()
+    await house.saved("s1", version=21)
+    assert len(saved) <= 2
+
+
+async def test_what_waits_is_written_before_the_controller_leaves(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await start(Counting(), carry_credit=True, reports=True)
+    save = house.store.sessions.save
+
+    async def slow(record: SessionRecord) -> bool:
+        await asyncio.sleep(0.02)
+        return await save(record)
+
+    monkeypatch.setattr(house.store.sessions, "save", slow)
+    sessions = [f"s{number}" for number in range(10)]
+    for name in sessions:
+        house.send(msgspec.structs.replace(OPENED, session=name))
+    house.send(REPORT)
+    await house.update("s1", version=2)
+    await house.controller.drain(PATIENCE_S)
+    assert [record.session for record in await house.store.sessions.all()] == sessions
+    assert len(await house.store.telemetry.read()) == 1
+
+
+async def test_writes_that_wait_are_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    from controller import writes
+
+    monkeypatch.setattr(writes, "MOST_REPORTS", 3)
+    monkeypatch.setattr(writes, "MOST_SESSIONS", 2)
+    house = await start(Counting(), reports=True)
+    may_save = asyncio.Event()
+
+    async def never(_: SessionRecord) -> bool:
+        await may_save.wait()
+        return True
+
+    monkeypatch.setattr(house.store.sessions, "save", never)
+    for name in ("s1", "s2", "s3", "s4"):
+        house.send(msgspec.structs.replace(OPENED, session=name))
+    house.send(*[REPORT] * 6)
+    await house.update("s1", version=7)
+    assert house.sockets.counters["dropped_writes"] >= 2 + 2
+    may_save.set()
+    await house.controller.drain(PATIENCE_S)
+    assert len(await house.store.telemetry.read()) == 3
+
+
 async def test_a_restarted_controller_goes_on_under_a_higher_term(start: Start) -> None:
     first = await start(Counting())
     first.send(OPENED, REPORT)

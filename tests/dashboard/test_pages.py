@@ -11,7 +11,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from bus.protocol.requests import new_request
+from bus.protocol.requests import new_request, session_id
 from bus.settings import BusSettings
 from bus.store import (
     DraftSpan,
@@ -163,6 +163,25 @@ async def test_a_request_is_shown_window_by_window(page: Page, store: Store) -> 
     assert table["why"].tolist() == [
         "token 4 of 4 refused: the exact test, and more than 0.15 nats apart"
     ]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_session_s_story_is_shown_even_before_its_first_token(
+    page: Page, store: Store, begun: bool
+) -> None:
+    """It matters most where nothing comes."""
+    await store.queue.submit(new_request("Why?"))
+    claim = await store.queue.take("edge-1", block_ms=1000)
+    assert claim is not None
+    if begun:
+        await store.results.append(claim, 0, (1,), (True,), "a", (1,))
+    lines = ["0 ms  begun", "100 ms  FaultArrived Fault code=overloaded  opening → seeking"]
+    await store.stories.save(session_id(claim.request_id), "edge-1", lines)
+    found = page("session")
+    found.query_params["request"] = claim.request_id
+    found.run()
+    assert not found.exception
+    assert [block.value for block in found.code] == ["\n".join(lines)]
 
 
 # --- settings ---------------------------------------------------------------------------------

@@ -79,7 +79,10 @@ def heard() -> list[tuple[AnyMessage, int]]:
 async def peers(
     store: Store, sockets: Sockets, heard: list[tuple[AnyMessage, int]]
 ) -> AsyncIterator[Peers]:
-    peers = Peers(store, sockets, "edge-1", "digest", lambda m, size: heard.append((m, size)))
+    peers = Peers(
+        store, sockets, "edge-1", "digest", lambda m, size: heard.append((m, size)),
+        lambda _message, _error: None,
+    )  # fmt: skip
     yield peers
     peers.close()
 
@@ -214,18 +217,94 @@ async def test_who_has_left_or_restarted_is_gone(
     assert await peers.is_gone(peer)
 
 
-async def test_a_session_that_holds_on_to_a_worker_that_left_loses_its_messages_only(
+async def test_a_worker_whose_heartbeat_lapses_stays_connected_while_a_session_holds_it(
     store: Store, sockets: Sockets, peers: Peers
 ) -> None:
-    """Another session's search closes the peer; the holder must not fall over it."""
+    """Another session's search must not close it under the holder's feet."""
     cloud = CloudWorker(store, sockets, "cloud-1")
     await cloud.registers()
     held = await found(peers)
     await store.registry.remove("cloud-1", cloud.record.boot)
     await CloudWorker(store, sockets, "cloud-2").registers()
     assert (await found(peers)).record.worker_id == "cloud-2"
-    assert held.send(CLOSE) > 0
+    held.send(CLOSE)
+    assert await cloud.receives() == CLOSE
+    await cloud.registers(load=-1)
+    assert await found(peers) is held
+
+
+async def test_a_worker_that_left_is_disconnected_once_nobody_holds_it(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    cloud = CloudWorker(store, sockets, "cloud-1")
+    await cloud.registers()
+    peer = await found(peers)
+    peers.let_go(peer)
+    await store.registry.remove("cloud-1", cloud.record.boot)
+    await CloudWorker(store, sockets, "cloud-2").registers()
+    await found(peers)
+    peer.send(CLOSE)
     assert sockets.counters["dropped_sends"] == 1
+
+
+async def test_a_listener_that_fails_is_noticed_and_its_worker_connected_anew(
+    store: Store, sockets: Sockets, heard: list[tuple[AnyMessage, int]]
+) -> None:
+    """Nothing would ever come from it: whoever holds it finds it gone."""
+
+    def failed(_message: AnyMessage, error: Exception) -> None:
+        raise error
+
+    def receive(message: AnyMessage, size: int) -> None:
+        heard.append((message, size))
+        raise LookupError("a bug")
+
+    peers = Peers(store, sockets, "edge-1", "digest", receive, failed)
+    cloud = CloudWorker(store, sockets, "cloud-1")
+    await cloud.registers()
+    peer = await found(peers)
+
+    async def silenced() -> bool:
+        cloud.publisher.publish("edge-1", CLOSE)
+        return peer.silenced
+
+    await eventually(silenced)
+    assert await peers.is_gone(peer)
+    assert sockets.counters["failed_listeners"] == 1
+    assert await found(peers) is not peer
+    peers.close()
+
+
+async def test_a_full_worker_is_asked_again_after_the_pause_or_when_it_is_our_turn(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1", load=4, capacity=4).registers()
+    order: list[int] = []
+
+    async def wait(turn: int) -> None:
+        await peers.find(PATIENCE_S, pause_s=1000.0, turn=turn)
+        order.append(turn)
+
+    waiting = [asyncio.create_task(wait(turn)) for turn in (7, 3, 5)]
+    await asyncio.sleep(0.1)
+    assert order == []
+    while len(order) < 3:
+        before = len(order)
+        peers.vacated()
+        while len(order) == before:  # noqa: ASYNC110 - polls another task
+            await asyncio.sleep(0.005)
+    assert order == [3, 5, 7]
+    await asyncio.gather(*waiting)
+    await asyncio.wait_for(peers.find(PATIENCE_S, pause_s=0.01), PATIENCE_S)
+
+
+async def test_a_worker_with_room_is_asked_at_once(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1").registers()
+    await CloudWorker(store, sockets, "cloud-2", load=9, capacity=10).registers()
+    finding = peers.find(PATIENCE_S, left="boot-of-cloud-1", pause_s=1000.0)
+    assert (await asyncio.wait_for(finding, PATIENCE_S)).record.worker_id == "cloud-2"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from bus.protocol.messages import FinishReason
 from decoding import edge, methods
-from decoding.edge_events import Ended
+from decoding.edge_events import Ended, StopMatched, Tick
 from decoding.sampling import SamplingParams
 from edge_worker.memory import PathMemory
 from edge_worker.session import EdgeSession, SessionContext
@@ -52,4 +52,73 @@ async def test_a_session_gives_its_cache_back_once(reason: FinishReason | None) 
         await thread.call(lambda: None)
         assert given_back == [(cache, "model")]
     finally:
+        thread.close()
+
+
+ANSWER: Any = SimpleNamespace(stopped=False, num_tokens=0, flush=lambda: "")
+
+
+def session_with(answer: Any, writer: Any, thread: ModelThread) -> EdgeSession:
+    model: Any = SimpleNamespace(open=lambda *_: object(), close=lambda _: None)
+    peers: Any = SimpleNamespace(find=lambda *_: asyncio.Event().wait())
+    context = SessionContext(model, thread, peers, 1.0, False, PathMemory())
+    session = EdgeSession(context, answer, MagicMock(), writer)
+    session.begin(spec(), edge.Control(0.1, 4, 0.1, ttl_ms=1e3), (), 1)
+    return session
+
+
+async def test_an_event_that_cannot_happen_is_counted_logged_with_the_story_and_survived(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    thread = ModelThread(1)
+    try:
+        session = session_with(ANSWER, MagicMock(), thread)
+        session.handle(StopMatched(99))
+        assert session.state.phase is edge.Phase.SEEKING
+        assert "a stop string ends in token 99 of 0; ignored" in caplog.text
+        assert "takes up the request" in caplog.text
+        session.handle(StopMatched(99))
+        assert caplog.text.count("ignored. Before:") == 2
+    finally:
+        session.close()
+        thread.close()
+
+
+async def test_where_even_the_end_fails_the_author_is_told_why() -> None:
+    """The tokenizer fails while the rest of the text is flushed."""
+
+    def flush() -> str:
+        raise RuntimeError("no such letter")
+
+    thread, writer = ModelThread(1), MagicMock()
+    try:
+        session = session_with(
+            SimpleNamespace(stopped=False, num_tokens=0, flush=flush), writer, thread
+        )
+        session.handle(Ended(FinishReason.LENGTH))
+        await asyncio.sleep(0)
+        (call,) = writer.end.call_args_list
+        assert call.args[:2] == (FinishReason.ERROR, "the draft failed: no such letter")
+    finally:
+        session.close()
+        thread.close()
+
+
+async def test_where_the_machine_itself_fails_the_author_is_told_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread, writer = ModelThread(1), MagicMock()
+    try:
+        session = session_with(ANSWER, writer, thread)
+        with monkeypatch.context() as broken:
+
+            def step(*_: Any) -> Any:
+                raise ZeroDivisionError("a bug")
+
+            broken.setattr(edge, "step", step)
+            session.handle(Tick(0.0))
+        (call,) = writer.end.call_args_list
+        assert call.args[:2] == (FinishReason.ERROR, "the draft failed: a bug")
+    finally:
+        session.close()
         thread.close()

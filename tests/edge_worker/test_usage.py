@@ -15,7 +15,7 @@ from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from decoding.sampling import SamplingParams
-from edge_worker.usage import UsageMeter
+from edge_worker.usage import UsageMeter, within
 
 SPEC = SessionSpec(
     "s1", "c1", "edge-1", methods.sd.METHOD, (1, 2, 3), SamplingParams(), 20, "digest"
@@ -161,3 +161,21 @@ def test_the_closing_entry_says_why_and_what_it_took() -> None:
     closing = meter.closing(FinishReason.LENGTH)
     assert (closing.finish_reason, closing.cloud) == ("length", "cloud-1")
     assert closing.usage.completion_tokens == 2
+
+
+def test_what_lies_behind_a_stop_string_counts_nowhere() -> None:
+    """Six were accepted; a stop string inside the window leaves four tokens of the answer."""
+    effect = within(judged(6, 6, rolled_back=False), (True,) * 4)
+    assert (effect.feedback.num_accepted, effect.num_committed) == (4, 4)
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    meter.committed(4)
+    meter.judged(effect)
+    usage = meter.usage()
+    assert (usage.accepted_tokens, usage.completion_tokens) == (4, 4)
+    entry = meter.entry(effect, PEER)
+    assert (entry.num_accepted, entry.num_committed) == (4, 4)
+
+
+def test_a_verdict_that_stays_whole_is_as_it_was() -> None:
+    effect = judged(4, 2, rolled_back=True)
+    assert within(effect, (True, True, False)) == effect

@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from bus.protocol.errors import RequestError
+from engines import tokenizer as tokenizer_module
 from engines.tokenizer import (
     Detokenizer,
     decode,
@@ -89,6 +90,10 @@ def test_a_template_that_refuses_the_prompt_is_an_error_of_the_request() -> None
         encode_prompt(tokenizer, "the cat", raw=False)
 
 
+LETTERS = {0xE6: "æ", 0x80: "Ģ", 0xF0: "ð"}
+"""What stands for these bytes in a byte-level vocabulary."""
+
+
 # --- detokenizer ------------------------------------------------------------------------------
 
 
@@ -138,3 +143,35 @@ def test_a_special_token_does_not_end_a_run_of_byte_tokens() -> None:
     pieces, flushed = pieces_of(tokenizer, tokens)
     assert pieces == ["", "", "", "", "\ufffd\ufffd\ufffd the"]
     assert flushed == ""
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("byte", [0xE6, 0x80, 0xF0])
+def test_each_token_is_decoded_a_bounded_number_of_times(
+    tokenizer: Any, byte: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of tokens that are half a character costs as much a token as text does."""
+    names = [LETTERS[byte], f"<0x{byte:02X}>"]
+    (token,) = [tokenizer.get_vocab()[name] for name in names if name in tokenizer.get_vocab()][:1]
+    decoded = list[int]()
+    whole = tokenizer_module.decode
+
+    def counted(tokenizer: Any, tokens: list[int]) -> str:
+        decoded.append(len(tokens))
+        return whole(tokenizer, tokens)
+
+    monkeypatch.setattr(tokenizer_module, "decode", counted)
+    tokens = [token] * 2000
+    pieces, rest = pieces_of(tokenizer, tokens)
+    assert "".join(pieces) + rest == whole(tokenizer, tokens)
+    assert sum(decoded) <= 4 * len(tokens)
+
+
+def test_a_literal_replacement_character_is_shown_as_it_comes() -> None:
+    tokenizer = byte_level_tokenizer(vocab_size=258)
+    tokens = tokenizer.encode("a\ufffd\ufffdb")
+    pieces, rest = pieces_of(tokenizer, tokens)
+    assert [piece for piece in pieces if piece] == ["a", "\ufffd", "\ufffd", "b"]
+    assert rest == ""
+    pieces, rest = pieces_of(tokenizer, tokenizer.encode("\ufffd") * 100)
+    assert "".join(pieces) == "\ufffd" * 100

@@ -102,6 +102,30 @@ def test_a_killed_distillation_goes_on_improves_its_draft_and_serves(
     assert served_agreement(draft, out) > result.initial.agreement + 0.1
 
 
+class Interrupted(Silent):
+    """Pulls the plug after the first group of answers."""
+
+    def advance(self, share: float, tokens: int, loss: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_distillation_that_goes_on_reads_on_in_its_corpora(
+    target: LoadedModel, prompts: Path, tmp_path: Path
+) -> None:
+    """Begun anew, it would learn the same pieces twice and never see the last ones."""
+    out, corpus = tmp_path / "draft", tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(f"the {n} cats of {n * n} " * 60 for n in range(60)), "utf-8")
+    asked = settings(out, prompts, epochs=1, corpora=(corpus,), budget_seconds=600.0)
+    with pytest.raises(KeyboardInterrupt):
+        distill(asked, target, Interrupted())
+    first = load_shards(out / "work", "texts")
+    assert first
+    distill(asked, target, Silent())
+    texts = [(*r.prompt.tolist(), *r.answer.tolist()) for r in load_shards(out / "work", "texts")]
+    assert len(texts) > len(first)
+    assert len(set(texts)) == len(texts)
+
+
 def served_agreement(draft: ModelDrafter, out: Path) -> float:
     """Share of the answers' tokens that the served draft would have written, greedily."""
     hits = num_tokens = 0

@@ -183,7 +183,7 @@ def _collect(
     if index and state.spent >= share:
         return
     next_group = _prompt_source(settings, target, taken)
-    next_texts = _text_source(settings, target)
+    next_texts = _text_source(settings, target, len(load_shards(work, TEXTS)))
     size = min(_FIRST_GROUP, settings.group_size)
     while group := next_group(index, size):
         began = state.spent
@@ -214,15 +214,18 @@ def _prompt_source(
     return lambda _, size: list(islice(rest, size))
 
 
-def _text_source(settings: DistillSettings, target: LoadedModel) -> Callable[[int], list[Record]]:
-    """size → as many pieces of the corpora, read by the target; none when there are no more."""
+def _text_source(
+    settings: DistillSettings, target: LoadedModel, taken: int
+) -> Callable[[int], list[Record]]:
+    """size → as many pieces of the corpora behind those taken, read by the target, in an order
+    fixed by the seed; none when there are no more."""
     pieces = [
         (piece, path.stem)
         for path in settings.corpora
         for piece in read_texts(path, target, _TEXT_LENGTH)
     ]
     random.Random(settings.seed).shuffle(pieces)
-    rest = iter(pieces)
+    rest = iter(pieces[taken:])
     return lambda size: [read(target, piece, name) for piece, name in islice(rest, size)]
 
 
