@@ -13,9 +13,11 @@ STAMP := $(VENV)/.installed
 # -qq: errors only. pip's warnings about the machine's own configuration would bury the rest.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
+# A process for each core; the tests of a file stay together.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-browser test-fast lint fmt clean
+.PHONY: help setup demo test test-all test-browser test-fast lint fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,14 +36,17 @@ $(STAMP): pyproject.toml scripts/default-target.txt
 demo: setup ## answer prompts with a draft and a target model in separate processes
 	@$(BIN)/python -m bench.demo
 
-test: setup ## every test, with real processes and the default pair
-	@$(BIN)/python -m pytest -m "not browser" $(PYTEST_ARGS)
+test: setup ## units, real processes and the default pair: all but what is long
+	@$(PYTEST) -m "not browser and not long" $(PYTEST_ARGS)
+
+test-all: setup ## every test but those in a browser
+	@$(PYTEST) -m "not browser" $(PYTEST_ARGS)
 
 test-browser: setup ## the dashboard in a real Chromium (scripts/install-debian-packages.sh)
 	@$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 test-fast: setup ## only the tests that need neither worker processes nor the default pair
-	@$(BIN)/python -m pytest -m "not slow and not slow_model" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not slow_model and not long" $(PYTEST_ARGS)
 
 lint: setup ## formatting, ruff, mypy --strict, import contracts
 	@$(BIN)/ruff format --check .

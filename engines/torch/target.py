@@ -134,7 +134,9 @@ class TargetModel:
                 part = slice(first, first + size)
                 rows[-1] = self._reduced(segment, logits[part], states, part)
             first += size
-        self.padding.wait(began, sum(part.size for part in parts))
+        judged = sum(part.size for part in parts if part.wanted)
+        if judged:  # a pass that only reads a prompt takes its own time
+            self.padding.wait(began, judged)
         return rows
 
     def row(self, cache: TargetCache, index: int, want: Want) -> TargetRow:

@@ -122,6 +122,7 @@ def test_a_prompt_of_one_token_is_enough(
     assert [token for piece in pieces for token in piece.tokens] == expected
 
 
+@pytest.mark.long
 @pytest.mark.slow_model
 @pytest.mark.timeout(300)
 def test_colocated_sd_of_the_default_pair_gives_the_targets_own_tokens() -> None:
@@ -236,6 +237,7 @@ def test_a_method_is_charged_with_what_was_counted_while_it_answered(tmp_path: P
     assert PaddingMeter(Setting(40.0, "model"), tmp_path).end("plc") == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_contended_times_are_those_of_real_processes(folder: Path) -> None:
     ticks: list[int] = []

@@ -56,6 +56,7 @@ def test_ticks() -> None:
     assert num_ticks([1, 4], 3, Path("x")) == 12
 
 
+@pytest.mark.long
 @pytest.mark.slow_model
 @pytest.mark.timeout(300)
 def test_every_answer_is_the_one_it_gives_alone() -> None:

@@ -70,6 +70,7 @@ def test_saving_is_told_by_text_and_with_an_interval() -> None:
     assert best.saved.low <= best.saved.value <= best.saved.high
 
 
+@pytest.mark.long
 @pytest.mark.slow_model
 def test_the_pair_reads_its_own_answers() -> None:
     target, draft = TargetModel.load("default", "float32"), ModelDrafter.load("default", "float32")

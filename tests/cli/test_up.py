@@ -108,6 +108,7 @@ async def test_kill_9_leaves_no_process(ups: list[Up]) -> None:
     assert find_running() is None
 
 
+@pytest.mark.long
 async def test_two_at_once_do_not_collide(ups: list[Up]) -> None:
     one, two = await asyncio.gather(begin(ups, BARE), begin(ups, BARE))
     assert one.ready["redis_url"] != two.ready["redis_url"]
@@ -166,6 +167,7 @@ async def test_what_cannot_start_fails_with_a_clear_last_line(extra: list[str], 
     assert find_running() is None
 
 
+@pytest.mark.long
 async def test_a_data_directory_outlives_the_run(ups: list[Up], tmp_path: Path) -> None:
     directory = tmp_path / "data"
     keep = [*BARE, "--no-dashboard", "--data-dir", str(directory)]

@@ -688,7 +688,9 @@ def test_out_of_order_starts_over_from_our_text() -> None:
 
 
 @pytest.mark.parametrize("session", [opening, running, waiting])
-@pytest.mark.parametrize("code", [FaultCode.OVERLOADED, *edge.CURABLE - {FaultCode.OUT_OF_ORDER}])
+@pytest.mark.parametrize(
+    "code", [FaultCode.OVERLOADED, *sorted(edge.CURABLE - {FaultCode.OUT_OF_ORDER})]
+)
 def test_a_worker_that_is_full_or_fails_is_left_for_another(session: Any, code: FaultCode) -> None:
     told = session()
     assert told.tell(fault(code)) == (SeekPeer(f"{code.value}: why", 100.0),)
@@ -769,7 +771,7 @@ def test_no_incarnation_of_a_successor_is_ever_used() -> None:
     assert "no cloud worker kept the session" in last.error
 
 
-@pytest.mark.parametrize("code", edge.CURABLE)
+@pytest.mark.parametrize("code", sorted(edge.CURABLE))
 def test_a_prompt_that_fails_everywhere_ends_with_the_reason(code: FaultCode) -> None:
     session = waiting()
     for _ in range(edge.GIVE_UP_AFTER_FAILURES - 1):
@@ -798,7 +800,9 @@ def test_what_cannot_happen_is_an_error_and_changes_nothing(session: Any, event:
     assert told.state == before
 
 
-@pytest.mark.parametrize("code", set(FaultCode) - edge.CURABLE - {FaultCode.OVERLOADED}, ids=str)
+@pytest.mark.parametrize(
+    "code", sorted(set(FaultCode) - edge.CURABLE - {FaultCode.OVERLOADED}), ids=str
+)
 def test_what_cannot_be_helped_ends_the_session_and_says_why(code: FaultCode) -> None:
     assert waiting().tell(fault(code)) == (
         Send(CloseSession("s1", 1, "error")), Finish(FinishReason.ERROR, f"{code.value}: why"),

@@ -247,7 +247,7 @@ async def test_a_successor_goes_on_at_once_however_often_the_session_was_opened(
     assert claim is not None
     house.start()
     await house.answers("r0")
-    (template,) = house.opens()
+    template = house.opens()[0]
     last = (claim.term + 1) * REOPENS_PER_TERM - 1
     old = msgspec.structs.replace(
         template, session=session_id("r1"), edge="edge-0", incarnation=last

@@ -140,6 +140,7 @@ def test_a_directory_without_safetensors_is_a_clear_error(tmp_path: Path, own_ca
     assert copies(own_cache) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_half_written_and_two_processes_convert_once(
     tmp_path: Path, own_cache: Path

@@ -124,6 +124,7 @@ def texts() -> list[str]:
     return fixed + ["".join(source.choices(alphabet, k=source.randint(1, 60))) for _ in range(300)]
 
 
+@pytest.mark.long
 @needs_coder
 @pytest.mark.slow
 def test_the_real_tokenizer_encodes_as_transformers_own(coder: Any, reference: Any) -> None:
@@ -146,6 +147,7 @@ def test_the_real_chat_template_opens_the_assistants_turn(coder: Any) -> None:
     assert prompt[0] == 151_644
 
 
+@pytest.mark.long
 @needs_coder
 @pytest.mark.slow
 @pytest.mark.timeout(300)

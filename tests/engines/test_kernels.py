@@ -134,6 +134,7 @@ print(probe(CausalNetwork(decoder, 200, integer), 200, torch.device("cpu")).dige
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow_model
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="compiles for another x86 processor")
 def test_the_bits_do_not_depend_on_the_processor(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_an_unwritable_cache_is_a_clear_error(
         resolve_source(str(save_tiny_gguf(tmp_path / "tiny.gguf")))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_convert_one_file_once(tmp_path: Path) -> None:
     path = save_tiny_gguf(tmp_path / "tiny.gguf")

@@ -218,6 +218,7 @@ def test_windows_and_single_tokens_differ_only_by_rounding(
 # --- the default pair -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow_model
 @pytest.mark.timeout(300)
 def test_windows_of_the_default_target_commit_what_transformers_generates() -> None:

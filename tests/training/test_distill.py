@@ -81,6 +81,7 @@ def killed_in_training(target: Path, out: Path, prompts: Path) -> None:
         assert running.wait() == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_a_killed_distillation_goes_on_improves_its_draft_and_serves(
     target: LoadedModel, prompts: Path, tmp_path: Path
 ) -> None:
