@@ -11,6 +11,8 @@ from msgspec.structs import replace
 from bus.protocol.arrays import Float16Array, Int32Array, pack_tokens
 from bus.protocol.messages import (
     DraftWindow,
+    Fault,
+    FaultCode,
     Feedback,
     FinishReason,
     OpenSession,
@@ -23,6 +25,7 @@ from decoding.edge_events import (
     Effect,
     Ended,
     Event,
+    FaultArrived,
     Opened,
     Started,
     WindowJudged,
@@ -174,3 +177,7 @@ def judged(message: Feedback, **changes: Any) -> WindowJudged:
         at_ms=30.0,
     )
     return replace(facts, **changes)
+
+
+def fault(code: FaultCode) -> FaultArrived:
+    return FaultArrived(Fault("s1", code, "why"), 30.0)

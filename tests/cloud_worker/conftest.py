@@ -1,0 +1,201 @@
+"""A real cloud worker on loopback with a tiny target, and messages to it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench.reference import generate_alone
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.messages import (
+    DraftWindow,
+    Feedback,
+    Message,
+    OpenSession,
+    Outcome,
+    SessionReady,
+)
+from bus.runtime.worker import new_record
+from bus.settings import BusSettings
+from bus.transport.sockets import Sockets
+from cloud_worker.server import CloudWorker
+from cloud_worker.session import CloudSession
+from cloud_worker.settings import CloudSettings
+from decoding.sampling import SamplingParams
+from engines.thread import ModelThread
+from engines.torch.target import TargetCache, TargetModel
+from tests.engines.tiny import save_tiny
+
+PATIENCE_S = 30.0
+PROMPT = (5, 17, 99, 42, 7, 120)
+NEVER: frozenset[int] = frozenset()
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> TargetModel:
+    return TargetModel.load(str(save_tiny(tmp_path_factory.mktemp("target"))), "float32", "cpu")
+
+
+class Controller:
+    """Takes what the worker reports."""
+
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+
+    def report(self, message: Message) -> None:
+        self.reports.append(message)
+
+
+class House:
+    """A running cloud worker and the edges that talk to it."""
+
+    def __init__(self, worker: CloudWorker, settings: CloudSettings, sockets: Sockets) -> None:
+        self.worker, self.sockets, self.counters = worker, sockets, sockets.counters
+        self.controller: Any = worker._controller
+        self.record = worker.describe(new_record(settings, "cloud"))
+        self.outbox = sockets.outbox(self.record.endpoints["windows"])
+        self.heard: dict[str, list[Any]] = {}
+        self.tasks = [asyncio.create_task(worker.receive())]
+        for edge in ("edge-1", "edge-2"):
+            self.tasks.append(asyncio.create_task(self._listen(edge)))
+
+    async def _listen(self, edge: str) -> None:
+        heard = self.heard.setdefault(edge, [])
+        listener = self.sockets.listener(self.record.endpoints["feedback"], edge)
+        await listener.deliver(lambda message, _size: heard.append(message))
+
+    async def ask(
+        self, message: Message, kind: type[Any], edge: str = "edge-1", **expected: Any
+    ) -> Any:
+        """Send until an answer of this kind comes, as an edge does."""
+        heard = self.heard.setdefault(edge, [])
+        heard.clear()
+        for _ in range(int(PATIENCE_S / 0.2)):
+            self.outbox.send(message)
+            for _ in range(100):
+                await asyncio.sleep(0.002)
+                for answer in heard:
+                    if isinstance(answer, kind) and all(
+                        getattr(answer, name) == value for name, value in expected.items()
+                    ):
+                        return answer
+        raise AssertionError(f"no {kind.__name__} {expected} among {heard}")
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async def wait() -> None:
+            while not condition():  # noqa: ASYNC110 - counters notify nobody
+                await asyncio.sleep(0.002)
+
+        await asyncio.wait_for(wait(), PATIENCE_S)
+
+    def reported(self, kind: type[Any]) -> list[Any]:
+        return [message for message in self.controller.reports if isinstance(message, kind)]
+
+    async def answers_truly(self, target: TargetModel, session: str = "still-alive") -> None:
+        """The worker lives: a new session is opened and a window of the target's own accepted."""
+        await self.ask(opening(target, session=session), SessionReady, session=session)
+        alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 4, NEVER))
+        message = window(alone[:3], session=session)
+        answer = await self.ask(message, Feedback, session=session)
+        assert (answer.outcome, answer.num_accepted, answer.next_token) == (
+            Outcome.ACCEPTED, 3, alone[3],
+        )  # fmt: skip
+
+
+Start = Callable[..., House]
+
+
+@pytest.fixture
+async def start(
+    target: TargetModel, bus_settings: BusSettings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Start]:
+    """However its sessions end, a worker gives each one's cache back once, on the model thread."""
+    houses: list[House] = []
+    thread = ModelThread(1)
+    begun: list[CloudSession] = []
+    given_back: list[tuple[TargetCache, str]] = []
+
+    begin = CloudSession.begin
+
+    def recorded(session: CloudSession, *args: Any) -> None:
+        begin(session, *args)
+        begun.append(session)
+
+    def close(cache: TargetCache) -> None:
+        given_back.append((cache, threading.current_thread().name))
+
+    monkeypatch.setattr(CloudSession, "begin", recorded)
+    monkeypatch.setattr(target, "close", close)
+
+    def make(**settings: Any) -> House:
+        full = CloudSettings.load(
+            redis_url=bus_settings.redis_url, key_prefix=bus_settings.key_prefix,
+            worker_id="cloud-1", **settings,
+        )  # fmt: skip
+        sockets = Sockets(full)
+        controller: Any = Controller()
+        worker = CloudWorker(full, target, thread, sockets, controller)
+        houses.append(House(worker, full, sockets))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        assert not any(task.done() for task in house.tasks), "the worker lives on"
+        for task in house.tasks:
+            task.cancel()
+        await house.worker.drain(PATIENCE_S)
+        house.sockets.close()
+    await thread.call(lambda: None)  # what was submitted before has ended
+    thread.close()
+    assert {name for _, name in given_back} <= {"model"}
+    assert sorted(id(c) for c, _ in given_back) == sorted(id(s.cache) for s in begun)
+
+
+def opening(target: TargetModel, **changes: Any) -> OpenSession:
+    plain = OpenSession(
+        session="s1",
+        client="c1",
+        edge="edge-1",
+        incarnation=1,
+        epoch=0,
+        next_seq=0,
+        method="sd",
+        prompt=pack_tokens(PROMPT),
+        committed=b"",
+        seed=5,
+        max_new_tokens=20,
+        temperature=0.0,
+        top_p=1.0,
+        top_k=0,
+        tokenizer_digest=target.tokenizer_digest,
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def window(tokens: list[int] | tuple[int, ...], **changes: Any) -> DraftWindow:
+    """Each token with probability 3/4 and token 0 with 1/4."""
+    others = [i for token in tokens for i in (token, 0 if token else 1)]
+    plain = DraftWindow(
+        session="s1",
+        incarnation=1,
+        epoch=0,
+        seq=0,
+        start=len(PROMPT),
+        tokens=pack_tokens(tokens),
+        q_ids=pack_tokens(others),
+        q_probs=np.tile(np.array([0.75, 0.25], "<f2"), len(tokens)).tobytes(),
+        threshold=0.1,
+        control_version=0,
+        draft_ms=6.0,
+        edge_ms=26.0,
+        rework_ms=3.0,
+        rtt_ms=9.0,
+        awaits=True,
+    )
+    return msgspec.structs.replace(plain, **changes)

@@ -1,0 +1,323 @@
+"""A cloud worker given garbage, failures, too many sessions and idle ones."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+import zmq.asyncio
+
+from bench.reference import generate_alone
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.codec import AnyMessage
+from bus.protocol.messages import (
+    CloseSession,
+    ControlUpdate,
+    Fault,
+    FaultCode,
+    Feedback,
+    Message,
+    Outcome,
+    SessionClosed,
+    SessionReady,
+    WindowReport,
+)
+from bus.runtime.worker import Lifecycle
+from bus.store import Store
+from cloud_worker import server
+from cloud_worker.session import CloudSession
+from decoding.cloud_events import Prefilled
+from decoding.sampling import SamplingParams
+from engines.torch.target import TargetModel
+from tests.cloud_worker.conftest import (
+    NEVER,
+    PATIENCE_S,
+    PROMPT,
+    Start,
+    opening,
+    window,
+)
+from tests.engines.tiny import CONTEXT_LENGTH
+
+# --- garbage ----------------------------------------------------------------------------------
+
+
+async def test_garbage_frames_are_counted_and_harm_nobody(
+    start: Start, target: TargetModel
+) -> None:
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    frames = [b"", b"\xff" * 100, b"\x91" * 2000, b"\x93\x01\x02", b"\x92\x02\x03", bytes(10_000)]
+    with zmq.asyncio.Context() as context, context.socket(zmq.PUSH) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.connect(house.worker.endpoint)
+        for frame in frames:
+            await stranger.send(frame)
+        await house.until(lambda: house.counters["bad_frames"] == len(frames))
+    await house.answers_truly(target)
+
+
+async def test_messages_that_belong_elsewhere_are_counted(
+    start: Start, target: TargetModel
+) -> None:
+    house = start()
+    house.outbox.send(ControlUpdate("s1", 1, 1, 0.1, 4, 0.0, 0.0))
+    house.outbox.send(SessionReady("s1", 1, "cloud-9"))
+    await house.until(lambda: house.counters["unexpected_messages"] == 2)
+    await house.answers_truly(target)
+
+
+async def test_valid_messages_in_any_order_harm_nobody(start: Start, target: TargetModel) -> None:
+    """A thousand of them, about three sessions, with numbers that fit now and then."""
+    house = start(max_sessions=3, evict_idle_s=0.0)
+    draw = np.random.default_rng(3)
+
+    def some(most: int) -> int:
+        return int(draw.integers(0, most))
+
+    def any_message() -> Message:
+        session, incarnation = f"s{some(3)}", some(3)
+        committed = tuple(int(t) for t in draw.integers(0, 290, some(4)))
+        match some(4):
+            case 0:
+                return CloseSession(session, incarnation, "")
+            case 1:
+                return opening(
+                    target, session=session, incarnation=incarnation, epoch=some(2),
+                    next_seq=some(2), committed=pack_tokens(committed),
+                    temperature=(0.0, 1.0, 1e-3, 100.0)[some(4)], top_k=some(3),
+                    top_p=(1.0, 0.5, 1e-9)[some(3)],
+                )  # fmt: skip
+            case _:
+                tokens = tuple(int(t) for t in draw.integers(0, 290, 1 + some(4)))
+                return window(
+                    tokens, session=session, incarnation=incarnation, epoch=some(2),
+                    seq=some(3), start=len(PROMPT) + some(3),
+                )  # fmt: skip
+
+    for _ in range(20):
+        for _ in range(50):
+            house.outbox.send(any_message())
+        await asyncio.sleep(0.01)
+    await house.answers_truly(target)
+    assert house.counters["failed_jobs"] == 0
+
+
+async def test_a_model_that_fails_ends_its_session_only(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    with monkeypatch.context() as broken:
+
+        def failing(*_: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        broken.setattr(target, "run", failing)
+        fault = await house.ask(window((7, 9)), Fault)
+    assert fault.code is FaultCode.MODEL_FAILED
+    assert "out of memory" in fault.detail
+    assert house.counters["failed_jobs"] >= 1
+    assert house.reported(SessionClosed)[0].reason == "failed"
+    await house.answers_truly(target)
+
+
+async def test_an_engine_that_cannot_open_leaves_no_session_behind(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left half open, it would take a place until it expires, and every message would fail."""
+    house = start(max_sessions=1, evict_idle_s=1000.0)
+    with monkeypatch.context() as broken:
+
+        def failing(*_: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        broken.setattr(target, "open", failing)
+        fault = await house.ask(opening(target), Fault)
+    assert (fault.code, fault.session) == (FaultCode.MODEL_FAILED, "s1")
+    assert "out of memory" in fault.detail
+    assert house.counters["failed_messages"] == 0
+    await house.answers_truly(target)
+
+
+async def test_a_message_that_cannot_be_handled_ends_its_session_only(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    handle = CloudSession.handle
+
+    def failing(session: CloudSession, event: Any) -> None:
+        if session.state.session == "s1":
+            raise LookupError("a bug")
+        handle(session, event)
+
+    monkeypatch.setattr(CloudSession, "handle", failing)
+    fault = await house.ask(window((7, 9)), Fault)
+    assert (fault.code, fault.detail) == (FaultCode.MODEL_FAILED, "the target failed: a bug")
+    await house.answers_truly(target)
+
+
+async def test_an_impossible_event_is_counted_and_survived(
+    start: Start, target: TargetModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    (session,) = house.worker._sessions.values()
+    house.worker._completed([(session, Prefilled(99, 0.0))])
+    assert house.counters["impossible_events"] == 1
+    assert "Prefilled of job 99" in caplog.text
+    assert "OpenSession" in caplog.text  # the story
+    await house.answers_truly(target)
+
+
+async def test_an_older_life_is_told_so_and_does_not_keep_the_session_alive(
+    start: Start, target: TargetModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "EXPIRY_CHECK_S", 0.01)
+    house = start(session_ttl_s=0.3)
+    await house.ask(opening(target, incarnation=9), SessionReady)
+    fault = await house.ask(opening(target, incarnation=8, edge="edge-2"), Fault, edge="edge-2")
+    assert fault.code is FaultCode.STALE_INCARNATION
+    assert "incarnation 8 is older than 9" in fault.detail
+    lifecycle = Lifecycle(house.worker._settings, store, house.record)
+    watching = asyncio.create_task(house.worker.watch(lifecycle))
+
+    def asked_in_vain() -> bool:
+        house.outbox.send(opening(target, incarnation=8, edge="edge-2"))
+        house.outbox.send(window((7, 9), incarnation=8))
+        return bool(house.reported(SessionClosed))
+
+    await house.until(asked_in_vain)
+    assert house.reported(SessionClosed)[0].reason == "expired"
+    watching.cancel()
+
+
+async def test_a_report_that_waits_for_its_turn_is_not_sent_after_the_end(
+    start: Start, target: TargetModel
+) -> None:
+    """It would open the session anew at the controller."""
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    (session,) = house.worker._sessions.values()
+    await house.until(lambda: not session.busy)
+    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 2, NEVER))
+    report, sent = session._report_window, house.controller.reports
+
+    def at_the_end(effect: Any) -> None:
+        house.worker._drop(session, "length")
+        report(effect)
+
+    session._report_window = at_the_end  # type: ignore[method-assign]
+    await house.ask(window(alone), Feedback)
+    await house.until(lambda: house.reported(SessionClosed))
+    assert isinstance(sent[-1], SessionClosed)
+    assert house.reported(WindowReport) == []
+
+
+async def test_places_are_given_in_the_order_of_asking(start: Start, target: TargetModel) -> None:
+    house = start(max_sessions=1, evict_idle_s=1000.0)
+    await house.ask(opening(target), SessionReady)
+    for name in ("s2", "s3"):
+        await house.ask(opening(target, session=name), Fault, session=name)
+    house.outbox.send(CloseSession("s1", 1, "length"))
+    fault = await house.ask(opening(target, session="s3"), Fault, session="s3")
+    assert "0 sessions are open, 2 wait" in fault.detail
+    await house.ask(opening(target, session="s2"), SessionReady, session="s2")
+    house.outbox.send(CloseSession("s3", 1, "cancelled"))
+    house.outbox.send(CloseSession("s2", 1, "length"))
+    await house.ask(opening(target, session="s4"), SessionReady, session="s4")
+
+
+# --- number and age of sessions ---------------------------------------------------------------
+
+
+async def test_a_full_worker_sends_edges_elsewhere(start: Start, target: TargetModel) -> None:
+    house = start(max_sessions=1, evict_idle_s=1000.0)
+    await house.ask(opening(target), SessionReady)
+    fault = await house.ask(opening(target, session="s2"), Fault)
+    assert (fault.session, fault.code) == ("s2", FaultCode.OVERLOADED)
+    await house.ask(opening(target), SessionReady)  # the one it has goes on
+
+
+async def test_a_full_worker_frees_the_session_idle_for_longest(
+    start: Start, target: TargetModel
+) -> None:
+    house = start(max_sessions=2, evict_idle_s=0.0)
+    for session in ("s1", "s2"):
+        await house.ask(opening(target, session=session), SessionReady, session=session)
+    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 2, NEVER))
+    await house.ask(window(alone), Feedback)  # s1 is used, s2 is not
+    await house.ask(opening(target, session="s3"), SessionReady, session="s3")
+    assert house.counters["evictions"] == 1
+    assert [(m.session, m.reason) for m in house.reported(SessionClosed)] == [("s2", "evicted")]
+    answer = await house.ask(window(alone, session="s2"), Feedback, session="s2")
+    assert answer.outcome is Outcome.UNKNOWN_SESSION
+
+
+async def test_a_closed_session_is_freed_but_not_by_an_older_life_of_its_own(
+    start: Start, target: TargetModel
+) -> None:
+    house = start(max_sessions=1, evict_idle_s=1000.0)
+    await house.ask(opening(target, incarnation=5), SessionReady)
+    house.outbox.send(CloseSession("s1", 4, "late"))
+    house.outbox.send(CloseSession("unknown", 4, "late"))
+    fault = await house.ask(opening(target, session="s2"), Fault)
+    assert fault.code is FaultCode.OVERLOADED
+    house.outbox.send(CloseSession("s1", 5, "length"))
+    await house.ask(opening(target, session="s2"), SessionReady, session="s2")
+    assert [(m.session, m.reason) for m in house.reported(SessionClosed)] == [("s1", "length")]
+
+
+async def test_sessions_nobody_uses_expire(
+    start: Start, target: TargetModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "EXPIRY_CHECK_S", 0.01)
+    house = start(session_ttl_s=0.2)
+    await house.ask(opening(target), SessionReady)
+    lifecycle = Lifecycle(house.worker._settings, store, house.record)
+    watching = asyncio.create_task(house.worker.watch(lifecycle))
+    await house.until(lambda: house.reported(SessionClosed))
+    assert house.reported(SessionClosed)[0].reason == "expired"
+    await house.until(lambda: lifecycle.record.counters.get("expired_sessions") == 1)
+    assert lifecycle.record.load == 0
+    watching.cancel()
+
+
+async def test_a_worker_that_leaves_tells_its_edges_and_takes_nobody_new(
+    start: Start, target: TargetModel
+) -> None:
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    house.heard["edge-1"].clear()
+    await house.worker.drain(PATIENCE_S)
+    await house.until(
+        lambda: any(
+            isinstance(m, Fault) and m.code is FaultCode.OVERLOADED for m in house.heard["edge-1"]
+        )
+    )
+    assert house.reported(SessionClosed)[0].reason == "worker left"
+    fault = await house.ask(opening(target, session="s2"), Fault)
+    assert (fault.code, fault.detail) == (FaultCode.OVERLOADED, "leaving")
+
+
+async def test_the_registry_record_says_what_it_runs(start: Start, target: TargetModel) -> None:
+    house = start(max_sessions=7)
+    record = house.record
+    assert (record.bitwise, record.probe_digest) == (target.probe.bitwise, target.probe.digest)
+    assert (record.worker_id, record.role, record.dtype, record.device) == (
+        "cloud-1", "cloud", "float32", "cpu",
+    )  # fmt: skip
+    assert (record.tokenizer_digest, record.vocab_size, record.context_length) == (
+        target.tokenizer_digest, target.vocab_size, CONTEXT_LENGTH,
+    )  # fmt: skip
+    assert record.eos_tokens == tuple(sorted(target.eos_tokens))
+    assert record.capacity == 7
+    assert set(record.endpoints) == {"windows", "feedback"}
+
+
+def test_messages_are_what_the_codec_knows() -> None:
+    assert isinstance(window((1,)), AnyMessage)
