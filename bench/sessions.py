@@ -13,7 +13,6 @@ import asyncio
 import itertools
 import json
 import statistics
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -43,7 +42,6 @@ from launch.supervisor import ProcessSpec, ProcessTree
 
 HERE, THERE = "here", "there"
 _EDGE = "bench"
-_READY_S = 120.0
 _LONG_PROMPT = 1500
 
 Tokens = tuple[int, ...]
@@ -294,11 +292,13 @@ def _command(
         **module_env(), "E2SCI_REDIS_URL": redis_url, "E2SCI_WORKER_ID": name,
         "E2SCI_THREADS": "1", "E2SCI_DTYPE": dtype, "E2SCI_PREFIX_CACHE_MB": "0",
     }  # fmt: skip
-    if root is None:
-        return module_command("cloud_worker"), env
-    if not (root / "cloud_worker").is_dir():
-        raise ConfigurationError(f"{root} is no checkout of this project; expected cloud_worker/")
-    return (sys.executable, "-P", "-m", "cloud_worker"), {**env, "PYTHONPATH": str(root)}
+    if root is not None:
+        if not (root / "cloud_worker").is_dir():
+            raise ConfigurationError(
+                f"{root} is no checkout of this project; expected cloud_worker/"
+            )
+        env["PYTHONPATH"] = str(root)
+    return module_command("cloud_worker"), env
 
 
 async def _ready(store: Store) -> set[str]:

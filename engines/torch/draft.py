@@ -18,6 +18,7 @@ the default target; a directory that `e2sci distill` wrote holds
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,8 +53,8 @@ from engines.torch.loading import (
     load_tokenizer,
     quiet_transformers,
 )
-from engines.torch.network import Body, CausalNetwork, fast_body
-from engines.torch.parts import Part
+from engines.torch.network import Body, CausalNetwork, Network, fast_body
+from engines.torch.parts import Part, wanted_rows
 from engines.torch.precision import NumberFormat, resolve_device, resolve_format, torch_dtype
 from engines.torch.sources import (
     DEFAULT_SPEC,
@@ -89,6 +90,10 @@ class DraftNetwork(Protocol):
     head_size: int
     weight_bytes: int
 
+    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+        """As `engines.torch.network.Network.run`, with H logits a row."""
+        ...
+
     def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
         """Run int64[n] after what `cache` holds; float[num_rows, H] of the last positions."""
         ...
@@ -108,7 +113,7 @@ class LoadedDraft:
     tokenizer_digest: str
 
 
-class WholeDraft:
+class WholeDraft(Network):
     """Any causal language model as a draft; rows beyond the real tokens are cut off."""
 
     vocab: Int32Array | None = None
@@ -118,12 +123,12 @@ class WholeDraft:
         self.head_size = head_size
         self.weight_bytes = network.weight_bytes
 
-    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
-        """Run int64[n] after what `cache` holds; float[num_rows, H] of the last positions."""
-        return self._network.logits(input_ids, cache, num_rows)
+    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+        """As `Network.run`."""
+        return self._network.run(parts)
 
 
-class TrimmedDraft:
+class TrimmedDraft(Network):
     """Layers of a model with a head of a part of the vocabulary."""
 
     def __init__(self, body: Body, head: Product, vocab: Int32Array) -> None:
@@ -133,10 +138,10 @@ class TrimmedDraft:
         self.head_size = int(vocab.size)
         self.weight_bytes = body.weight_bytes + head.num_bytes
 
-    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
-        """Run int64[n] after what `cache` holds; float[num_rows, H] of the last positions."""
-        states = self._body.forward([Part(input_ids.tolist(), cache)])
-        return self._head(states[-num_rows:])
+    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+        """As `Network.run`."""
+        states = self._body.forward(parts)[wanted_rows(parts)]
+        return self._head(states), states
 
 
 def _narrowed(decoder: IntegerDecoder) -> TrimmedDraft:

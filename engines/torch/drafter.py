@@ -109,7 +109,7 @@ class ModelDrafter:
         cuts long prompts into chunks."""
         missing = self.prefixes.fill(cache.prefix, tokens, num_rows=0)
         if missing:
-            cache.prefix.run(self._network, missing, 1, self.device)
+            cache.prefix.run(self._network, missing, 0)
 
     def draft(
         self,
@@ -154,7 +154,7 @@ class ModelDrafter:
     def _run(self, cache: DraftCache, tokens: Sequence[int]) -> Tensor:
         """Logits of the last of `tokens`, float[H]."""
         missing = self.prefixes.fill(cache.prefix, tokens, num_rows=1)
-        return cache.prefix.run(self._network, missing, 1, self.device)[0]
+        return cache.prefix.run(self._network, missing, 1)[0]
 
     def _proposal(
         self, logits: Tensor, cache: DraftCache, position: int

@@ -8,6 +8,7 @@ sampling or sessions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -63,7 +64,24 @@ def fast_body(body: Any, layout: Layout) -> Body:
     return ModuleBody(body)
 
 
-class CausalNetwork:
+class Network(ABC):
+    """What runs tokens to logits, V of them a row."""
+
+    @abstractmethod
+    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+        """Run the parts in one pass; of the rows wanted float[w, V] logits and float[w, hidden]
+        states after the last norm, where the network gives them.
+
+        Raises:
+            LocalError: a tree of tokens, and the network runs chains alone.
+        """
+
+    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
+        """Run int64[n] after what `cache` holds; float[num_rows, V] of the last positions."""
+        return self.run([Part.of(input_ids.tolist(), cache, num_rows)])[0]
+
+
+class CausalNetwork(Network):
     """A causal language model; rows of the vocabulary behind the real tokens are cut off.
 
     Attributes:
@@ -96,23 +114,12 @@ class CausalNetwork:
         return self._fast is not None
 
     def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
-        """Run the parts in one pass; of the rows wanted float[w, V] logits and float[w, hidden]
-        states after the last norm, where the network gives them.
-
-        Raises:
-            LocalError: a tree of tokens, and the network runs chains alone.
-        """
+        """As `Network.run`."""
         if self._fast:
             body, head = self._fast
             states = body.forward(parts)[wanted_rows(parts)]
             return head(states)[:, : self._vocab_size], states
         return torch.cat([self._run_modules(part) for part in parts]), None
-
-    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
-        """Run int64[n] after what `cache` holds; float[num_rows, V] of the last positions."""
-        tokens = input_ids.tolist()
-        wanted = range(len(tokens) - num_rows, len(tokens))
-        return self.run([Part(tokens, cache, wanted=wanted)])[0]
 
     def _run_modules(self, part: Part) -> Tensor:
         if part.parents:

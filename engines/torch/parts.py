@@ -27,6 +27,11 @@ class Part:
     parents: Sequence[int] = ()
     wanted: Sequence[int] = ()
 
+    @classmethod
+    def of(cls, tokens: Sequence[int], cache: KVCache, num_rows: int) -> Part:
+        """A chain of which the last `num_rows` rows are wanted."""
+        return cls(tokens, cache, wanted=range(len(tokens) - num_rows, len(tokens)))
+
     @property
     def size(self) -> int:
         return len(self.tokens)

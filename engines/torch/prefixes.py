@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakSet
 
-import torch
 from torch import Tensor
 
 from engines.torch.cache import KVCache
+from engines.torch.parts import Part
 
 MIN_REUSED = 16
 """Fewer positions are not worth a search and a copy: the pass that runs anyway takes them along."""
@@ -33,8 +33,8 @@ MIN_REUSED = 16
 class Network(Protocol):
     """What runs a prefix's tokens."""
 
-    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
-        """Run int64[n] after what `cache` holds; float[num_rows, V] of the last positions."""
+    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+        """As `engines.torch.network.Network.run`."""
         ...
 
 
@@ -71,13 +71,10 @@ class Prefix:
         self.branches = []
         self.is_whole = self.length == len(self.tokens)
 
-    def run(
-        self, network: Network, tokens: Sequence[int], num_rows: int, device: torch.device
-    ) -> Tensor:
+    def run(self, network: Network, tokens: Sequence[int], num_rows: int) -> Tensor:
         """Run tokens after those held; float[num_rows, V] logits of the last of them."""
-        ids = torch.tensor(list(tokens), dtype=torch.long, device=device)
         with self.running(tokens):
-            return network.logits(ids, self.keys_values, num_rows)
+            return network.run([Part.of(tokens, self.keys_values, num_rows)])[0]
 
     @contextlib.contextmanager
     def running(self, tokens: Sequence[int], parents: Sequence[int] = ()) -> Iterator[None]:

@@ -124,12 +124,11 @@ class Rows:
 
     def _top(self, row: int, mass: float) -> tuple[Int32Array, Float64Array]:
         size = min(NUM_TOP, self.logits.shape[1])
-        values = self.logits[row].topk(size).values.cpu().numpy()
-        (able,) = np.nonzero(self.logits[row].cpu().numpy() >= values[-1])  # all of a tie
-        logits = self.logits[row].cpu().numpy()[able]
-        order = np.lexsort((able, -logits))[:size]
-        below = (logits[order] - self.peak[row].cpu().numpy()).astype(np.float64)
-        return able[order].astype(np.int32), below - np.log(mass)
+        logits = self.logits[row].cpu().numpy()
+        (able,) = np.nonzero(logits >= np.partition(logits, -size)[-size])  # all of a tie
+        able = able[np.lexsort((able, -logits[able]))[:size]]
+        below = (logits[able] - logits[able[0]]).astype(np.float64)
+        return able.astype(np.int32), below - np.log(mass)
 
     def _hidden(self, row: int) -> Float32Array:
         if self.states is None:

@@ -47,14 +47,6 @@ class TargetCache:
         return self.prefix.length
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """A segment as the network runs it; its part may be empty."""
-
-    prefix: Prefix
-    part: Part
-
-
 class TargetModel:
     """A causal language model with its tokenizer, as a `decoding.engine.Target`.
 
@@ -121,19 +113,18 @@ class TargetModel:
             segment.check()
             if segment.parents and not self.capabilities.trees:
                 raise LocalError(f"{self.name} runs chains of tokens, not trees")
-        passes = [self._pass(segment) for segment in batch]
-        parts = [each.part for each in passes if each.part.tokens]
-        logits, states = self._network_run(passes, parts) if parts else (None, None)
+        left = [(segment.cache.prefix, self._part(segment)) for segment in batch]
+        parts = [part for _, part in left if part.tokens]
+        with contextlib.ExitStack() as running:
+            for prefix, part in left:
+                if part.tokens:
+                    running.enter_context(prefix.running(part.tokens, part.parents))
+            logits, states = self.network.run(parts) if parts else (None, None)
         rows, first = list[list[TargetRow]](), 0
         for segment in batch:
-            size = len(segment.wants)
-            rows.append([])
-            if not size:
-                segment.cache.rows = []
-            elif logits is not None:
-                part = slice(first, first + size)
-                rows[-1] = self._reduced(segment, logits[part], states, part)
-            first += size
+            own = slice(first, first + len(segment.wants))
+            rows.append(self._reduced(segment, own, logits, states))
+            first = own.stop
         judged = sum(part.size for part in parts if part.wanted)
         if judged:  # a pass that only reads a prompt takes its own time
             self.padding.wait(began, judged)
@@ -164,8 +155,9 @@ class TargetModel:
         (rows,) = self.run([Segment(cache, tuple(feed), wants)])
         return rows, 1e3 * (time.perf_counter() - began)
 
-    def _pass(self, segment: Segment[TargetCache]) -> _Pass:
-        """What is left to run of a segment after what other sessions have run."""
+    def _part(self, segment: Segment[TargetCache]) -> Part:
+        """What is left to run of a segment after what other sessions have run; maybe nothing, where
+        no row is wanted."""
         prefix = segment.cache.prefix
         tokens: Sequence[int] = segment.tokens
         wanted = [want.index for want in segment.wants]
@@ -174,25 +166,20 @@ class TargetModel:
             tokens = self.prefixes.fill(prefix, tokens, num_rows)
         skipped = len(segment.tokens) - len(tokens)
         wanted = [index - skipped for index in wanted]
-        return _Pass(prefix, Part(tokens, prefix.keys_values, segment.parents, wanted))
-
-    def _network_run(
-        self, passes: Sequence[_Pass], parts: Sequence[Part]
-    ) -> tuple[Tensor, Tensor | None]:
-        ran = [each for each in passes if each.part.tokens]
-        with contextlib.ExitStack() as stack:
-            for each in ran:
-                stack.enter_context(each.prefix.running(each.part.tokens, each.part.parents))
-            return self.network.run(parts)
+        return Part(tokens, prefix.keys_values, segment.parents, wanted)
 
     def _reduced(
         self,
         segment: Segment[TargetCache],
-        logits: Tensor,
+        own: slice,
+        logits: Tensor | None,
         states: Tensor | None,
-        part: slice,
     ) -> list[TargetRow]:
+        """A segment's rows, which are also kept to be asked for again."""
         cache = segment.cache
-        rows = Rows.of(logits, cache.sampling, None if states is None else states[part])
+        if not segment.wants or logits is None:
+            cache.rows = []
+            return []
+        rows = Rows.of(logits[own], cache.sampling, None if states is None else states[own])
         cache.rows = [*cache.rows, rows] if segment.continues else [rows]
         return rows.reduce(segment.wants)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from engines.row import DrafterRow
 from engines.torch.cache import KVCache
 from engines.torch.draft import LoadedDraft, load_draft
 from engines.torch.drafter import ModelDrafter
+from engines.torch.network import Network
+from engines.torch.parts import Part
 from tests.engines.tiny import save_tiny
 
 GREEDY = SamplingParams()
@@ -175,15 +178,16 @@ def test_prefill_in_chunks_equals_one_pass(model: ModelDrafter) -> None:
 
 
 def test_rows_of_a_trimmed_head_stand_for_the_targets_ids(loaded: LoadedDraft) -> None:
-    class Trimmed:
+    class Trimmed(Network):
         """The whole network cut to every third token."""
 
         vocab: Int32Array | None = np.arange(0, 290, 3, dtype=np.int32)
         head_size = 97
         weight_bytes = loaded.network.weight_bytes
 
-        def logits(self, input_ids: torch.Tensor, cache: KVCache, num_rows: int) -> torch.Tensor:
-            return loaded.network.logits(input_ids, cache, num_rows)[:, ::3]
+        def run(self, parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor | None]:
+            logits, states = loaded.network.run(parts)
+            return logits[:, ::3], states
 
     from dataclasses import replace
 

@@ -57,13 +57,6 @@ class Counted:
             raise RuntimeError("out of memory")
         return rows
 
-    def logits(self, input_ids: Tensor, cache: KVCache, num_rows: int) -> Tensor:
-        self.num_run += input_ids.shape[0]
-        rows: Tensor = self._network.logits(input_ids, cache, num_rows)
-        if self.fails:
-            raise RuntimeError("out of memory")
-        return rows
-
 
 def loaded(make: Any, seed: int = 0) -> LoadedModel:
     """A tiny model in int8."""
