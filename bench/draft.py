@@ -1,7 +1,7 @@
-"""`e2sci bench draft`: how often drafts are right, what a step costs, and what they would earn.
+"""`e2sci bench draft`: how often drafts are right, what a step costs, and their predicted goodput.
 
 Agreement, overlap and divergence are teacher-forced on the target's own greedy answers
-(`training.distill.evaluation`). A step is timed on one core, the drafts in turns. Goodput is a
+(`training.distill.evaluation`). A step is timed on one core, the drafts interleaved. Goodput is a
 prediction by G = E[L_acc] / E[T_seg] (docs/method.md, Objective) in lockstep, without overlap:
 T_seg = W · step + round trip + verification.
 """

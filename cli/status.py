@@ -61,7 +61,7 @@ async def read_story(settings: BusSettings, name: str) -> dict[str, list[str]]:
         await store.close()
     if not told:
         raise RequestError(
-            f"no worker has told of session or request {name!r}; "
+            f"no worker has reported session or request {name!r}; "
             "`e2sci status` lists those that run"
         )
     return told

@@ -93,7 +93,7 @@ class Work(Generic[Cache]):
         self.tokens = self.tokens[len(segment.tokens) :]
 
     def event(self, target: Target[Cache]) -> Event:
-        """What its session learns."""
+        """The event for its session."""
         job = self.effect.job
         if isinstance(self.effect, FetchRow):
             row = target.row(self.client.cache, self.effect.index, Want(0, full=True))

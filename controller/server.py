@@ -1,8 +1,9 @@
 """The controller's shell: reports in, updates out, state in Redis.
 
 It is off the token path: nobody waits for it, and a session whose controller is away goes on.
-Publishing never waits for Redis, where state is written behind (`controller.writes`): every start
-takes a higher term, so updates of a controller that was replaced are older than its successor's.
+Publishing never waits for Redis; state is written there asynchronously (`controller.writes`). Every
+start takes a higher term, so updates of a controller that was replaced are older than its
+successor's.
 
 A session that has ended is remembered for a while, so that a message that comes late does not open
 it anew: only an opening of a higher incarnation does.

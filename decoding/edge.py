@@ -12,7 +12,7 @@
                                              Draft what the pace allows
                … end reached      FINISHED   Commit, Send CloseSession, Finish
                … unknown session  OPENING    Send OpenSession with a higher incarnation;
-                                             SEEKING, SeekPeer where that came to nothing before
+                                             SEEKING, SeekPeer where that has failed before
     RUNNING    Tick, overdue      RUNNING    Send the window again; CheckPeer when it drags on
     OPENING,   PeerLost           SEEKING    SeekPeer
       RUNNING  FaultArrived
@@ -80,7 +80,7 @@ CHECK_PEER_AFTER_SENDS = 3
 GIVE_UP_AFTER_SENDS = 12
 """Sends without an answer after which even a registered peer counts as lost [ours]."""
 GIVE_UP_AFTER_FAILURES = 4
-"""Failures of cloud workers, without a verdict in between, that end the session [ours]."""
+"""Failures of cloud workers, without feedback in between, that end the session [ours]."""
 CURABLE = frozenset((FaultCode.OUT_OF_ORDER, FaultCode.MODEL_FAILED, FaultCode.STALE_INCARNATION))
 """Faults after which the session may well go on, here or elsewhere."""
 Step = tuple[EdgeState, tuple[Effect, ...]]
@@ -203,15 +203,15 @@ def _seek(state: EdgeState, why: str, pause_ms: float = 0.0, leave: bool = True)
 
 
 def _start_over(state: EdgeState, why: str, now_ms: float) -> Step:
-    """The two ends disagree: open again from our text. At once the first time; where no verdict
-    has come since, after a pause."""
+    """The two ends disagree: open again from our text. At once the first time; without
+    feedback since, after a pause."""
     if state.setbacks == 0:
         return _open(replace(state, setbacks=1), now_ms)
     return _retreat(state, why, leave=False)
 
 
 def _retreat(state: EdgeState, why: str, leave: bool = True) -> Step:
-    """Look for a worker again, and wait the longer the more often that came to nothing."""
+    """Look for a worker again; the more attempts have failed, the longer it waits."""
     if state.phase is Phase.SEEKING:
         return state, ()
     pause_ms = pause_before(state.setbacks)
@@ -284,7 +284,7 @@ def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
     num_before = sum(flight.message.num_tokens for flight in state.in_flight[:index])
     num_accepted = num_before + feedback.num_accepted
     if not fits(feedback, state.in_flight[index].message, len(state.tokens) + num_accepted):
-        return _start_over(state, "the cloud worker's verdict does not fit our text", now_ms)
+        return _start_over(state, "the cloud worker's feedback does not fit our text", now_ms)
     return _judged(state, feedback, index, num_accepted, now_ms)
 
 
@@ -378,7 +378,7 @@ def _fault(state: EdgeState, fault: Fault, now_ms: float) -> Step:
     why = f"{fault.code}: {fault.detail}"
     if fault.code is FaultCode.OVERLOADED:
         return _retreat(replace(state, unused=state.phase is Phase.OPENING), why)
-    if fault.code in CURABLE and state.phase is Phase.SEEKING:  # told twice
+    if fault.code in CURABLE and state.phase is Phase.SEEKING:  # a repeated fault
         return state, ()
     if fault.code not in CURABLE or state.failures + 1 >= GIVE_UP_AFTER_FAILURES:
         return _finish(state, FinishReason.ERROR, why)

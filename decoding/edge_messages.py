@@ -1,4 +1,4 @@
-"""What a session at the edge sends, made of its state; and which verdicts can answer it."""
+"""What a session at the edge sends, derived from its state; and which feedback can answer it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def window(state: EdgeState, event: Drafted) -> DraftWindow:
 
 
 def fits(feedback: Feedback, window: DraftWindow, verified: int) -> bool:
-    """Whether a verdict can be one on `window`, with `verified` tokens behind it."""
+    """Whether feedback can belong to `window`, after which `verified` tokens are verified."""
     given = 0 if feedback.next_token is None else 1
     if feedback.outcome is Outcome.ACCEPTED:
         counted = feedback.num_accepted == window.num_tokens

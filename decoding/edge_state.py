@@ -106,12 +106,12 @@ class EdgeState(Struct, frozen=True):
         job: number of the newest draft job; `drafting` while it runs; `job_awaits` where it is
             one of lockstep, `issued_ms` when it was asked for.
         flow: what the pace wants in flight, by `growth` = Π(1 + η_j) and `measures`.
-        heard_ms: when the last verdict of this incarnation came.
+        heard_ms: when the last feedback of this incarnation arrived.
         opens_sent, open_sent_ms: of `OpenSession` in this incarnation.
         last_incarnation: the last one this owner may use. unused: the present one was refused
             before any window went out under it.
         setbacks: times the session had to be opened again, failures: times a cloud worker failed,
-            both since the last verdict.
+            both since the last feedback.
         eos: tokens that end the answer, the target's.
     """
 

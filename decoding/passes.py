@@ -57,7 +57,7 @@ class SessionPass(Generic[Cache]):
         self.rows += rows
 
     def event(self, verify_ms: float, now_ms: float, share: float = 1.0) -> Event:
-        """What the session's machine learns once nothing is left; see `RowsReady`."""
+        """The event for the session's machine once nothing is left; see `RowsReady`."""
         job = self.forward.job
         if self.rejected:
             return PrehitFailed(job, self.kept[0], now_ms)

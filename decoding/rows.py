@@ -17,7 +17,8 @@ def reduced(
     """What is wanted of a row.
 
     Args:
-        logits: float64[V], V ≥ 2, real tokens only. hidden: float32[hidden], the state behind them.
+        logits: float64[V], V ≥ 2, real tokens only. hidden: float32[hidden], the state they were
+        computed from.
     """
     peak, best = float(logits.max()), int(np.argmax(logits))
     log_sum_exp = peak + float(np.log(np.exp(logits - peak).sum()))

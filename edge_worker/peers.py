@@ -46,8 +46,8 @@ class Peer:
         """Hand every message of this worker, and its size, to `receive`.
 
         Args:
-            failed: gets a message that `receive` could not handle, and why.
-            silenced: told, with the reason, should the listening itself fail.
+            failed: called with a message that `receive` could not handle, and the reason.
+            silenced: called with the reason if the listener itself fails.
         """
 
         def ended(task: asyncio.Task[None]) -> None:

@@ -76,8 +76,8 @@ class SessionContext:
 class EdgeSession:
     """State machine, cache, text and pending jobs of one prompt.
 
-    Whatever is raised on the way, by the engine, the tokenizer, a callback or a message, ends this
-    session with an error that its user can read, and nothing else.
+    Any exception of the engine, the tokenizer, a callback or a message ends only this session, with
+    an error that its user can read.
 
     Attributes:
         story: what happened to it last.
@@ -121,7 +121,7 @@ class EdgeSession:
             Exception: what the drafter raises; then there is nothing to close.
         """
         self.state, effects = edge.begin(spec, control, committed, incarnation, last_incarnation)
-        self.story.begun(now_ms(), f"takes up the request behind {len(committed)} tokens")
+        self.story.begun(now_ms(), f"resumes the request after {len(committed)} tokens")
         self._cache = self._context.drafter.open(spec.sampling, spec.prompt)
         self._run(effects)
 
@@ -132,7 +132,7 @@ class EdgeSession:
         except ImpossibleEventError as error:
             self._context.counters["impossible_events"] += 1
             self._log_story(f"{error}; ignored")
-        except Exception as error:  # noqa: BLE001 - whatever is raised ends this prompt only
+        except Exception as error:  # noqa: BLE001 - any exception ends only this prompt
             self._failed(error)
 
     def _advance(self, event: Event) -> None:
@@ -287,7 +287,7 @@ class EdgeSession:
     async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 - whatever is raised ends this prompt only
+        except Exception as error:  # noqa: BLE001 - any exception ends only this prompt
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""From a request to what a session is told of it."""
+"""From a request to a session's specification."""
 
 from __future__ import annotations
 

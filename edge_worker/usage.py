@@ -30,7 +30,7 @@ class FirstPass:
         self._last_ms = 0.0
 
     def judged(self, effect: WindowJudged) -> None:
-        """A verdict: windows that shared the first pass follow it without one of their own."""
+        """Feedback: windows that shared the first pass follow it without one of their own."""
         feedback = effect.feedback
         if self._end_ms is None:
             self._end_ms = effect.at_ms
@@ -42,13 +42,13 @@ class FirstPass:
 
     @property
     def seconds_since(self) -> float:
-        """From its first verdict to the last one."""
+        """From its first feedback to the last."""
         return 0.0 if self._end_ms is None else (self._last_ms - self._end_ms) / 1e3
 
 
 def within(effect: WindowJudged, kept: Sequence[bool]) -> WindowJudged:
-    """A verdict as far as its tokens became part of the answer: a stop string may end that in the
-    middle of an accepted window, and what lies behind it counts nowhere.
+    """Feedback restricted to the tokens that became part of the answer: a stop string may end it in
+    the middle of an accepted window, and tokens after it are not counted.
 
     Args:
         kept: of the tokens that stay, whether each was drafted.
@@ -117,7 +117,7 @@ class UsageMeter:
         self.timeline.sent(message, now_ms())
 
     def judged(self, effect: WindowJudged) -> None:
-        """A verdict."""
+        """Count a window's feedback."""
         feedback = effect.feedback
         self.timeline.judged(effect)
         self._first_pass.judged(effect)

@@ -1,4 +1,4 @@
-"""Whatever learns, outside the workers: drafts by distillation, calibrations with their predictor.
+"""Training code, outside the workers: drafts by distillation, calibrations with their predictor.
 
 | room | what |
 |---|---|

@@ -200,8 +200,8 @@ def _median(rows: Sequence[AnswerRow], value: Callable[[AnswerRow], float]) -> f
 
 
 def _goodput(rows: Sequence[AnswerRow]) -> float:
-    """Committed tokens a second; the time of prompts answered at once counts once. Rows of before
-    batches had names are told apart by their time."""
+    """Committed tokens a second; the time of prompts answered at once counts once. Rows
+    written before batches had names are distinguished by their time."""
     batches = {row.batch or row.batch_seconds: row.batch_seconds for row in rows}
     return sum(row.tokens for row in rows) / max(sum(batches.values()), 1e-9)
 

@@ -2,7 +2,7 @@
 
 One frozen struct per message, encoded as one MessagePack array `[version, tag, field, …]` (see
 `bus.protocol.codec`). Positions are absolute: index 0 is the first prompt token. Arrays are
-little-endian bytes whose dtype and shape stand in the field's comment; `bus.protocol.arrays` packs
+little-endian bytes whose dtype and shape are in the field's comment; `bus.protocol.arrays` packs
 and unpacks them.
 Durations are milliseconds, as float32 on the wire where `single_float` is set.
 

@@ -134,8 +134,9 @@ class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):
 
 
 class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
-    """What the controller was told about a window (`bus.protocol.messages.WindowReport`), and what
-    it thought of the session before: r̂ and Δr̂. It does not know the request, which stays empty.
+    """A window's report to the controller (`bus.protocol.messages.WindowReport`), with the
+    session's credit before it: r̂ and Δr̂. The controller does not know the request, which stays
+    empty.
     """
 
     epoch: int

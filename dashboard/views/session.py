@@ -87,10 +87,10 @@ def draw_request(settings: DashboardSettings, request: str) -> None:
 
 
 def _draw_story(story: dict[str, list[str]]) -> None:
-    """What the session's workers saw, for whoever asks why it stands where it stands."""
+    """The session's last events as its workers saw them."""
     with st.expander("Story", icon=":material/history:"):
         if not story:
-            st.caption("No worker has told of this session, or not for an hour.")
+            st.caption("No worker has reported this session within the last hour.")
         for worker, lines in story.items():
             st.caption(f"The last events at `{worker}`, and what it did:")
             st.code("\n".join(lines), language=None)

@@ -13,8 +13,8 @@ A pass is `run`: each thread runs the whole function on its share of every step 
 others between steps. Rows of several sessions, and of chains and trees of tokens, run together; a
 row attends to its session's prefix and its ancestors among the rows, in order of position.
 
-numba keeps the machine code on disk and makes it anew when this file changes: what is compiled
-together stands in this one file.
+numba caches the machine code on disk and invalidates it when this file changes, but not when an
+imported one does: everything that is compiled together is in this one file.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _compiled(function: _Function) -> _Function:
     return cast("_Function", compiled)
 
 
-# --- instructions that numba has no words for ------------------------------------------------
+# --- instructions that numba does not offer ------------------------------------------------
 
 
 def _offset(builder: Any, pointer: Any, count: int) -> Any:

@@ -1,6 +1,6 @@
 """Load a causal language model and its tokenizer from a spec.
 
-What a spec may be stands in `engines.torch.sources`, number formats and devices in
+Specs are resolved in `engines.torch.sources`, number formats and devices in
 `engines.torch.precision`.
 """
 

@@ -96,4 +96,4 @@ async def test_a_session_s_story_by_its_id_or_its_request_s(store: Store) -> Non
     assert plain == {"edge-x": ["0 ms  begun", "5 ms  Opened [x]"]}
     unknown = await e2sci("status", "--session", "r2")
     assert unknown.status != 0
-    assert "no worker has told of session or request 'r2'" in unknown.err
+    assert "no worker has reported session or request 'r2'" in unknown.err

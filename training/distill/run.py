@@ -217,7 +217,7 @@ def _prompt_source(
 def _text_source(
     settings: DistillSettings, target: LoadedModel, taken: int
 ) -> Callable[[int], list[Record]]:
-    """size → as many pieces of the corpora behind those taken, read by the target, in an order
+    """size → as many pieces of the corpora after those taken, read by the target, in an order
     fixed by the seed; none when there are no more."""
     pieces = [
         (piece, path.stem)
