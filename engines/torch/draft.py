@@ -30,7 +30,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, LlamaConfig
-from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from bus.protocol.arrays import Int32Array
@@ -47,6 +46,7 @@ from engines.torch.integer_decoder import FORMAT, IntegerDecoder, convert
 from engines.torch.linears import Product, halved, integer
 from engines.torch.llama import IntegerBody, has_llama_config
 from engines.torch.loading import (
+    Loaded,
     LoadedModel,
     context_length,
     load_model,
@@ -99,18 +99,11 @@ class DraftNetwork(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedDraft:
-    """A draft network ready to run; attributes as in `engines.torch.loading.LoadedModel`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDraft(Loaded):
+    """A draft network ready to run."""
 
     network: DraftNetwork
-    tokenizer: Tokenizer
-    name: str
-    dtype: NumberFormat
-    device: torch.device
-    context_length: int
-    vocab_size: int
-    tokenizer_digest: str
 
 
 class WholeDraft(Network):

@@ -18,54 +18,36 @@ from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow
 from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
-from engines.padding import Padding
 from engines.torch.draft import LoadedDraft, load_draft
-from engines.torch.prefixes import Prefix, PrefixCache
+from engines.torch.prefixes import Prefix
 from engines.torch.probe import probe
 from engines.torch.rowwise import exp_sum
+from engines.torch.running import RunningModel, SessionCache
 
 
 @dataclass(slots=True)
-class DraftCache:
-    """One session's cache in the draft, and how its tokens are chosen."""
-
-    prefix: Prefix
-    sampling: SamplingParams
-
-    @property
-    def length(self) -> int:
-        """Positions held: the next token run stands at this position."""
-        return self.prefix.length
+class DraftCache(SessionCache):
+    """One session's cache in the draft."""
 
 
-class ModelDrafter:
+class ModelDrafter(RunningModel[DraftCache]):
     """A draft network with its tokenizer, as a `decoding.engine.Drafter`.
 
     Attributes:
         num_sparse: K, probabilities sent for each token, at most the head's size.
         weight_bytes: bytes of weights that one step reads.
         probe: what its passes compute here (`engines.torch.probe`).
-        padding: makes steps last at least a set time, to measure as on another device.
-        prefixes: lets sessions reuse what others have run; off until a worker replaces it.
-        Others as in `engines.torch.loading.LoadedModel`.
+        Others as in `RunningModel`.
     """
 
     def __init__(self, loaded: LoadedDraft, num_sparse: int = 48) -> None:
         if num_sparse < 1:
             raise LocalError(f"num_sparse is {num_sparse}; a draft sends at least one probability")
+        super().__init__(loaded)
         self._network = loaded.network
         self.probe = probe(loaded.network, loaded.network.head_size, loaded.device)
-        self.tokenizer = loaded.tokenizer
-        self.tokenizer_digest = loaded.tokenizer_digest
-        self.name = loaded.name
-        self.dtype = loaded.dtype
-        self.device = loaded.device
-        self.context_length = loaded.context_length
-        self.vocab_size = loaded.vocab_size
         self.weight_bytes = loaded.network.weight_bytes
         self.num_sparse = min(num_sparse, loaded.network.head_size)
-        self.padding = Padding()
-        self.prefixes = PrefixCache()
 
     @classmethod
     def load(
@@ -86,14 +68,6 @@ class ModelDrafter:
         """
         del prompt
         return DraftCache(Prefix(), sampling)
-
-    def length(self, cache: DraftCache) -> int:
-        """Positions held."""
-        return cache.prefix.length
-
-    def close(self, cache: DraftCache) -> None:
-        """The session has ended: keep what it has run for others."""
-        self.prefixes.keep(cache.prefix)
 
     def keep(self, cache: DraftCache, length: int) -> None:
         """Forget every position from `length` on.

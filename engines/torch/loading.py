@@ -34,29 +34,38 @@ from engines.torch.sources import ModelSource, first_line, resolve_source
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model ready to run, and what the rest of the project asks about it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What the rest of the project asks about a model that was loaded.
 
     Attributes:
-        model: in evaluation mode, on `device`, in `dtype`; an `IntegerDecoder` where it was
-            converted to int8. In int8 without conversion: float32, with matrices yet to be rounded.
         name: for people and the worker registry.
         context_length: most positions the model was made for.
         vocab_size: number of real tokens; logits beyond are padding.
-        eos_tokens: ids that end an answer.
         tokenizer_digest: equal on two models exactly if every id means the same to both.
     """
 
-    model: Any  # both are read in ways that the other lacks
     tokenizer: Tokenizer
     name: str
     dtype: NumberFormat
     device: torch.device
     context_length: int
     vocab_size: int
-    eos_tokens: frozenset[int]
     tokenizer_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel(Loaded):
+    """A model ready to run.
+
+    Attributes:
+        model: in evaluation mode, on `device`, in `dtype`; an `IntegerDecoder` where it was
+            converted to int8. In int8 without conversion: float32, with matrices yet to be rounded.
+        eos_tokens: ids that end an answer.
+    """
+
+    model: Any  # both are read in ways that the other lacks
+    eos_tokens: frozenset[int]
 
 
 def load_model(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedModel:

@@ -18,59 +18,45 @@ from bus.protocol.arrays import Int32Array
 from bus.protocol.errors import LocalError
 from decoding.engine import Capabilities, Segment, TargetRow, Want
 from decoding.sampling import SamplingParams
-from engines.padding import Padding
 from engines.torch.linears import integer, packed
 from engines.torch.loading import LoadedModel, load_model
 from engines.torch.network import CausalNetwork
 from engines.torch.parts import Part
 from engines.torch.precision import NumberFormat
-from engines.torch.prefixes import Prefix, PrefixCache
+from engines.torch.prefixes import Prefix
 from engines.torch.probe import probe
 from engines.torch.rows import Rows
+from engines.torch.running import RunningModel, SessionCache
 
 
 @dataclass(slots=True)
-class TargetCache:
-    """One session's cache in the target, how its tokens are chosen, and the last pass's rows.
+class TargetCache(SessionCache):
+    """One session's cache in the target, and the last pass's rows.
 
     Attributes:
         rows: of the last pass, and of those it continued.
     """
 
-    prefix: Prefix
-    sampling: SamplingParams
     rows: list[Rows] = field(default_factory=list)
 
-    @property
-    def length(self) -> int:
-        """Positions held: the next token run stands at this position."""
-        return self.prefix.length
 
-
-class TargetModel:
+class TargetModel(RunningModel[TargetCache]):
     """A causal language model with its tokenizer, as a `decoding.engine.Target`.
 
     Attributes:
         capabilities: what it can do.
         probe: what its passes compute here (`engines.torch.probe`).
         network: its forward pass, also for references that run it without this class's caches.
-        padding: makes passes last at least a set time, to measure as on another device.
-        prefixes: lets sessions reuse what others have run; off until a worker replaces it.
-        Others as in `engines.torch.loading.LoadedModel`.
+        eos_tokens: ids that end an answer.
+        Others as in `RunningModel`.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         """Take over `loaded`, whose `model` is used up."""
+        super().__init__(loaded)
         layout = integer if loaded.dtype is NumberFormat.INT8 else packed
         self.network = CausalNetwork(loaded.model, loaded.vocab_size, layout)
         self.probe = probe(self.network, loaded.vocab_size, loaded.device)
-        self.tokenizer = loaded.tokenizer
-        self.tokenizer_digest = loaded.tokenizer_digest
-        self.name = loaded.name
-        self.dtype = loaded.dtype
-        self.device = loaded.device
-        self.context_length = loaded.context_length
-        self.vocab_size = loaded.vocab_size
         self.eos_tokens = loaded.eos_tokens
         own_body = self.network.has_own_body
         self.capabilities = Capabilities(
@@ -81,8 +67,6 @@ class TargetModel:
             bitwise=self.probe.bitwise,
             number_formats=tuple(NumberFormat),
         )
-        self.padding = Padding()
-        self.prefixes = PrefixCache()
 
     @classmethod
     def load(cls, spec: str, dtype: str = "auto", device: str = "auto") -> Self:
@@ -92,14 +76,6 @@ class TargetModel:
     def open(self, sampling: SamplingParams) -> TargetCache:
         """An empty cache for a new session."""
         return TargetCache(Prefix(), sampling)
-
-    def length(self, cache: TargetCache) -> int:
-        """Positions held."""
-        return cache.prefix.length
-
-    def close(self, cache: TargetCache) -> None:
-        """The session has ended: keep what it has run for others."""
-        self.prefixes.keep(cache.prefix)
 
     def keep(self, cache: TargetCache, length: int, path: Sequence[int] = ()) -> None:
         """As `decoding.engine.Target.keep`. The last pass's rows stay."""

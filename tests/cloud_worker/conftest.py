@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from bench.reference import generate_alone
@@ -31,6 +30,7 @@ from decoding.sampling import SamplingParams
 from engines.thread import ModelThread
 from engines.torch.target import TargetCache, TargetModel
 from tests.engines.tiny import save_tiny
+from tests.sessions import OPENING, drafted_window
 
 PATIENCE_S = 30.0
 PROMPT = (5, 17, 99, 42, 7, 120)
@@ -158,44 +158,11 @@ async def start(
 
 
 def opening(target: TargetModel, **changes: Any) -> OpenSession:
-    plain = OpenSession(
-        session="s1",
-        client="c1",
-        edge="edge-1",
-        incarnation=1,
-        epoch=0,
-        next_seq=0,
-        method="sd",
-        prompt=pack_tokens(PROMPT),
-        committed=b"",
-        seed=5,
-        max_new_tokens=20,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        tokenizer_digest=target.tokenizer_digest,
+    plain = msgspec.structs.replace(
+        OPENING, prompt=pack_tokens(PROMPT), tokenizer_digest=target.tokenizer_digest
     )
     return msgspec.structs.replace(plain, **changes)
 
 
 def window(tokens: list[int] | tuple[int, ...], **changes: Any) -> DraftWindow:
-    """Each token with probability 3/4 and token 0 with 1/4."""
-    others = [i for token in tokens for i in (token, 0 if token else 1)]
-    plain = DraftWindow(
-        session="s1",
-        incarnation=1,
-        epoch=0,
-        seq=0,
-        start=len(PROMPT),
-        tokens=pack_tokens(tokens),
-        q_ids=pack_tokens(others),
-        q_probs=np.tile(np.array([0.75, 0.25], "<f2"), len(tokens)).tobytes(),
-        threshold=0.1,
-        control_version=0,
-        draft_ms=6.0,
-        edge_ms=26.0,
-        rework_ms=3.0,
-        rtt_ms=9.0,
-        awaits=True,
-    )
-    return msgspec.structs.replace(plain, **changes)
+    return drafted_window(**{"start": len(PROMPT), "tokens": tuple(tokens), **changes})

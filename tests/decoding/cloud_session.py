@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bus.protocol.arrays import pack_tokens
 from bus.protocol.messages import (
     DraftWindow,
     Feedback,
@@ -29,27 +28,12 @@ from decoding.cloud_events import (
     WindowArrived,
 )
 from decoding.engine import TargetRow
+from tests.sessions import OPENING, drafted_window
 
 LIMITS = cloud.Limits(vocab_size=100, context_length=64, threshold_min=-0.5, threshold_max=0.3)
 SD = methods.sd.METHOD
 PROMPT = (1, 2, 3)
-OPEN = OpenSession(
-    session="s1",
-    client="c1",
-    edge="edge-1",
-    incarnation=1,
-    epoch=0,
-    next_seq=0,
-    method="sd",
-    prompt=pack_tokens(PROMPT),
-    committed=b"",
-    seed=5,
-    max_new_tokens=20,
-    temperature=0.0,
-    top_p=1.0,
-    top_k=0,
-    tokenizer_digest="digest",
-)
+OPEN = OPENING
 SAMPLED = msgspec.structs.replace(OPEN, temperature=1.0)
 READY = Send(SessionReady("s1", 1, "cloud-1"))
 OPENED = Report(SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1))
@@ -104,25 +88,7 @@ def comparable(effects: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def window(start: int = 3, tokens: tuple[int, ...] = (10, 11, 12), **changes: Any) -> DraftWindow:
-    """Each token with probability 3/4, token 0 with 1/4."""
-    plain = DraftWindow(
-        session="s1",
-        incarnation=1,
-        epoch=0,
-        seq=0,
-        start=start,
-        tokens=pack_tokens(tokens),
-        q_ids=pack_tokens([i for token in tokens for i in (token, 0)]),
-        q_probs=np.tile(PROBS, len(tokens)).tobytes(),
-        threshold=0.1,
-        control_version=0,
-        draft_ms=6.0,
-        edge_ms=26.0,
-        rework_ms=3.0,
-        rtt_ms=9.0,
-        awaits=True,
-    )
-    return msgspec.structs.replace(plain, **changes)
+    return drafted_window(start, tokens, **changes)
 
 
 def arrives(message: DraftWindow, now_ms: float = 100.0) -> WindowArrived:

@@ -15,7 +15,6 @@ from bus.protocol.messages import (
     FaultCode,
     Feedback,
     FinishReason,
-    OpenSession,
     Outcome,
     SessionReady,
 )
@@ -31,6 +30,7 @@ from decoding.edge_events import (
     WindowJudged,
 )
 from decoding.sampling import SamplingParams
+from tests.sessions import OPENING
 
 PROMPT = (1, 2, 3)
 EOS = 99
@@ -46,23 +46,7 @@ SPEC = edge.SessionSpec(
 )
 SAMPLED = replace(SPEC, sampling=SamplingParams(0.7, 0.9, 40, seed=5))
 CONTROL = edge.Control(threshold=0.15, window=4, conservative_threshold=0.02)
-OPEN = OpenSession(
-    session="s1",
-    client="c1",
-    edge="edge-1",
-    incarnation=1,
-    epoch=0,
-    next_seq=0,
-    method="sd",
-    prompt=pack_tokens(PROMPT),
-    committed=b"",
-    seed=0,
-    max_new_tokens=20,
-    temperature=0.0,
-    top_p=1.0,
-    top_k=0,
-    tokenizer_digest="digest",
-)
+OPEN = msgspec.structs.replace(OPENING, seed=0)
 
 
 def rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:

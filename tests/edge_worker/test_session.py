@@ -76,7 +76,7 @@ async def test_an_event_that_cannot_happen_is_counted_logged_with_the_story_and_
         session.handle(StopMatched(99))
         assert session.state.phase is edge.Phase.SEEKING
         assert "a stop string ends in token 99 of 0; ignored" in caplog.text
-        assert "takes up the request" in caplog.text
+        assert "resumes the request" in caplog.text
         session.handle(StopMatched(99))
         assert caplog.text.count("ignored. Before:") == 2
     finally:

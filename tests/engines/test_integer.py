@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,11 +16,7 @@ SHAPES = st.sampled_from([(1, 16), (7, 36), (33, 64), (97, 576), (64, 1536), (50
 WINDOWS = st.lists(st.integers(1, 16), min_size=1, max_size=8)
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
