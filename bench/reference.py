@@ -9,14 +9,15 @@ reference for it; that the network computes what transformers' model does is tes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from bus.protocol.arrays import Float64Array
-from decoding.sampling import SamplingParams, draw_dense, warp_dense
-from decoding.uniforms import Purpose, uniform
+from decoding.coupling import choose
+from decoding.engine import Choice
+from decoding.sampling import SamplingParams, warp_dense
 from engines.torch.cache import KVCache
 from engines.torch.target import TargetModel
 
@@ -30,7 +31,7 @@ def generate_alone(
 ) -> Iterator[int]:
     """Yield the target's own answer, one pass for each token.
 
-    At temperature 0 the argmax; above, a draw with the uniform (seed, position, TARGET). The last
+    At temperature 0 the argmax; above, the choice of the seed (`decoding.coupling`). The last
     token may be one of `eos`, which ends the answer.
 
     Args:
@@ -43,27 +44,57 @@ def generate_alone(
         if sampling.greedy:
             token = int(np.argmax(logits))
         else:
-            u = uniform(sampling.seed, len(prompt) + index, Purpose.TARGET)
-            token = draw_dense(warp_dense(logits, sampling), u)
+            token = own_choice(logits, sampling, len(prompt) + index).token
         yield token
         if token in eos:
             return
         feed = [token]
 
 
-def replay_gaps(
-    target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]
-) -> list[tuple[int, float]]:
-    """At each token of an answer: the target's argmax and its lead over the runner-up in logits.
+def own_choice(logits: Float64Array, sampling: SamplingParams, position: int) -> Choice:
+    """What the seed chooses from float64[V] logits, above temperature 0, and by how much."""
+    kept = None if sampling.untruncated else np.flatnonzero(warp_dense(logits, sampling))
+    return choose(logits, sampling.temperature, sampling.seed, position, kept)
 
-    The answer is replayed token by token; entry i belongs to `tokens[i]`. A token that differs
-    from the argmax is excused in float32 only where the lead is under 1e-3.
+
+@dataclass(frozen=True, slots=True)
+class OwnChoice:
+    """What the target would have written at a position, and how near that was.
+
+    Attributes:
+        lead: over the runner-up, in logits, above temperature 0 in log p + noise.
+        margin: from top-p's border to the nearest sum of probabilities; 1 without top-p.
     """
-    leads = []
-    for logits in _replay(target, prompt, tokens, window=1):
-        second, first = np.partition(logits, -2)[-2:]
-        leads.append((int(np.argmax(logits)), float(first - second)))
-    return leads
+
+    token: int
+    lead: float
+    margin: float
+
+
+def replay_choices(
+    target: TargetModel, prompt: Sequence[int], tokens: Sequence[int], sampling: SamplingParams
+) -> list[OwnChoice]:
+    """The target's own choice at each token of an answer, given those before it.
+
+    The answer is replayed token by token; entry i belongs to `tokens[i]`.
+    """
+    found = []
+    for index, logits in enumerate(_replay(target, prompt, tokens, window=1)):
+        if sampling.greedy:
+            second, first = np.partition(logits, -2)[-2:]
+            found.append(OwnChoice(int(np.argmax(logits)), float(first - second), 1.0))
+            continue
+        choice = own_choice(logits, sampling, len(prompt) + index)
+        found.append(OwnChoice(choice.token, choice.gap, _border_margin(logits, sampling)))
+    return found
+
+
+def _border_margin(logits: Float64Array, sampling: SamplingParams) -> float:
+    if sampling.top_p == 1.0:
+        return 1.0
+    before = replace(sampling, top_p=1.0)  # top-p cuts what temperature and top-k leave
+    falling = np.sort(warp_dense(logits, before))[::-1]
+    return float(np.abs(np.cumsum(falling) - sampling.top_p).min())
 
 
 def replay_shortfalls(

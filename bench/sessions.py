@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from bench.cores import pin_process
 from bench.progress import counting_bar
 from bench.prompts import PROMPTS
 from bus.protocol.arrays import pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import ConfigurationError
 from bus.protocol.messages import CloseSession, DraftWindow, Feedback, OpenSession, SessionReady
@@ -87,17 +87,17 @@ class _Session:
             session=self.name, client="bench", edge=_EDGE, incarnation=1, epoch=0, next_seq=0,
             method="sd", prompt=pack_tokens(self.prompt), committed=b"", seed=0,
             max_new_tokens=self.most + self.window + 1, temperature=0.0, top_p=1.0, top_k=0,
+            coupling=SessionCoupling.GUMBEL,
             tokenizer_digest=digest,
         )  # fmt: skip
 
     def next_window(self) -> DraftWindow:
         begin = len(self.text)
         tokens = self.answer[begin : begin + self.window] or (0,)
-        ids = np.array(tokens, np.int32).reshape(-1, 1)
         return DraftWindow(
             session=self.name, incarnation=1, epoch=self.epoch, seq=self.seq,
-            start=len(self.prompt) + begin, tokens=pack_tokens(tokens), q_ids=ids.tobytes(),
-            q_probs=np.ones(ids.shape, np.float16).tobytes(), threshold=0.0, control_version=0,
+            start=len(self.prompt) + begin, tokens=pack_tokens(tokens), q_ids=b"",
+            q_probs=b"", threshold=0.0, control_version=0,
             draft_ms=0.0, edge_ms=0.0, rework_ms=0.0, rtt_ms=0.0, awaits=False,
         )  # fmt: skip
 

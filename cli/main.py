@@ -128,6 +128,7 @@ def submit(
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
+    coupling: options.CoupledBy = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     raw: options.Raw = False,
@@ -144,8 +145,9 @@ def submit(
     from cli.submit import submit as run_submit
 
     sampling = options.Sampling(
-        method, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), raw, client
-    )
+        method, max_new_tokens, temperature, top_p, top_k, coupling, seed, tuple(stop or ()), raw,
+        client,
+    )  # fmt: skip
     request = sampling.request(options.read_prompt(prompt))
     settings = settings_to_reach(redis_url)
     run(lambda: run_submit(settings, request, show_json if json else show_text, timeout))
@@ -179,6 +181,7 @@ def generate(
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
+    coupling: options.CoupledBy = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     raw: options.Raw = False,
@@ -192,13 +195,14 @@ def generate(
     from engines.catalog.registry import chosen_models, require_local
     from launch.stack import StackOptions
 
-    if target_only and (method or window or drafter or link):
+    if target_only and (method or window or drafter or link or coupling):
         raise typer.BadParameter(
-            "--target-only has no --method, no --window, no --drafter and no --link"
+            "--target-only has no --method, --window, --drafter, --link or --coupling"
         )
     sampling = options.Sampling(
-        method, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), raw, client
-    )
+        method, max_new_tokens, temperature, top_p, top_k, coupling, seed, tuple(stop or ()), raw,
+        client,
+    )  # fmt: skip
     requests = _requests(prompt, prompts, sampling)
     dtype = options.checked_dtype(dtype)
     specs = chosen_models(pair, target, draft)

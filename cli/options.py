@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from bus.protocol.bounds import WINDOW
+from bus.protocol.bounds import WINDOW, SessionCoupling
 from bus.protocol.errors import ConfigurationError, RequestError
 from bus.protocol.requests import GenerationRequest, new_request
 from decoding import methods
@@ -56,6 +56,15 @@ TopK = Annotated[
     int | None,
     typer.Option(
         help="Sample only among this many most probable tokens; 0 is off.", show_default="0"
+    ),
+]
+CoupledBy = Annotated[
+    SessionCoupling | None,
+    typer.Option(
+        help="How draft and target share the seed. gumbel: a lossless method's answer is the "
+        "target's own for the seed, and sends token ids alone. residual: only distributed as the "
+        "target's, sends the draft's probabilities; accepts slightly more (docs/method.md).",
+        show_default="gumbel",
     ),
 ]
 Seed = Annotated[
@@ -176,6 +185,7 @@ class Sampling:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    coupling: SessionCoupling | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     raw: bool = False

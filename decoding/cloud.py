@@ -8,9 +8,9 @@
     VERIFYING   WindowArrived, the next  same        held; joins the pass if it has not begun
                 RowsReady                IDLE        for each window: Send Feedback, ReportWindow
                 … rejected               IDLE        the same and Crop; later windows are stale
-                … rejected, sampled      RECOVERING  FetchRow
+                … rejected, residual     RECOVERING  FetchRow
                 PrehitFailed             IDLE        Send Feedback(prehit_rejected), ReportWindow
-                … sampled                RECOVERING  FetchRow
+                … residual               RECOVERING  FetchRow
     RECOVERING  FullRowReady             IDLE        Crop, Send Feedback, ReportWindow
     any         WindowArrived, repeated  same        Send the feedback it had; compute nothing
                 … behind a gap, or busy  same        held
@@ -95,7 +95,9 @@ def begin(message: OpenSession, method: Method, cloud: str, limits: Limits) -> S
         client=message.client,
         edge=message.edge,
         method=method,
-        sampling=SamplingParams(message.temperature, message.top_p, message.top_k, message.seed),
+        sampling=SamplingParams(
+            message.temperature, message.top_p, message.top_k, message.seed, message.coupling
+        ),
         limits=limits,
         incarnation=message.incarnation,
         epoch=message.epoch,

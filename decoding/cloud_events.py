@@ -87,12 +87,15 @@ class Forward(Struct, frozen=True):
     is run and `PrehitFailed` is the answer.
 
     Attributes:
+        choices_at: for each row the absolute position at which the target's own choice is wanted
+            with it, or None; empty where none is.
         num_windows: windows that the pass is about.
     """
 
     job: int
     feed: tuple[int, ...]
     row_ids: tuple[Int32Array, ...]
+    choices_at: tuple[int | None, ...] = ()
     num_windows: int = 1
     prehit: PreHit | None = None
 

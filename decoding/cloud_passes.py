@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from msgspec.structs import replace
 
-from bus.protocol.arrays import Float64Array, Int32Array
+from bus.protocol.arrays import TOKEN_DTYPE, Float64Array, Int32Array
 from bus.protocol.messages import Fault, FaultCode, Feedback, Outcome
 from decoding.cloud_events import (
     Crop,
@@ -32,7 +32,7 @@ from decoding.cloud_state import (
     Step,
     refusal,
 )
-from decoding.engine import TargetRow
+from decoding.engine import NO_IDS, TargetRow
 from decoding.methods.base import Proposal
 from decoding.verification import Arrived, PreHit, Verification
 
@@ -92,7 +92,10 @@ def _held(state: CloudState, seq: int) -> Arrived | None:
 
 def _proposed(state: CloudState, arrived: Arrived) -> Verification:
     message = arrived.message
-    rows = zip(message.token_ids, message.q_id_rows, message.q_prob_rows, strict=True)
+    ids, probs = message.q_id_rows, message.q_prob_rows
+    if not state.method.needs_rows(state.sampling):
+        ids, probs = ids[:, :0], probs[:, :0]  # nobody looks at them
+    rows = zip(message.token_ids, ids, probs, strict=True)
     return Verification(
         arrived,
         tuple(Proposal(token, ids, probs, state.sampling) for token, ids, probs in rows),
@@ -129,12 +132,20 @@ def _check(state: CloudState, window: Verification, start: int) -> Fault | None:
         return refusal(
             state.session, FaultCode.CONTEXT_OVERFLOW, "the window ends beyond the context"
         )
-    ids = message.q_id_rows.view(np.uint32)  # negative ids lie above
+    needs_rows = state.method.needs_rows(state.sampling)
+    if needs_rows and not message.q_ids:
+        return refusal(
+            state.session, FaultCode.BAD_TOKENS,
+            f"{state.method.name} needs the draft's probabilities of each token, with coupling "
+            f"{state.sampling.coupling.value}; the window has none",
+        )  # fmt: skip
+    read = message.q_ids if needs_rows else message.tokens
+    ids = np.frombuffer(read, dtype=TOKEN_DTYPE).view(np.uint32)  # negative ids lie above
     if ids.max() >= state.limits.vocab_size:
         return refusal(
             state.session,
             FaultCode.BAD_TOKENS,
-            f"q_ids must lie in 0 … {state.limits.vocab_size - 1}",
+            f"token ids must lie in 0 … {state.limits.vocab_size - 1}",
         )
     if not all(proposal.possible for proposal in window.proposals):
         return refusal(
@@ -148,22 +159,28 @@ def _forward(
 ) -> Forward:
     """The pass over `windows`, with what the cache lacks before them.
 
-    It ends with a row behind the last token, for a bonus or to be kept; not where the window is
-    awaited above temperature 0, since a lockstep pass need not run its last token.
+    It ends with a row behind the last token, for a bonus or to be kept; with residual coupling not
+    where the window is awaited above temperature 0, since such a pass need not run its last token.
     """
     feed = state.tokens[state.num_run :]
     row_ids: list[Int32Array] = []
     for window in windows:
         feed += window.arrived.message.token_ids
-        row_ids.extend(window.arrived.message.q_id_rows)
+        row_ids.extend(proposal.ids for proposal in window.proposals)
     if prehit is not None:
         del row_ids[0]  # the kept row is its row
     awaited = windows[-1].arrived.message.awaits
-    if awaited and not state.sampling.greedy and len(feed) > 1:
+    if awaited and not state.sampling.coupled and len(feed) > 1:
         feed = feed[:-1]
     else:
-        row_ids.append(windows[-1].arrived.message.q_id_rows[-1][:0])
-    return Forward(job, feed, tuple(row_ids), len(windows), prehit)
+        row_ids.append(NO_IDS)
+    choices_at: tuple[int | None, ...] = ()
+    if state.sampling.choosing:
+        first = len(state.tokens) + (prehit is not None)
+        choices_at = tuple(range(first, first + len(row_ids)))
+        if not awaited:  # a row to be kept is asked again
+            choices_at = (*choices_at[:-1], None)
+    return Forward(job, feed, tuple(row_ids), choices_at, len(windows), prehit)
 
 
 def judge(state: CloudState, ready: RowsReady) -> Step:
@@ -224,18 +241,24 @@ def _judge_window(state: CloudState, window: Verification, first_row: int) -> St
         if not rule.accepts(proposal, row, state.sampling, start + i, threshold):
             return _reject(state, replace(window, rejected_at=i), first_row + i)
     if window.arrived.message.awaits and len(window.rows) > len(window.proposals):
-        bonus = window.rows[-1].argmax if state.sampling.greedy else None
-        return _conclude(state, window, bonus)
+        return _conclude(state, window, _own_token(state, window.rows[-1]))
     return _conclude(state, window, None)
 
 
 def _reject(state: CloudState, window: Verification, row_index: int) -> Step:
-    """The target's argmax follows at temperature 0, else a draw from the full row."""
-    if state.sampling.greedy:
+    """The target's own token follows; with residual coupling a draw from the full row."""
+    if state.sampling.coupled:
         assert window.rejected_at is not None
-        return _conclude(state, window, window.rows[window.rejected_at].argmax)
+        return _conclude(state, window, _own_token(state, window.rows[window.rejected_at]))
     state = replace(state, stage=Stage.RECOVERING, verifications=(window,))
     return state, (FetchRow(state.job, row_index),)
+
+
+def _own_token(state: CloudState, row: TargetRow) -> int | None:
+    """What the target itself writes here; None where the seed alone does not say."""
+    if state.sampling.greedy:
+        return row.argmax
+    return None if row.choice is None else row.choice.token
 
 
 def _conclude(state: CloudState, window: Verification, next_token: int | None) -> Step:

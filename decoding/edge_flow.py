@@ -19,7 +19,7 @@ def with_flow(state: EdgeState) -> EdgeState:
     spec = state.spec
     view = PaceView(
         window=state.control.window,
-        greedy=spec.sampling.greedy,
+        bonus=spec.sampling.coupled,
         ahead=any(not flight.message.awaits for flight in state.in_flight),
         growth=state.growth,
         forecast=forecast(state.measures) if spec.method.pace.forecasts else None,

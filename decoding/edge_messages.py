@@ -28,12 +28,14 @@ def opening(state: EdgeState) -> OpenSession:
         temperature=spec.sampling.temperature,
         top_p=spec.sampling.top_p,
         top_k=spec.sampling.top_k,
+        coupling=spec.sampling.coupling,
         tokenizer_digest=spec.tokenizer_digest,
     )
 
 
 def window(state: EdgeState, event: Drafted) -> DraftWindow:
     """What has just been drafted."""
+    with_rows = state.spec.method.needs_rows(state.spec.sampling)
     return DraftWindow(
         session=state.spec.session,
         incarnation=state.incarnation,
@@ -41,8 +43,8 @@ def window(state: EdgeState, event: Drafted) -> DraftWindow:
         seq=state.next_seq,
         start=event.start,
         tokens=pack_tokens(event.tokens),
-        q_ids=event.q_ids.astype("<i4", copy=False).tobytes(),
-        q_probs=event.q_probs.astype("<f2", copy=False).tobytes(),
+        q_ids=event.q_ids.astype("<i4", copy=False).tobytes() if with_rows else b"",
+        q_probs=event.q_probs.astype("<f2", copy=False).tobytes() if with_rows else b"",
         threshold=state.threshold_at(event.now_ms),
         control_version=state.control.version,
         draft_ms=event.draft_ms,

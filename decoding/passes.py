@@ -45,9 +45,11 @@ class SessionPass(Generic[Cache]):
         """The next tokens, at most so many."""
         feed, row_ids = self.forward.feed, self.forward.row_ids
         begin, end = self.num_run, min(self.num_run + most, len(feed))
+        choices_at = self.forward.choices_at or (None,) * len(row_ids)
         first = len(feed) - len(row_ids)  # the token that the first row follows
         wants = tuple(
-            Want(index - begin, row_ids[index - first]) for index in range(max(begin, first), end)
+            Want(index - begin, row_ids[index - first], choices_at[index - first])
+            for index in range(max(begin, first), end)
         )
         return Segment(self.cache, feed[begin:end], wants, continues=bool(self.rows))
 
@@ -72,7 +74,7 @@ def begin_pass(
     kept: tuple[TargetRow, ...] = ()
     if forward.prehit is not None:
         prehit = forward.prehit
-        kept = (target.row(cache, prehit.index, Want(0, prehit.proposal.ids)),)
+        kept = (target.row(cache, prehit.index, prehit.want),)
         if not prehit.passes(kept[0]):
             return SessionPass(cache, forward, kept, rejected=True)
     return SessionPass(cache, extended(state, forward), kept)

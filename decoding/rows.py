@@ -30,8 +30,8 @@ def reduced(
     if want.choice_at is not None and sampling.greedy:
         choice = Choice(best, gap)
     elif want.choice_at is not None:
-        with np.errstate(divide="ignore"):
-            choice = choose(np.log(p), sampling.seed, want.choice_at)
+        kept = None if sampling.untruncated else np.flatnonzero(p)
+        choice = choose(logits, sampling.temperature, sampling.seed, want.choice_at, kept)
     order = np.lexsort((np.arange(logits.size), -logits))[:NUM_TOP]
     return TargetRow(
         argmax=best,

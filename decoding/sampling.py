@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.bounds import SessionCoupling
 
 _ONE = np.ones(1)
 
@@ -29,21 +30,38 @@ class SamplingParams:
         top_p: keep the smallest set of most probable tokens whose mass reaches it; 1 is off.
         top_k: keep the k most probable tokens; 0 is off.
         seed: seed of `decoding.uniforms`.
+        coupling: how draft and target share it.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    coupling: SessionCoupling = SessionCoupling.GUMBEL
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
     @property
+    def coupled(self) -> bool:
+        """Whether the target's token at a position is known from the seed alone."""
+        return self.greedy or self.coupling is SessionCoupling.GUMBEL
+
+    @property
+    def choosing(self) -> bool:
+        """Whether that token is the choice of `decoding.coupling`, above temperature 0."""
+        return self.coupled and not self.greedy
+
+    @property
+    def untruncated(self) -> bool:
+        """Whether neither top-k nor top-p cut anything."""
+        return self.top_k == 0 and self.top_p == 1.0
+
+    @property
     def plain(self) -> bool:
         """Whether warping changes nothing: temperature 1, no truncation."""
-        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k == 0
+        return self.temperature == 1.0 and self.untruncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +156,7 @@ def warp_dense(logits: Float64Array, params: SamplingParams) -> Float64Array:
     scaled = logits / params.temperature
     probs: Float64Array = np.exp(scaled - scaled.max())
     probs /= probs.sum()
-    if params.top_k == 0 and params.top_p == 1.0:
+    if params.untruncated:
         return probs
     order = np.lexsort((np.arange(probs.size), -probs))
     kept = order[: num_kept(probs[order], params)]

@@ -1,33 +1,62 @@
 """Uniform random numbers addressed by (seed, absolute position, purpose), never by call order.
 
 Counter-based generator Philox 4x64 (Salmon et al., 2011): the key is (seed, purpose), the counter
-is the position. Whoever asks for the same address gets the same number, so a resent window, a
-restarted worker or another window split cannot change the text.
+(0, position, 0, 0). The lowest word numbers the blocks of one position, so that no two positions
+share numbers however many are drawn at each. Whoever asks for the same address gets the same
+number, so a resent window, a restarted worker or another window split cannot change the text.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
 from numpy.random import Philox
+
+from bus.protocol.arrays import Float64Array
+
+UInt64Array = npt.NDArray[np.uint64]
+
+WORDS = 4
+"""Words of a Philox block."""
+LARGEST = 1.0 - 2.0**-53
+"""The largest uniform: the largest float64 below 1."""
 
 
 class Purpose(IntEnum):
-    """What a uniform decides at its position; the four are independent."""
+    """What numbers decide at their position; the four are independent.
 
+    `NOISE` is that of `decoding.coupling`, one number for each token id. The others belong to
+    residual sampling; an oracle draft errs by `DRAFT`.
+    """
+
+    NOISE = 0
     DRAFT = 1
     ACCEPT = 2
     RESIDUAL = 3
-    TARGET = 4
 
 
 def uniform(seed: int, position: int, purpose: Purpose) -> float:
-    """The uniform in [0, 1) at this address, with 53 random bits.
+    """The uniform in (0, 1) at this address, with 53 random bits.
 
     Args:
         seed: the request's seed, 0 ≤ seed < 2**63.
         position: absolute position of the token the number decides about.
         purpose: which of the decisions at that position.
     """
-    generator = Philox(key=[seed, int(purpose)], counter=[position, 0, 0, 0])
-    return float(int(generator.random_raw()) >> 11) * 2.0**-53
+    return float(opened(words(seed, position, purpose, 0, 1))[0])
+
+
+def words(seed: int, position: int, purpose: Purpose, first_block: int, count: int) -> UInt64Array:
+    """uint64[count] of Philox, from block `first_block` on; a block has `WORDS` of them."""
+    counter = [first_block, position, 0, 0]
+    drawn: UInt64Array = Philox(key=[seed, int(purpose)], counter=counter).random_raw(count)
+    return drawn
+
+
+def opened(raw: UInt64Array) -> Float64Array:
+    """Uniforms from the upper 53 bits of words, in (0, 1): in the middle of their intervals where
+    float64 can tell, never 0 and never 1."""
+    uniforms: Float64Array = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return np.minimum(uniforms, LARGEST)

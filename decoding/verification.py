@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from bus.protocol.messages import DraftWindow, Feedback, Outcome, WindowReport
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
-from decoding.engine import TargetRow
+from decoding.engine import TargetRow, Want
 from decoding.methods.base import AcceptanceRule, Proposal
 from decoding.sampling import SamplingParams
 
@@ -49,6 +49,11 @@ class Verification(Struct, frozen=True):
         return self.proposals[0].sampling.greedy
 
     @property
+    def has_rows(self) -> bool:
+        """Whether the window came with the draft's probabilities."""
+        return bool(self.proposals[0].ids.size)
+
+    @property
     def queue_ms(self) -> float:
         """Time the window waited for the model, from arrival."""
         return max(0.0, self.done_ms - self.verify_ms - self.arrived.arrived_ms)
@@ -69,6 +74,12 @@ class PreHit(Struct, frozen=True):
     position: int
     threshold: float
 
+    @property
+    def want(self) -> Want:
+        """What of the kept row the test needs."""
+        choice_at = self.position if self.sampling.choosing else None
+        return Want(0, self.proposal.ids, choice_at)
+
     def passes(self, row: TargetRow) -> bool:
         """The same test, with the same random numbers, as in full verification."""
         return self.rule.accepts(self.proposal, row, self.sampling, self.position, self.threshold)
@@ -87,24 +98,22 @@ def window_report(
     `energy_j` is that of the target pass, counted with the window that it began with.
 
     A window rejected at pre-hit counts as expected length 0, and its divergence is
-    that of its first token.
+    that of its first token. One without distributions counts its accepted tokens, and has no
+    divergence.
     """
-    pairs = [
-        (row.p1_at_q[: proposal.q1.ids.size], proposal.q1.probs)
-        for row, proposal in zip(verification.rows, verification.proposals, strict=False)
-    ]
-    divergences = [jensen_shannon(p1, q1) for p1, q1 in pairs]
     message = verification.arrived.message
-    prehit = feedback.outcome is Outcome.PREHIT_REJECTED
-    overlaps = [] if prehit else [overlap(p1, q1) for p1, q1 in pairs]
+    if verification.has_rows:
+        expected, mean_jsd = _likeness(verification, feedback.outcome is Outcome.PREHIT_REJECTED)
+    else:
+        expected, mean_jsd = float(feedback.num_accepted), None
     quality = committed_quality(verification, feedback)
     return WindowReport(
         feedback=feedback,
         edge=edge,
         client=client,
         method=method,
-        expected_accepted=expected_accepted(overlaps),
-        mean_jsd=sum(divergences) / len(divergences),
+        expected_accepted=expected,
+        mean_jsd=mean_jsd,
         num_drafted=message.num_tokens,
         edge_ms=message.edge_ms,
         cloud_ms=verification.done_ms - verification.arrived.arrived_ms,
@@ -115,6 +124,17 @@ def window_report(
         num_greedy=quality.num_greedy,
         regret=quality.regret,
     )
+
+
+def _likeness(verification: Verification, prehit: bool) -> tuple[float, float]:
+    """E[L_acc] and the mean divergence, of a window that came with distributions."""
+    pairs = [
+        (row.p1_at_q[: proposal.q1.ids.size], proposal.q1.probs)
+        for row, proposal in zip(verification.rows, verification.proposals, strict=False)
+    ]
+    divergences = [jensen_shannon(p1, q1) for p1, q1 in pairs]
+    overlaps = [] if prehit else [overlap(p1, q1) for p1, q1 in pairs]
+    return expected_accepted(overlaps), sum(divergences) / len(divergences)
 
 
 LEAST_PROBABILITY = 1e-30
@@ -135,8 +155,11 @@ def committed_quality(verification: Verification, feedback: Feedback) -> WindowQ
     """Of the tokens that a window commits and whose probability its pass has shown.
 
     What follows them is the target's argmax at temperature 0, and drawn from a row that nobody
-    keeps above it.
+    keeps above it. Without the draft's distributions nobody asks for single probabilities: at
+    temperature 0 accepted tokens are the argmax, above it none is scored.
     """
+    if not verification.has_rows and not verification.greedy:
+        return WindowQuality(0, 0.0, 0, 0.0)
     accepted = list(zip(verification.rows, verification.proposals, strict=False))
     accepted = accepted[: feedback.num_accepted]
     probs = [(_prob_of(proposal, row), row.p1_max) for row, proposal in accepted]
@@ -159,4 +182,6 @@ def _log(prob: float) -> float:
 
 
 def _prob_of(proposal: Proposal, row: TargetRow) -> float:
+    if not proposal.ids.size:
+        return row.p1_max
     return float(row.p1_at_q[np.flatnonzero(proposal.ids == proposal.token)[0]])

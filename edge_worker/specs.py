@@ -35,7 +35,9 @@ def spec_of(request: GenerationRequest, model: ModelDrafter, edge: str) -> Sessi
         edge=edge,
         method=method,
         prompt=prompt,
-        sampling=SamplingParams(request.temperature, request.top_p, request.top_k, request.seed),
+        sampling=SamplingParams(
+            request.temperature, request.top_p, request.top_k, request.seed, request.coupling
+        ),
         max_new_tokens=request.max_new_tokens,
         tokenizer_digest=model.tokenizer_digest,
     )

@@ -30,7 +30,7 @@ from decoding.methods import Method
 from decoding.passes import run_pass
 from decoding.sampling import SamplingParams
 from tests.harness import LIMITS, EdgeCloudPair
-from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget
+from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget, target_alone
 
 PROMPT = (1, 2)
 PATIENCE_MS = 1e6
@@ -62,8 +62,11 @@ class Explorer:
         self, pair: ToyPair, sampling: SamplingParams, method: Method, length: int
     ) -> None:
         self.pair, self.sampling, self.method = pair, sampling, method
-        lockstep = EdgeCloudPair(pair, sampling, prompt=PROMPT, max_new_tokens=length)
-        self.text = PROMPT + lockstep.run()
+        if sampling.coupled:
+            self.text = PROMPT + target_alone(pair, PROMPT, sampling, length, frozenset())
+        else:
+            lockstep = EdgeCloudPair(pair, sampling, prompt=PROMPT, max_new_tokens=length)
+            self.text = PROMPT + lockstep.run()
         self.spec = edge.SessionSpec("s1", "c1", "edge-1", method, PROMPT, sampling, length, "toy")
         self.shared_passes = self.prehits = self.rollbacks = 0
 
@@ -264,7 +267,7 @@ class Explorer:
         state = world.edge
         current = (message.incarnation, message.epoch) == (state.incarnation, state.epoch)
         if message.next_token is not None and current and not world.finished:
-            assert self.sampling.greedy
+            assert self.sampling.coupled
             assert [f.message.seq for f in state.in_flight] in ([message.seq], [])
             assert not (state.drafting and state.in_flight)
 

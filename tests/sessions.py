@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from bus.protocol.arrays import pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import DraftWindow, OpenSession
 
 OPENING = OpenSession(
@@ -25,6 +26,7 @@ OPENING = OpenSession(
     temperature=0.0,
     top_p=1.0,
     top_k=0,
+    coupling=SessionCoupling.RESIDUAL,
     tokenizer_digest="digest",
 )
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from bus.protocol.errors import LocalError
+from decoding.coupling import choose_sparse, noise
 from decoding.engine import Capabilities, Segment, TargetRow, Want
 from decoding.rows import reduced
 from decoding.sampling import (
     SamplingParams,
     canonical,
-    draw_dense,
     from_wire,
     warp,
     warp_dense,
@@ -87,7 +87,11 @@ class ToyDraft:
                 self.cache, feed = self.cache + feed, ()
                 row_ids, row_probs = self.pair.draft_probs(self.cache)
                 q = warp(from_wire(row_ids, row_probs), self.sampling)
-                found = q.draw(uniform(self.sampling.seed, len(self.cache), Purpose.DRAFT))
+                seed, position = self.sampling.seed, len(self.cache)
+                if self.sampling.choosing:
+                    found = choose_sparse(q, seed, position)
+                else:
+                    found = q.draw(uniform(seed, position, Purpose.DRAFT))
             else:
                 row_ids = np.array([found, *range(width - 1)], np.int32)
                 row_probs = np.eye(1, width, dtype=np.float16)[0]
@@ -177,8 +181,13 @@ def target_alone(
     """What the target writes by itself."""
     tokens = prompt
     for _ in range(max_new_tokens):
-        u = uniform(sampling.seed, len(tokens), Purpose.TARGET)
-        tokens += (draw_dense(warp_dense(pair.target_logits(tokens), sampling), u),)
+        logits = pair.target_logits(tokens)
+        if sampling.greedy:
+            tokens += (int(np.argmax(logits)),)
+        else:
+            scores = np.log(np.maximum(warp_dense(logits, sampling), 1e-300))
+            scores -= np.log(-np.log(noise(sampling.seed, len(tokens), logits.size)))
+            tokens += (int(np.argmax(scores)),)
         if tokens[-1] in eos:
             break
     return tokens[len(prompt) :]

@@ -12,18 +12,16 @@ from itertools import groupby
 import msgspec
 
 from bench.answers import read_answer
-from bench.exactness.design import DesignCell, Installation
+from bench.exactness.design import SEED, DesignCell, Installation, sampling_at
 from bench.reference import generate_alone
 from bus.client import Client
 from bus.protocol.errors import LocalError
 from bus.settings import BusSettings
 from bus.store import Store
-from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
 from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions
 
-SEED = 1234
 _PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 """Threads sleep while they wait: where there are more of them than cores, spinning takes many times
 as long."""
@@ -65,8 +63,10 @@ class CellAnswers:
     dtype: str
 
 
-def answers_alone(asked: Asked, tick: Tick) -> tuple[Tokens, ...]:
-    """The target's own at temperature 0, in this process, one pass a token.
+def answers_alone(
+    asked: Asked, temperatures: Sequence[float], tick: Tick
+) -> dict[float, tuple[Tokens, ...]]:
+    """The target's own at each temperature, in this process, one pass a token.
 
     The model is let go afterwards: the cells' processes need the memory.
 
@@ -74,15 +74,18 @@ def answers_alone(asked: Asked, tick: Tick) -> tuple[Tokens, ...]:
         ModelError: the target cannot be loaded.
     """
     target = TargetModel.load(asked.target, asked.dtype)
-    found = []
-    for text in asked.prompts:
-        prompt = encode_prompt(target.tokenizer, text, raw=False)
-        stream = generate_alone(
-            target, prompt, SamplingParams(), asked.max_new_tokens, target.eos_tokens
-        )
-        found.append(tuple(stream))
-        tick()
-    return tuple(found)
+    found = {}
+    for temperature in temperatures:
+        answers, sampling = [], sampling_at(temperature)
+        for text in asked.prompts:
+            prompt = encode_prompt(target.tokenizer, text, raw=False)
+            stream = generate_alone(
+                target, prompt, sampling, asked.max_new_tokens, target.eos_tokens
+            )
+            answers.append(tuple(stream))
+            tick()
+        found[temperature] = tuple(answers)
+    return found
 
 
 def installations(cells: Sequence[DesignCell]) -> Iterator[tuple[Installation, list[DesignCell]]]:
@@ -124,7 +127,7 @@ async def answers_together(
 async def _answer(client: Client, cell: DesignCell, asked: Asked, text: str, tick: Tick) -> Tokens:
     answer = await read_answer(
         client, text, method=cell.request_method, max_new_tokens=asked.max_new_tokens,
-        temperature=cell.temperature, seed=SEED,
+        temperature=cell.temperature, top_p=cell.sampling.top_p, seed=SEED,
     )  # fmt: skip
     tick()
     return answer.token_ids

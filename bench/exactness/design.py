@@ -7,7 +7,6 @@ cells are asked for, levels are left out until every two of the rest meet.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -19,13 +18,17 @@ from bus.protocol.errors import ConfigurationError
 from decoding import methods
 from decoding.methods.base import Control
 from decoding.methods.paces import Lockstep
+from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind
 
 WINDOWS = (1, 4, 7, 16, 2)
 LINKS = ("loopback", "5g", "wan", "lossy")
-TEMPERATURES = (0.0, 0.8)
+TEMPERATURES = (0.0, 0.8, 1.2)
+TOP_P = {0.8: 0.9}
+"""Top-p that goes with a temperature; elsewhere 1."""
 DRAFTERS = (DrafterKind.MODEL.value, DrafterKind.LOOKUP_MODEL.value)
 THREADS = (1, 2)
+SEED = 1234
 OWN_WINDOW = 0
 """The level of methods without a set window."""
 _NUM_SALTS = 12
@@ -68,10 +71,9 @@ class DesignCell:
         return self.temperature == 0
 
     @property
-    def group(self) -> tuple[float, str]:
-        """Cells that must give the same answers. At temperature 0 they are the target's own;
-        above, they depend on what the draft's distribution is, hence on who drafts."""
-        return (0.0, "") if self.greedy else (self.temperature, self.installation.drafter)
+    def sampling(self) -> SamplingParams:
+        """What its requests ask for."""
+        return sampling_at(self.temperature)
 
     @property
     def request_method(self) -> str:
@@ -90,6 +92,11 @@ class DesignCell:
             f"{self.method}{window} T={self.temperature:g} {inst.link} {inst.drafter} "
             f"{inst.threads} thread{'s' * (inst.threads > 1)}"
         )
+
+
+def sampling_at(temperature: float) -> SamplingParams:
+    """With the top-p that goes with the temperature, and the seed of all cells."""
+    return SamplingParams(temperature, TOP_P.get(temperature, 1.0), seed=SEED)
 
 
 def lossless_methods() -> tuple[str, ...]:
@@ -150,8 +157,6 @@ def is_valid(method: str, window: int) -> bool:
 def design(factors: Factors, most: int) -> tuple[DesignCell, ...]:
     """At most `most` cells in which every two levels that can meet do, those of one installation
     one after the other.
-
-    Every cell above temperature 0 has another one to be compared with.
 
     Raises:
         ConfigurationError: a method takes none of the windows, or `most` cells are too few for
@@ -220,8 +225,7 @@ def _covering(levels: Levels, most: int) -> list[Row] | None:
     for rules in ([_real(levels), _few_installations(levels)], [_real(levels)]):
         for salt in range(_NUM_SALTS):
             rows: list[Row] = make(dict(levels), salt=str(salt), constraints=rules)
-            rows += _companions(rows)
-            if len(rows) <= most and _is_comparable(rows) and not missing_pairs(rows, levels):
+            if len(rows) <= most and not missing_pairs(rows, levels):
                 return rows
     return None
 
@@ -247,26 +251,6 @@ def missing_pairs(rows: Iterable[Row], levels: Levels) -> list[tuple[str, Any, s
         for one, other in combinations(_FACTORS, 2)
         for a, b in _pairs(one, other, levels) - {(row[one], row[other]) for row in listed}
     ]
-
-
-def _companions(rows: Sequence[Row]) -> list[Row]:
-    """For each cell above temperature 0 that is alone in its group: another one like some other
-    cell, if possible of the same installation."""
-    found = []
-    groups = Counter(_cell(row).group for row in rows)
-    for row in rows:
-        if row["temperature"] and groups[_cell(row).group] == 1:
-            group = {name: row[name] for name in ("temperature", "drafter")}
-            others = [candidate for other in rows if (candidate := other | group) not in rows]
-            others.sort(key=lambda other: _cell(other).installation != _cell(row).installation)
-            found += others[:1]
-    return found
-
-
-def _is_comparable(rows: Iterable[Row]) -> bool:
-    """Whether each cell above temperature 0 has another one of its group."""
-    groups = Counter(_cell(row).group for row in rows)
-    return all(count > 1 for (temperature, _), count in groups.items() if temperature)
 
 
 def _real(levels: Levels) -> Row:
@@ -328,9 +312,9 @@ def _place(cell: DesignCell, levels: Levels) -> tuple[int, ...]:
 def _too_few(levels: Levels, most: int) -> str:
     counts = ", ".join(f"{factor} {len(levels[factor])}" for factor in _FACTORS)
     return (
-        f"{most} cells are too few for every two of these levels to meet ({counts}) and for every "
-        f"cell above temperature 0 to have another to compare with; at least {_least(levels)} are "
-        "needed, often some more: give more --cells or name fewer levels"
+        f"{most} cells are too few for every two of these levels to meet ({counts}); "
+        f"at least {_least(levels)} are needed, often some more: give more --cells or name fewer "
+        "levels"
     )
 
 

@@ -1,19 +1,19 @@
 """Are answers what they must be? Pure: what models say comes from `Evidence`.
 
-At temperature 0 the target alone is the reference; above, the first cell of a group
-(`DesignCell.group`): the text depends on seed, prompt and the draft's distribution only. What a
-difference may be excused by depends on the number format:
+The target alone is the reference, at each temperature with the same seed. What a difference may be
+excused by depends on the number format:
 
 - int8: nothing.
-- float32: a first difference where the target's top-2 logit lead is under 1e-3, or, above
-  temperature 0, where a uniform lies within 1e-4 of a decision boundary: sums in another order.
+- float32: a first difference where the target's choice leads by less than 1e-3 (in logits at
+  temperature 0, in log p + noise above), or where top-p's border lies within 1e-4 of a sum of
+  probabilities: sums in another order.
 - bfloat16, at temperature 0: ε = max |Δlogit| between windows and single tokens is measured on the
   answers, and every token must lie within 2ε of the maximum. Above: as in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -42,12 +42,12 @@ def allowance_of(dtype: str) -> Allowance:
 class Evidence(Protocol):
     """What models say about an answer; `prompt` counts from 0."""
 
-    def lead(self, prompt: int, tokens: Tokens) -> float:
-        """The target's top-2 logit lead at the last of `tokens`, at temperature 0."""
+    def lead(self, prompt: int, tokens: Tokens, cell: DesignCell) -> float:
+        """By how much the target's choice leads at the last of `tokens`."""
         ...
 
     def margin(self, prompt: int, tokens: Tokens, cell: DesignCell) -> float:
-        """How near a uniform is to a decision boundary at the last of `tokens`."""
+        """How near top-p's border is to a sum of probabilities at the last of `tokens`."""
         ...
 
     def epsilon(self, prompt: int, answer: Tokens) -> float:
@@ -66,7 +66,8 @@ class Difference:
     Attributes:
         prompt, position: from 0, the latter within the answer.
         expected, got: token ids; None where that answer has ended.
-        lead: in logits, at temperature 0; margin: of a uniform, above. None where nobody asked.
+        lead: in logits, above temperature 0 in log p + noise; margin: of top-p's border, a
+            probability. None where nobody asked.
     """
 
     prompt: int
@@ -111,21 +112,15 @@ class CellVerdict:
 
 
 def judge(
-    measured: Sequence[CellAnswers], alone: Sequence[Tokens], allowance: Allowance,
+    measured: Sequence[CellAnswers], alone: Mapping[float, Sequence[Tokens]], allowance: Allowance,
     evidence: Evidence,
 ) -> list[CellVerdict]:  # fmt: skip
     """A verdict for each cell, in order.
 
     Args:
-        alone: the target's own answers at temperature 0; not looked at where no cell is.
+        alone: the target's own answers at each temperature.
     """
-    references: dict[tuple[float, str], Sequence[Tokens]] = {(0.0, ""): alone}
-    return [
-        _judge_cell(
-            one, references.setdefault(one.cell.group, one.answers), allowance, evidence
-        )
-        for one in measured
-    ]  # fmt: skip
+    return [_judge_cell(one, alone[one.cell.temperature], allowance, evidence) for one in measured]
 
 
 def _judge_cell(
@@ -158,9 +153,8 @@ def _difference(
     lead = margin = None
     if at < len(expected):
         tokens = expected[: at + 1]
-        if cell.greedy:
-            lead = evidence.lead(prompt, tokens)
-        elif allowance is not Allowance.NONE:
+        lead = evidence.lead(prompt, tokens, cell)
+        if cell.sampling.top_p < 1.0:
             margin = evidence.margin(prompt, tokens, cell)
     both = at < min(len(expected), len(got))
     near = (lead is not None and lead < EXCUSED_LEAD) or (

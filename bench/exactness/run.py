@@ -16,7 +16,6 @@ from bench.evaluation.plan import own_questions
 from bench.exactness.answers import (
     Asked,
     CellAnswers,
-    Tokens,
     answers_alone,
     answers_together,
     installations,
@@ -77,18 +76,16 @@ def measure(cells: Sequence[DesignCell], asked: Asked) -> Verdict:
     Raises:
         ConfigurationError: workers ran in different number formats.
     """
-    alone: tuple[Tokens, ...] = ()
     measured: list[CellAnswers] = []
     with counting_bar() as progress:
-        with_alone = any(cell.greedy for cell in cells)
-        total = (len(cells) + with_alone) * len(asked.prompts)
+        temperatures = sorted({cell.temperature for cell in cells})
+        total = (len(cells) + len(temperatures)) * len(asked.prompts)
         task = progress.add_task("target alone", total=total)
 
         def tick() -> None:
             progress.advance(task)
 
-        if with_alone:
-            alone = answers_alone(asked, tick)
+        alone = answers_alone(asked, temperatures, tick)
         for installation, group in installations(cells):
             progress.update(task, description=f"{installation.link}, {installation.drafter}")
             measured += asyncio.run(answers_together(asked, installation, group, tick))
@@ -169,7 +166,7 @@ def closing_lines(verdict: Verdict) -> list[str]:
     lines = []
     for greedy, what in (
         (True, "identical to the target alone"),
-        (False, "above temperature 0, the same in all cells of one drafter"),
+        (False, "above temperature 0, identical to the target alone with the same seed"),
     ):
         cells = [cell for cell in verdict.cells if cell.cell.greedy == greedy]
         if cells:

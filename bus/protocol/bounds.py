@@ -6,6 +6,7 @@ Each type below serves msgspec and pydantic alike; the `Bounds` beside it is for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -25,10 +26,22 @@ __all__ = [
     "Memory",
     "Nats",
     "Port",
+    "SessionCoupling",
     "Smoothing",
     "Threshold",
     "Window",
 ]
+
+
+class SessionCoupling(StrEnum):
+    """How a session couples the draft's tokens with the target's (docs/method.md, Coupling).
+
+    `GUMBEL`: the target's token is a function of seed and position; a drafted token stands where it
+    is that one. `RESIDUAL`: rejection sampling, with the draft's probabilities.
+    """
+
+    GUMBEL = "gumbel"
+    RESIDUAL = "residual"
 
 
 @dataclass(frozen=True, slots=True)

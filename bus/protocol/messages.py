@@ -25,7 +25,7 @@ from bus.protocol.arrays import (
     Int32Array,
     unpack_tokens,
 )
-from bus.protocol.bounds import Threshold
+from bus.protocol.bounds import SessionCoupling, Threshold
 
 __all__ = [
     "MAX_SPARSE",
@@ -46,7 +46,7 @@ __all__ = [
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_SPARSE = 1024
 """Most probabilities a draft may send for one token (K)."""
 
@@ -127,6 +127,7 @@ class OpenSession(Message, frozen=True, tag=1):
     temperature: Annotated[float, Meta(ge=0, le=100)]
     top_p: Annotated[float, Meta(gt=0, le=1)]
     top_k: Counter
+    coupling: SessionCoupling
     tokenizer_digest: Annotated[str, Meta(min_length=1, max_length=128)]
 
     def __post_init__(self) -> None:
@@ -137,12 +138,14 @@ class OpenSession(Message, frozen=True, tag=1):
 
 
 class DraftWindow(Message, frozen=True, tag=2):
-    """Edge → cloud: W drafted tokens from position `start`, with what they were drawn from.
+    """Edge → cloud: W drafted tokens from position `start`.
 
+    Where verification needs what they were drawn from (`decoding.methods.Method.needs_rows`),
     `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token
     (docs/invariants.md, Sample from what is sent) in canonical order, probability falling and then
     id rising:
-    both ends must add up and draw in the same order, and the edge has sorted them anyway.
+    both ends must add up and draw in the same order, and the edge has sorted them anyway. Elsewhere
+    both are empty.
     """
 
     single_float: ClassVar[bool] = True
@@ -153,7 +156,7 @@ class DraftWindow(Message, frozen=True, tag=2):
     seq: Counter
     start: Counter
     tokens: bytes  # i32[W], W ≥ 1
-    q_ids: bytes  # i32[W, K]
+    q_ids: bytes  # i32[W, K], K ≥ 0
     q_probs: bytes  # f16[W, K]
     threshold: Threshold
     control_version: Counter
@@ -169,10 +172,12 @@ class DraftWindow(Message, frozen=True, tag=2):
             raise ValueError("tokens: a window holds at least one token")
         num_tokens = self.num_tokens
         per_token, rest = divmod(len(self.q_ids), num_tokens * TOKEN_DTYPE.itemsize)
-        if rest or not 1 <= per_token <= MAX_SPARSE:
-            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with 1 ≤ K ≤ {MAX_SPARSE}")
+        if rest or per_token > MAX_SPARSE:
+            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with K ≤ {MAX_SPARSE}")
         if len(self.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
             raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
+        if not per_token:
+            return
         # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
         bits = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1)
         rank = (bits.astype(np.int64) << 32) - self.q_id_rows
@@ -223,7 +228,7 @@ class Feedback(Message, frozen=True, tag=5):
 
     `committed_length` is cumulative: prompt plus all committed tokens, this window's included.
     `num_accepted` drafted tokens were accepted; `next_token` is the target's own token after
-    them (the correction at a rejection, the bonus token in lockstep at temperature 0), or None.
+    them (the correction at a rejection, the bonus token in lockstep), or None.
     `pass_tokens` is the length of the forward pass that began with this window; 0 if it needed
     none of its own: it failed at pre-hit, or shared the pass of a window before it.
     """
@@ -248,10 +253,13 @@ class WindowReport(Message, frozen=True, tag=6):
     """Cloud → controller: a feedback and what it cost.
 
     `expected_accepted` is E[L_acc] = Σᵢ Πⱼ≤ᵢ (1 − TV(pⱼ, qⱼ)) on temperature-1 distributions
-    (docs/method.md, Credit); `mean_jsd` is in nats, over the judged positions.
+    (docs/method.md, Credit), and `mean_jsd` in nats, over the judged positions. Where windows carry
+    no distributions the first is the number of leading tokens that are the target's own, and the
+    second None.
 
-    Quality: of `num_scored` committed tokens the pass has shown the probability (all of them at
-    temperature 0; above, not what was drawn after a rejection). `log_likelihood` is the sum of
+    Quality: of `num_scored` committed tokens the pass has shown the probability: all of them at
+    temperature 0; above, not what follows a rejection, and none where windows carry no
+    distributions. `log_likelihood` is the sum of
     ln p₁ over them, in nats, and `num_greedy` of them are the target's own first choice. `regret`
     is the sum of ln p₁(first choice) − ln p₁(token): what they lose against it on their own text,
     0 for exact verification at temperature 0.
@@ -267,7 +275,7 @@ class WindowReport(Message, frozen=True, tag=6):
     client: Identifier
     method: Identifier
     expected_accepted: Annotated[float, Meta(ge=0, le=1e6)]
-    mean_jsd: Unit
+    mean_jsd: Unit | None
     num_drafted: Counter
     edge_ms: Millis
     cloud_ms: Millis

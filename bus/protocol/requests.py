@@ -27,6 +27,7 @@ from pydantic import (
     field_validator,
 )
 
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import RequestError
 
 __all__ = [
@@ -161,6 +162,7 @@ class GenerationRequest(BaseModel):
         temperature: 0 is greedy; else 0.001 … 100.
         top_p: 0 < top_p ≤ 1; 1 is off.
         top_k: ≥ 0; 0 is off.
+        coupling: how draft and target share the seed, `gumbel` or `residual`.
         seed: 0 … 2**63 − 1; fixes every random choice.
         stop: up to 16 strings that end the answer; they are not part of it.
         raw: True: the prompt goes to the model as it is, without the chat template.
@@ -176,6 +178,7 @@ class GenerationRequest(BaseModel):
     temperature: Annotated[_Real, AfterValidator(_temperature)] = 0.0
     top_p: Annotated[_Real, AfterValidator(_share)] = 1.0
     top_k: Annotated[_Whole, _within(0, MAX_TOKENS)] = 0
+    coupling: SessionCoupling = SessionCoupling.GUMBEL
     seed: Annotated[_Whole, _within(0, MAX_SEED)] = 0
     stop: Annotated[tuple[str, ...], BeforeValidator(_strings), AfterValidator(_stops)] = ()
     raw: Annotated[bool, BeforeValidator(_flag)] = False

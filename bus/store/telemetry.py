@@ -149,7 +149,6 @@ class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
     credit: float
     credit_delta: float
     expected_accepted: float
-    mean_jsd: float
     num_scored: int
     log_likelihood: float
     num_greedy: int
@@ -159,6 +158,7 @@ class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
     rework_ms: float
     verify_ms: float
     queue_ms: float
+    mean_jsd: float | None = None  # none where windows carry no distributions
     energy_j: float | None = None
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.bounds import SessionCoupling
 from decoding.engine import Capabilities, TargetRow
 from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
@@ -23,7 +24,8 @@ class Proposal:
     needs q₁ only after the edge has its answer.
 
     Attributes:
-        ids: int32[K], probs: float16[K]: the row as it was sent, in canonical order.
+        ids: int32[K], probs: float16[K]: the row as it was sent, in canonical order; empty where
+            the window carries none.
     """
 
     token: int
@@ -42,6 +44,8 @@ class Proposal:
     @property
     def possible(self) -> bool:
         """Whether its own distribution allows the token at all."""
+        if self.sampling.coupled and not self.ids.size:
+            return True
         if self.sampling.greedy:
             return self.token == int(self.ids[0])
         return self.q.prob(self.token) > 0.0
@@ -66,7 +70,7 @@ class AcceptanceRule(Protocol):
     def recover(
         self, proposal: Proposal, target: Float64Array, params: SamplingParams, position: int
     ) -> int:
-        """The token in place of a rejected one, above temperature 0.
+        """The token in place of a rejected one, above temperature 0, with residual coupling.
 
         Args:
             target: float64[V], the target's warped distribution at `position`.
@@ -79,14 +83,14 @@ class PaceView(Struct, frozen=True):
 
     Attributes:
         window: W, as the controller has it.
-        greedy: whether the temperature is 0.
+        bonus: whether the target's own token may follow a window accepted in full.
         ahead: whether windows are in flight that do not await their feedback.
         growth: Π(1 + η_j) since the last rollback (`decoding.pacing.eta`).
         forecast: None before everything it needs has been measured.
     """
 
     window: int
-    greedy: bool
+    bonus: bool
     ahead: bool
     growth: float
     forecast: Forecast | None
@@ -98,8 +102,8 @@ class Flow(Struct, frozen=True):
     Attributes:
         message: tokens a window.
         budget: most tokens drafted and not judged yet, those being drafted included.
-        awaits: lockstep: nothing is drafted behind a window before its feedback, so that at
-            temperature 0 a full acceptance may commit a bonus token.
+        awaits: lockstep: nothing is drafted behind a window before its feedback, so that a full
+            acceptance may commit a bonus token.
     """
 
     message: int
@@ -164,6 +168,10 @@ class Method:
     def lossless(self) -> bool:
         """Whether the text is the target's own (docs/invariants.md, Exactness)."""
         return self.acceptance.lossless
+
+    def needs_rows(self, sampling: SamplingParams) -> bool:
+        """Whether windows carry the draft's probabilities."""
+        return not self.lossless or sampling.coupling is SessionCoupling.RESIDUAL
 
     @property
     def lockstep(self) -> bool:

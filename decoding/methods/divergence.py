@@ -1,9 +1,10 @@
 """Rules that look at how far draft and target are apart, and not only at the token drawn.
 
-    FSD     accept iff JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from p
-    E²-SCI  accept iff exact verification does, or JSD(pᵢ ‖ qᵢ) ≤ T; at a rejection draw from
-            norm(max(0, p − q)) [ours]
+    FSD     accept iff JSD(pᵢ ‖ qᵢ) ≤ T
+    E²-SCI  accept iff exact verification does, or JSD(pᵢ ‖ qᵢ) ≤ T
 
+At a rejection the target's own token follows; with residual coupling a draw from p (FSD) or from
+norm(max(0, p − q)) (E²-SCI) [ours].
 Both are lossy for T > 0. With T < 0 the second is exact verification, so T moves it between exact
 and lenient. Divergences are of temperature-1 distributions at every temperature, in nats.
 Formulas: docs/method.md, Acceptance.

@@ -1,4 +1,5 @@
-"""The exact acceptance rule: greedy match at temperature 0, rejection sampling above."""
+"""The exact acceptance rule: a drafted token stands where it is the target's own; with residual
+coupling above temperature 0, rejection sampling."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from decoding.uniforms import Purpose, uniform
 
 
 class ExactRule:
-    """Leviathan et al. (2023): the committed tokens are distributed as the target's own."""
+    """The committed tokens are the target's own; with rejection sampling (Leviathan et al., 2023)
+    they are distributed as those."""
 
     lossless = True
 
@@ -27,6 +29,9 @@ class ExactRule:
     ) -> bool:
         if params.greedy:
             return proposal.token == row.argmax
+        if params.choosing:
+            assert row.choice is not None
+            return proposal.token == row.choice.token
         p_x = float(row.p_at_q[np.flatnonzero(proposal.ids == proposal.token)[0]])
         u = uniform(params.seed, position, Purpose.ACCEPT)
         return accepts_exactly(p_x, proposal.q.prob(proposal.token), u)

@@ -15,10 +15,11 @@ STAY_AHEAD = 1.1
 class Lockstep:
     """One window in flight.
 
-    At temperature 0 the window holds W tokens and a full acceptance commits the target's next
-    token as a bonus. Above, a bonus token would depend on where windows end, so W + 1 tokens are
-    drafted instead, the target still runs W of them (plus what it has not run yet), and the last
-    one is judged like any other: the same cost, and the text depends on seed and prompt only.
+    The window holds W tokens and a full acceptance commits the target's next token as a bonus.
+    With residual coupling above temperature 0 a bonus token would depend on where windows end, so
+    W + 1 tokens are drafted instead, the target still runs W of them (plus what it has not run
+    yet), and the last one is judged like any other: the same cost, and the text depends on seed and
+    prompt only.
 
     Args:
         window: W, whatever the controller says; None leaves it to the controller.
@@ -31,11 +32,11 @@ class Lockstep:
         self.window = window
 
     def flow(self, view: PaceView) -> Flow:
-        return _lockstep(view.window if self.window is None else self.window, view.greedy)
+        return _lockstep(view.window if self.window is None else self.window, view.bonus)
 
 
-def _lockstep(window: int, greedy: bool) -> Flow:
-    count = window if greedy else window + 1
+def _lockstep(window: int, bonus: bool) -> Flow:
+    count = window if bonus else window + 1
     return Flow(message=count, budget=count, awaits=True)
 
 
@@ -56,10 +57,10 @@ class Ahead:
     def flow(self, view: PaceView) -> Flow:
         forecast = view.forecast
         if forecast is None:
-            return _lockstep(view.window, view.greedy)
+            return _lockstep(view.window, view.bonus)
         favour = STAY_AHEAD if view.ahead else 1.0
         if forecast.lockstep > forecast.ahead * favour:
-            return _lockstep(forecast.window, view.greedy)
+            return _lockstep(forecast.window, view.bonus)
         return Flow(forecast.message, _budget(forecast, view.growth), awaits=False)
 
 

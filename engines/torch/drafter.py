@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
 from bus.protocol.errors import LocalError
+from decoding.coupling import choose_sparse
 from decoding.engine import DraftedWindow
 from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
@@ -151,8 +152,10 @@ class ModelDrafter(RunningModel[DraftCache]):
 
 
 def _draw(ids: Int32Array, probs: Float16Array, sampling: SamplingParams, position: int) -> int:
-    """Draw from exactly what is sent."""
+    """The seed's choice from exactly what is sent, or could be; with residual coupling a draw."""
     q = warp(from_wire(ids, probs), sampling)
     if sampling.greedy:
         return q.argmax
+    if sampling.choosing:
+        return choose_sparse(q, sampling.seed, position)
     return q.draw(uniform(sampling.seed, position, Purpose.DRAFT))

@@ -63,7 +63,7 @@ class Rows:
         wide = logits.float()
         peak = wide.amax(dim=1)
         mass, cutoff = torch.ones_like(peak, dtype=torch.float64), None
-        if not sampling.greedy and sampling.top_k == 0 and sampling.top_p == 1.0:
+        if not sampling.greedy and sampling.untruncated:
             mass = _mass(wide, peak, sampling.temperature)
         elif not sampling.greedy:
             mass, cutoff = _truncate(wide, peak, sampling)
@@ -118,9 +118,12 @@ class Rows:
     def _choice(self, row: int, position: int) -> Choice:
         if self.greedy:
             return Choice(int(self.logits[row].argmax()), self._gap(row))
-        with np.errstate(divide="ignore"):
-            log_probs = np.log(self.dense(row))
-        return choose(log_probs, self.sampling.seed, position)
+        logits, kept = self.logits[row].cpu().numpy(), None
+        if self.cutoff is not None:
+            value, last_id = (part[row].cpu().numpy() for part in self.cutoff)
+            kept = np.flatnonzero(logits >= value)
+            kept = kept[(logits[kept] > value) | (kept <= last_id)]
+        return choose(logits, self.sampling.temperature, self.sampling.seed, position, kept)
 
     def _top(self, row: int, mass: float) -> tuple[Int32Array, Float64Array]:
         size = min(NUM_TOP, self.logits.shape[1])

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.protocol.arrays import pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.codec import MAX_FRAME_BYTES, AnyMessage, VersionError, decode, encode
 from bus.protocol.errors import DecodeError, MessageTooLargeError
 from bus.protocol.messages import (
@@ -36,7 +37,7 @@ from bus.protocol.messages import (
 
 OPEN = OpenSession(
     "s1", "c1", "edge-1", 1, 2, 3, "sd", pack_tokens((1, 300)), pack_tokens((8,)), 2**62, 16,
-    0.1, 0.9, 40, "digest",
+    0.1, 0.9, 40, SessionCoupling.GUMBEL, "digest",
 )  # fmt: skip
 FEEDBACK = Feedback("s1", 1, 2, 3, 7, Outcome.PARTIAL, 1, 300, 0.15, 10.5, 0.25, 3)
 WINDOW = DraftWindow(

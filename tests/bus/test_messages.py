@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bus.protocol.arrays import pack_tokens, unpack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.codec import decode, encode
 from bus.protocol.errors import DecodeError
 from bus.protocol.messages import (
@@ -54,6 +55,7 @@ OPEN = OpenSession(
     temperature=0.1,
     top_p=0.9,
     top_k=40,
+    coupling=SessionCoupling.GUMBEL,
     tokenizer_digest="d" * 64,
 )
 FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3)

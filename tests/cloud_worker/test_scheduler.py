@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bus.protocol.arrays import pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import DraftWindow, Feedback, OpenSession
 from cloud_worker import scheduler as module
 from cloud_worker.costs import FIRST_CHUNK, LARGEST_CHUNK, SMALLEST_CHUNK, PassCosts
@@ -91,7 +92,8 @@ class Client:
         message = OpenSession(
             session="s", client="c", edge="e", incarnation=1, epoch=0, next_seq=0, method="sd",
             prompt=pack_tokens(self.prompt), committed=b"", seed=5, max_new_tokens=99,
-            temperature=self.temperature, top_p=1.0, top_k=0, tokenizer_digest="d",
+            temperature=self.temperature, top_p=1.0, top_k=0,
+            coupling=SessionCoupling.GUMBEL, tokenizer_digest="d",
         )  # fmt: skip
         self.text, self.epoch = self.prompt, 0
         self.keep: int | None = None

@@ -257,4 +257,5 @@ def test_a_window_rejected_at_pre_hit_is_reported_with_expected_length_zero() ->
     told = window_report(report.verification, report.feedback, "edge-1", "c1", "plc")
     assert told.expected_accepted == 0.0
     assert told.num_drafted == 2
+    assert told.mean_jsd is not None
     assert 0 < told.mean_jsd < 1

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bus.protocol.bounds import SessionCoupling
 from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
 from decoding.methods.divergence import DivergenceRule, ElasticRule, divergence
@@ -17,7 +18,8 @@ from decoding.sampling import SamplingParams, draw_dense, warp_dense
 from decoding.uniforms import Purpose, uniform
 
 GREEDY = SamplingParams()
-SAMPLED = SamplingParams(temperature=0.7, seed=5)
+RESIDUAL = SessionCoupling.RESIDUAL
+SAMPLED = SamplingParams(temperature=0.7, seed=5, coupling=RESIDUAL)
 FSD, ELASTIC, EXACT = DivergenceRule(), ElasticRule(), ExactRule()
 
 
@@ -73,7 +75,7 @@ def test_equal_distributions_do_not_make_a_negative_threshold_lenient() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**31), position=st.integers(0, 500), threshold=st.floats(-1, -1e-9),
-    sampling=st.sampled_from([GREEDY, SAMPLED, SamplingParams(1.0, top_p=0.8, seed=2)]),
+    sampling=st.sampled_from([GREEDY, SAMPLED, SamplingParams(1.0, top_p=0.8, seed=2, coupling=RESIDUAL)]),
 )  # fmt: skip
 def test_below_zero_e2sci_is_exact_verification(
     seed: int, position: int, threshold: float, sampling: SamplingParams

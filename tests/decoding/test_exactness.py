@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
+from bus.protocol.bounds import SessionCoupling
 from decoding.acceptance import accepts_exactly, draw_residual
 from decoding.methods import exact
 from decoding.sampling import (
@@ -165,7 +166,7 @@ def test_whole_answers_are_distributed_as_the_targets(
     uniforms = EveryUniform()
     monkeypatch.setattr(toy, "uniform", uniforms)
     monkeypatch.setattr(exact, "uniform", uniforms)
-    sampling = SamplingParams(temperature=1.0)
+    sampling = SamplingParams(temperature=1.0, coupling=SessionCoupling.RESIDUAL)
     got: dict[tuple[int, ...], float] = defaultdict(float)
     going_on = True
     while going_on:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
+from bus.protocol.bounds import SessionCoupling
 from decoding import methods
 from decoding.methods.base import Flow, Pace, PaceView
 from decoding.sampling import SamplingParams
@@ -12,6 +14,8 @@ from tests.toy import ToyPair
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
+RESIDUAL = replace(SAMPLED, coupling=SessionCoupling.RESIDUAL)
+CUT = SamplingParams(temperature=1.2, top_p=0.8, seed=7)
 PAIR = ToyPair(vocab_size=3, agreement=0.6, seed=4, num_sparse=3)
 
 
@@ -34,7 +38,7 @@ class Alternating:
 
     def flow(self, view: PaceView) -> Flow:
         if view.growth < 1.0:
-            count = 1 if view.greedy else 2
+            count = 1 if view.bonus else 2
             return Flow(count, count, awaits=True)
         return Flow(message=1, budget=2, awaits=False)
 
@@ -49,6 +53,10 @@ CASES: list[
     (Alternating(), 1, GREEDY, 5, 0),
     (Alternating(), 3, SAMPLED, 5, 0),
     (Alternating(), 2, GREEDY, 3, 1),
+    (Alternating(), 3, CUT, 5, 0),
+    (Steady(1, 2), 3, CUT, 3, 1),
+    (Steady(1, 3), 3, RESIDUAL, 4, 0),
+    (Alternating(), 3, RESIDUAL, 5, 0),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import OpenSession
 from decoding import methods
 from decoding.acceptance import draw_residual
@@ -16,7 +17,7 @@ from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 
 GREEDY = SamplingParams()
-SAMPLED = SamplingParams(temperature=0.5, seed=3)
+SAMPLED = SamplingParams(temperature=0.5, seed=3, coupling=SessionCoupling.RESIDUAL)
 IDS = np.array([9, 2, 5], dtype=np.int32)
 PROBS = np.array([0.5, 0.25, 0.125], np.float16)
 Q1 = from_wire(IDS, PROBS)
@@ -84,7 +85,24 @@ def test_each_ablation_lacks_one_part() -> None:
 
 def test_method_names_can_travel() -> None:
     for name in (*methods.names(), "sd:16", "e2sci-no-plc:0.123456:32"):
-        OpenSession("s", "c", "e", 1, 0, 0, name, b"\0\0\0\0", b"", 0, 1, 0.0, 1.0, 0, "d")
+        OpenSession(
+            "s",
+            "c",
+            "e",
+            1,
+            0,
+            0,
+            name,
+            b"\0\0\0\0",
+            b"",
+            0,
+            1,
+            0.0,
+            1.0,
+            0,
+            SessionCoupling.GUMBEL,
+            "d",
+        )
         assert len(name) <= 64
 
 
@@ -95,8 +113,8 @@ def test_sd_is_exact_in_lockstep_under_fixed_control() -> None:
     assert sd.control is Control.FIXED
 
 
-def view(window: int, greedy: bool = True) -> PaceView:
-    return PaceView(window, greedy, ahead=False, growth=1.0, forecast=None)
+def view(window: int, bonus: bool = True) -> PaceView:
+    return PaceView(window, bonus, ahead=False, growth=1.0, forecast=None)
 
 
 @pytest.mark.parametrize("window", [1, 2, 8])
@@ -109,7 +127,7 @@ def test_lockstep_has_one_window_in_flight(window: int) -> None:
 def test_above_temperature_zero_one_more_is_drafted_and_no_bonus_committed(window: int) -> None:
     """Either way a full acceptance yields W + 1 tokens for one pass over W new ones."""
     pace = Lockstep()
-    assert pace.flow(view(window, greedy=False)).message == window + 1
+    assert pace.flow(view(window, bonus=False)).message == window + 1
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 1.0])

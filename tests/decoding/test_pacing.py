@@ -180,7 +180,7 @@ def test_less_is_drafted_ahead_where_each_token_makes_a_pass_longer() -> None:
 
 
 def view(made: Forecast | None, growth: float = 1.0, **changes: Any) -> PaceView:
-    plain = PaceView(window=4, greedy=True, ahead=False, growth=growth, forecast=made)
+    plain = PaceView(window=4, bonus=True, ahead=False, growth=growth, forecast=made)
     return replace(plain, **changes)
 
 

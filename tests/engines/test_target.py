@@ -9,16 +9,16 @@ import torch
 
 from bench.reference import (
     generate_alone,
-    replay_gaps,
+    replay_choices,
     replay_shortfalls,
     replay_windows,
     score,
 )
 from bus.protocol.arrays import Float64Array
 from bus.protocol.errors import LocalError
+from decoding.coupling import noise
 from decoding.engine import Want
-from decoding.sampling import SamplingParams, draw_dense, warp_dense
-from decoding.uniforms import Purpose, uniform
+from decoding.sampling import SamplingParams, warp_dense
 from engines.padding import LeastTimes, Padding
 from engines.tokenizer import encode_prompt
 from engines.torch.loading import load_causal_lm
@@ -180,8 +180,10 @@ def test_alone_the_target_draws_by_seed_and_position(target: TargetModel, plain:
     dense = logits_after(plain, PROMPT + tokens)
     for index, token in enumerate(tokens):
         position = len(PROMPT) + index
-        u = uniform(SAMPLED.seed, position, Purpose.TARGET)
-        assert token == draw_dense(warp_dense(dense[position - 1], SAMPLED), u)
+        with np.errstate(divide="ignore"):
+            log_p = np.log(warp_dense(dense[position - 1], SAMPLED))
+        noisy = log_p - np.log(-np.log(noise(SAMPLED.seed, position, log_p.size)))
+        assert token == int(np.argmax(noisy))
 
 
 def test_alone_the_target_stops_behind_an_end_token(target: TargetModel) -> None:
@@ -193,11 +195,15 @@ def test_alone_the_target_stops_behind_an_end_token(target: TargetModel) -> None
 def test_replays_tell_argmax_lead_and_shortfall(target: TargetModel, plain: Any) -> None:
     tokens = list(generate_alone(target, PROMPT, GREEDY, 6, NEVER))
     dense = logits_after(plain, PROMPT + tokens)[len(PROMPT) - 1 : -1]
-    for (argmax, lead), token, logits in zip(
-        replay_gaps(target, PROMPT, tokens), tokens, dense, strict=True
+    for choice, token, logits in zip(
+        replay_choices(target, PROMPT, tokens, GREEDY), tokens, dense, strict=True
     ):
-        assert argmax == token
-        assert lead == pytest.approx(logits.max() - np.sort(logits)[-2], abs=1e-4)
+        assert choice.token == token
+        assert choice.lead == pytest.approx(logits.max() - np.sort(logits)[-2], abs=1e-4)
+    sampled = list(generate_alone(target, PROMPT, SAMPLED, 6, NEVER))
+    choices = replay_choices(target, PROMPT, sampled, SAMPLED)
+    assert [choice.token for choice in choices] == sampled
+    assert all(choice.lead > 0 and 0 <= choice.margin < 1 for choice in choices)
     tokens[-1] = int(dense[-1].argmin())
     shortfalls = replay_shortfalls(target, PROMPT, tokens)
     assert shortfalls[:-1] == [0.0] * 5

@@ -26,6 +26,7 @@ def test_exact_methods_give_the_targets_text_and_a_lossy_one_does_not(
         DesignCell("plc-literal", 2, 0.0, where),
         DesignCell("e2sci-no-threshold", None, 0.0, where), DesignCell("sd", 5, 0.8, where),
         DesignCell("plc", 1, 0.8, where),
+        DesignCell("e2sci-no-threshold", None, 1.2, where), DesignCell("plc", 4, 1.2, where),
     )  # fmt: skip
     verdict = measure(
         [*exact, DesignCell("fsd:0.3", 4, 0.0, where)], Asked(PROMPTS, 24, target, draft, "float32")
