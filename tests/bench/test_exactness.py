@@ -124,7 +124,8 @@ def test_few_cells_cover_fewer_levels(most: int) -> None:
     assert len(cells) <= most
     check(cells, present(cells))
     levels = present(cells)
-    assert levels["temperature"] == set(TEMPERATURES)
+    assert levels["temperature"] <= set(TEMPERATURES)
+    assert levels["temperature"] >= {0.0, 0.8}
     assert len(levels["method"]) > 1
 
 
@@ -194,8 +195,9 @@ def judged(
     answers: tuple[Tokens, ...], said: Said, dtype: str = "float32", cell: DesignCell = GREEDY
 ) -> CellVerdict:
     first = CellAnswers(cell, ALONE, 1.0, dtype)
+    alone = {0.0: ALONE, 0.8: ALONE}
     return judge(
-        [first, CellAnswers(cell, answers, 1.0, dtype)], {0.0: ALONE, 0.8: ALONE}, allowance_of(dtype), said
+        [first, CellAnswers(cell, answers, 1.0, dtype)], alone, allowance_of(dtype), said
     )[1]  # fmt: skip
 
 

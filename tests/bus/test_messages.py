@@ -106,7 +106,7 @@ def test_identifiers_with_anything_else_are_refused(name: str) -> None:
     [
         (WINDOW, {"tokens": b""}, "at least one token"),
         (WINDOW, {"tokens": b"123"}, "whole number of int32"),
-        (WINDOW, {"q_ids": b""}, "q_ids: expected"),
+        (WINDOW, {"q_ids": b""}, "q_probs: expected"),
         (WINDOW, {"q_ids": WINDOW.q_ids[:-1]}, "q_ids: expected"),
         (WINDOW, {"q_ids": WINDOW.q_ids[:-4]}, "q_ids: expected"),
         (WINDOW, {"q_ids": bytes(8 * (MAX_SPARSE + 1))}, "q_ids: expected"),

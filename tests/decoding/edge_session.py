@@ -9,6 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from bus.protocol.arrays import Float16Array, Int32Array, pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import (
     DraftWindow,
     Fault,
@@ -40,11 +41,11 @@ SPEC = edge.SessionSpec(
     edge="edge-1",
     method=methods.sd.METHOD,
     prompt=PROMPT,
-    sampling=SamplingParams(),
+    sampling=SamplingParams(coupling=SessionCoupling.RESIDUAL),
     max_new_tokens=20,
     tokenizer_digest="digest",
 )
-SAMPLED = replace(SPEC, sampling=SamplingParams(0.7, 0.9, 40, seed=5))
+SAMPLED = replace(SPEC, sampling=SamplingParams(0.7, 0.9, 40, 5, SessionCoupling.RESIDUAL))
 CONTROL = edge.Control(threshold=0.15, window=4, conservative_threshold=0.02)
 OPEN = msgspec.structs.replace(OPENING, seed=0)
 

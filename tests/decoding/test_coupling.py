@@ -1,4 +1,4 @@
-"""The seed's choice: the same as the plain formula, distributed as p, shared by draft and target."""
+"""The seed's choice: as the plain formula says, distributed as p, shared by draft and target."""
 
 from __future__ import annotations
 

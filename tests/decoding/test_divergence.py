@@ -75,7 +75,9 @@ def test_equal_distributions_do_not_make_a_negative_threshold_lenient() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**31), position=st.integers(0, 500), threshold=st.floats(-1, -1e-9),
-    sampling=st.sampled_from([GREEDY, SAMPLED, SamplingParams(1.0, top_p=0.8, seed=2, coupling=RESIDUAL)]),
+    sampling=st.sampled_from([
+        GREEDY, SAMPLED, SamplingParams(1.0, 0.8, seed=2, coupling=RESIDUAL)
+    ]),
 )  # fmt: skip
 def test_below_zero_e2sci_is_exact_verification(
     seed: int, position: int, threshold: float, sampling: SamplingParams
