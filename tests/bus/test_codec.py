@@ -155,6 +155,7 @@ messages = st.one_of(
         OpenSession, names, names, names, counters, counters, counters, names,
         token_bytes.filter(bool), token_bytes, st.integers(0, 2**63 - 1),
         st.integers(1, 2**31 - 1), st.floats(0, 100), st.floats(0, 1, exclude_min=True), counters,
+        st.sampled_from(SessionCoupling),
         st.text(min_size=1, max_size=128),
     ),
     draft_windows(),

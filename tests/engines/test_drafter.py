@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.protocol.arrays import Float64Array, Int32Array, pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import LocalError
 from bus.protocol.messages import DraftWindow
+from decoding.coupling import noise_at
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from engines.kinds import DrafterKind, drafter_of
@@ -93,15 +95,26 @@ def test_greedy_tokens_are_the_most_probable(loaded: LoadedDraft, model: ModelDr
     top_p=st.floats(0.05, 1.0),
     top_k=st.integers(0, 60),
     seed=st.integers(0, 2**63 - 1),
+    coupling=st.sampled_from(SessionCoupling),
 )
 def test_tokens_are_drawn_from_exactly_what_is_sent(
-    model: ModelDrafter, temperature: float, top_p: float, top_k: int, seed: int
+    model: ModelDrafter,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int,
+    coupling: SessionCoupling,
 ) -> None:
-    sampling = SamplingParams(temperature, top_p, top_k, seed)
+    sampling = SamplingParams(temperature, top_p, top_k, seed, coupling)
     window = model.draft(model.open(sampling), PROMPT, 4, NEVER, go_on)
     for index, token in enumerate(window.tokens):
         q = warp(from_wire(window.q_ids[index], window.q_probs[index]), sampling)
-        assert token == q.draw(uniform(seed, window.start + index, Purpose.DRAFT))
+        position = window.start + index
+        if coupling is SessionCoupling.GUMBEL:
+            scores = np.log(q.probs) - np.log(-np.log(noise_at(seed, position, q.ids)))
+            assert token == q.ids[int(np.argmax(scores))]
+        else:
+            assert token == q.draw(uniform(seed, position, Purpose.DRAFT))
 
 
 def test_windows_of_any_size_give_the_same_tokens(model: ModelDrafter) -> None:
