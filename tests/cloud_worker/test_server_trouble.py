@@ -27,7 +27,7 @@ from bus.protocol.messages import (
 )
 from bus.runtime.worker import Lifecycle
 from bus.store import Store
-from cloud_worker import server
+from cloud_worker import afterwards, server
 from cloud_worker.session import CloudSession
 from decoding.cloud_events import Prefilled
 from decoding.sampling import SamplingParams
@@ -196,26 +196,35 @@ async def test_an_older_life_is_told_so_and_does_not_keep_the_session_alive(
     watching.cancel()
 
 
-async def test_a_report_that_waits_for_its_turn_is_not_sent_after_the_end(
-    start: Start, target: TargetModel
+async def test_a_report_that_waits_is_sent_before_the_end(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would open the session anew at the controller."""
+    """After it, it would open the session anew at the controller."""
+    monkeypatch.setattr(afterwards, "LATEST_S", 1000.0)
     house = start()
     await house.ask(opening(target), SessionReady)
     (session,) = house.worker._sessions.values()
     await house.until(lambda: not session.busy)
     alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 2, NEVER))
-    report, sent = session._report_window, house.controller.reports
-
-    def at_the_end(effect: Any) -> None:
-        house.worker._drop(session, "length")
-        report(effect)
-
-    session._report_window = at_the_end  # type: ignore[method-assign]
     await house.ask(window(alone), Feedback)
-    await house.until(lambda: house.reported(SessionClosed))
-    assert isinstance(sent[-1], SessionClosed)
     assert house.reported(WindowReport) == []
+    house.worker._drop(session, "length")
+    assert [type(report) for report in house.controller.reports[-2:]] == [
+        WindowReport, SessionClosed,
+    ]  # fmt: skip
+
+
+async def test_a_report_is_made_while_the_next_pass_runs(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(afterwards, "LATEST_S", 1000.0)
+    house = start()
+    await house.ask(opening(target), SessionReady)
+    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 4, NEVER))
+    await house.ask(window(alone[:2], awaits=False), Feedback)
+    house.outbox.send(window(alone[2:], seq=1, start=len(PROMPT) + 2, awaits=False))
+    await house.until(lambda: house.reported(WindowReport))
+    assert [report.feedback.seq for report in house.reported(WindowReport)] == [0]
 
 
 async def test_places_are_given_in_the_order_of_asking(start: Start, target: TargetModel) -> None:
