@@ -8,35 +8,31 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-LATEST_S = 0.02
-"""Longest wait where no pass begins meanwhile [ours]."""
+DELAY_S = 0.005
+"""Feedback has left by then, and the next pass, if there is one, computes [ours]."""
 
 
 class Afterwards:
-    """Calls that are put off until the model runs a pass, when the event loop has nothing else to
-    do: made at once they would share a core with the sending of the feedback."""
+    """Calls that are put off for `DELAY_S`: made at once they would share a core with the sending of
+    the feedback and with the beginning of the next pass. Their order stays, and nothing depends on
+    the delay."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._calls: list[Callable[[], None]] = []
-        self._latest: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def add(self, call: Callable[[], None]) -> None:
         """Make this call later, after those that wait; what it raises is logged."""
         self._calls.append(call)
-        if self._latest is None:
-            self._latest = self._loop.call_later(LATEST_S, self.run)
-
-    def pass_begins(self) -> None:
-        """A pass has been given to the model."""
-        if self._calls:
-            self._loop.call_soon(self.run)
+        if self._timer is None:
+            self._timer = self._loop.call_later(DELAY_S, self.run)
 
     def run(self) -> None:
         """Make them now."""
-        if self._latest is not None:
-            self._latest.cancel()
-            self._latest = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         calls, self._calls = self._calls, []
         for call in calls:
             try:

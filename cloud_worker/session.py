@@ -143,7 +143,6 @@ class CloudSession:
                     keep, self._keep = self._keep, None
                     self._idle.clear()
                     self._scheduler.submit(self, effect, keep)
-                    self._afterwards.pass_begins()
 
     def _report_window(self, effect: ReportWindow) -> None:
         state, feedback, verified = self.state, effect.feedback, effect.verification

@@ -200,7 +200,7 @@ async def test_a_report_that_waits_is_sent_before_the_end(
     start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After it, it would open the session anew at the controller."""
-    monkeypatch.setattr(afterwards, "LATEST_S", 1000.0)
+    monkeypatch.setattr(afterwards, "DELAY_S", 1000.0)
     house = start()
     await house.ask(opening(target), SessionReady)
     (session,) = house.worker._sessions.values()
@@ -212,19 +212,6 @@ async def test_a_report_that_waits_is_sent_before_the_end(
     assert [type(report) for report in house.controller.reports[-2:]] == [
         WindowReport, SessionClosed,
     ]  # fmt: skip
-
-
-async def test_a_report_is_made_while_the_next_pass_runs(
-    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(afterwards, "LATEST_S", 1000.0)
-    house = start()
-    await house.ask(opening(target), SessionReady)
-    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 4, NEVER))
-    await house.ask(window(alone[:2], awaits=False), Feedback)
-    house.outbox.send(window(alone[2:], seq=1, start=len(PROMPT) + 2, awaits=False))
-    await house.until(lambda: house.reported(WindowReport))
-    assert [report.feedback.seq for report in house.reported(WindowReport)] == [0]
 
 
 async def test_places_are_given_in_the_order_of_asking(start: Start, target: TargetModel) -> None:
