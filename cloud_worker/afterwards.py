@@ -13,9 +13,9 @@ DELAY_S = 0.005
 
 
 class Afterwards:
-    """Calls that are put off for `DELAY_S`: made at once they would share a core with the sending of
-    the feedback and with the beginning of the next pass. Their order stays, and nothing depends on
-    the delay."""
+    """Calls that are put off for `DELAY_S`: made at once they would share a core with the sending
+    of the feedback and with the beginning of the next pass. They keep their order, and nothing
+    depends on the delay."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
