@@ -76,6 +76,7 @@ class CloudSession:
         self.state: cloud.CloudState
         self.closed = False
         self.story = Story()
+        self.stale_logged = 0  # the incarnation up to which an older one's message was logged
         self.last_used_ms = now_ms()
 
     @property

@@ -268,6 +268,23 @@ async def test_a_closed_session_is_freed_but_not_by_an_older_life_of_its_own(
     assert [(m.session, m.reason) for m in house.reported(SessionClosed)] == [("s1", "length")]
 
 
+async def test_messages_of_an_older_life_are_counted_and_logged_once(
+    start: Start, target: TargetModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = start()
+    await house.ask(opening(target, incarnation=5), SessionReady)
+    for _ in range(3):
+        house.outbox.send(window((7, 9), incarnation=4))
+    house.outbox.send(CloseSession("s1", 4, "late"))
+    await house.until(lambda: house.counters["stale_messages"] == 4)
+    lines = [line for line in caplog.messages if "is ignored, 5 runs here" in line]
+    assert len(lines) == 1
+    assert "a DraftWindow of incarnation 4" in lines[0]
+    await house.ask(opening(target, incarnation=6), SessionReady, incarnation=6)
+    house.outbox.send(window((7, 9), incarnation=5))
+    await house.until(lambda: any("is ignored, 6 runs here" in line for line in caplog.messages))
+
+
 async def test_sessions_nobody_uses_expire(
     start: Start, target: TargetModel, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
