@@ -90,7 +90,6 @@ class ResultWriter:
         """Write until the end is written or the prompt is lost to another edge."""
         try:
             while (write := await self._writes.get()) is not None:
-                await asyncio.sleep(DELAY_S)
                 await _until_written(write)
         except OwnershipLostError as error:
             log.warning("%s", error)
@@ -98,6 +97,7 @@ class ResultWriter:
 
     async def _append(self, piece: Piece) -> None:
         """Write one piece; a Redis restored from an older copy gets what it has lost first."""
+        await asyncio.sleep(DELAY_S)
         try:
             await self._append_one(piece)
         except ResultGapError as gap:
