@@ -132,7 +132,9 @@ async def test_three_prompts_for_one_place_are_answered_in_order_with_few_opens(
         f"ratio {together_s / alone_s:.3f}; {num_opens} opens"
     )
     assert [a.tokens for a in together] == [a.tokens for a in alone]
-    assert [a.ended_s for a in together] == sorted(a.ended_s for a in together)
+    ended_s = [a.ended_s for a in together]
+    # Each edge opens its first prompt at the same moment: which of these is first is chance.
+    assert sorted(ended_s[:num_edges]) + ended_s[num_edges:] == sorted(ended_s)
     assert num_opens <= MOST_OPENS
 
 
