@@ -48,7 +48,7 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         step: a draft step, the mean of a window of 8. passes: target passes by their tokens.
-        repeats: samples behind each median.
+        repeats: samples of each median.
     """
 
     target: str

@@ -8,7 +8,7 @@ The kind of a row is told by its fields:
     number      question, answer "… #### n"    GSM8K: the question
     open        text; instruction; prompt      MBPP, conversation: the text itself
 
-How an answer is asked for and marked stands in `bench.tasks`.
+How an answer is asked for and marked is in `bench.tasks`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bus.protocol.errors import ConfigurationError
 
 LETTERS = "ABCDEFGHIJ"
 GOLD_NUMBER = "####"
-"""GSM8K writes the number of its answers behind this."""
+"""GSM8K writes the number of its answers after this."""
 
 
 class Kind(StrEnum):

@@ -156,7 +156,7 @@ def accepted_per_s(accepted: float, window: int, step_ms: float, link: Link) -> 
 
 
 def step_times(drafts: Sequence[ModelDrafter], repeats: int) -> list[float]:
-    """Milliseconds of a step of each draft, behind `CONTEXT` tokens: medians, in turns."""
+    """Milliseconds of a step of each draft, after `CONTEXT` tokens: medians, interleaved."""
     with one_core():
         context = np.random.default_rng(0).integers(0, 256, CONTEXT).tolist()
         caches = [draft.open(GREEDY) for draft in drafts]

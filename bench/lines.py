@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 def append_rows(path: Path, rows: Sequence[msgspec.Struct]) -> None:
-    """Add rows behind the last whole line, on disk when this returns."""
+    """Add rows after the last whole line, on disk when this returns."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

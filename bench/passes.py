@@ -63,7 +63,7 @@ class PassTiming:
 def measure_passes(
     target: TargetModel, draft: ModelDrafter, plain: Any, repeats: int, tick: Callable[[], None]
 ) -> list[PassTiming]:
-    """Time passes of `PASS_SIZES` tokens and a draft step behind a context of `CONTEXT` tokens.
+    """Time passes of `PASS_SIZES` tokens and a draft step after a context of `CONTEXT` tokens.
 
     Args:
         plain: the target's model as transformers loads it.

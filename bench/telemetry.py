@@ -26,7 +26,7 @@ async def read_telemetry(redis_url: str) -> list[TelemetryEntry]:
 
 
 async def newest_entry(store: Store, after: str = "0") -> str:
-    """Id of the newest entry, or `after` where there is none behind it."""
+    """Id of the newest entry, or `after` where there is none after it."""
     while batch := await store.telemetry.read(after):
         after = batch[-1][0]
     return after
@@ -45,7 +45,7 @@ class Told:
 async def told_of(
     store: Store, session: str, after: str, wait_s: float, with_timeline: bool = False
 ) -> Told:
-    """What there is of a finished session behind the entry `after`.
+    """What there is of a finished session after the entry `after`.
 
     Reports come by another way than the answer, and may come a little later: they are waited for,
     the timeline too where it is wanted, for at most `wait_s` seconds.

@@ -50,7 +50,7 @@ class Work(Generic[Cache]):
     Attributes:
         keep: length its cache is cut to first, or None.
         tokens: of a prompt, left to run. begun: its pass.
-        model_ms: duration of its passes; share_ms: its rows' share of them.
+        model_ms: duration of its beginning and its passes; share_ms: its rows' share of them.
     """
 
     client: Client[Cache]
@@ -68,8 +68,9 @@ class Work(Generic[Cache]):
         return len(self.tokens) if self.begun is None else self.begun.num_left
 
     def begin(self, target: Target[Cache]) -> None:
-        """Roll the cache back, and judge a window by the cached row."""
+        """Roll the cache back, and judge a window by the cached row; both are the model's time."""
         self.is_new = False
+        began_ms = now_ms()
         cache, effect = self.client.cache, self.effect
         if self.keep is not None:
             target.keep(cache, min(self.keep, target.length(cache)))
@@ -77,6 +78,7 @@ class Work(Generic[Cache]):
             self.tokens = effect.tokens
         elif isinstance(effect, Forward):
             self.begun = begin_pass(target, cache, self.client.state, effect)
+        self.model_ms = self.share_ms = now_ms() - began_ms
 
     def segment(self, num_rows: int) -> Segment[Cache]:
         """Its next rows."""

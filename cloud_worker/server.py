@@ -161,16 +161,35 @@ class CloudWorker:
                 if session is None:
                     self._send(EVERYBODY, cloud.unknown_session(message))
                 else:
+                    self._count_stale(session, message)
                     self._tell(session, WindowArrived(message, now_ms()))
             case CloseSession():
                 session = self._sessions.get(message.session)
                 if session is None:
                     self._waiting.leave(message.session)
-                elif session.state.incarnation <= message.incarnation:
+                elif not self._count_stale(session, message):
                     self._drop(session, message.reason)
             case _:
                 self._counters["unexpected_messages"] += 1
                 log.warning("a %s does not belong here; ignored", type(message).__name__)
+
+    def _count_stale(self, session: CloudSession, message: DraftWindow | CloseSession) -> bool:
+        """Whether the message is of an older life of its session, and refused for that.
+
+        It does not name its sender, so nobody is sent a fault; the first one of each incarnation
+        here is logged.
+        """
+        present = session.state.incarnation
+        if message.incarnation >= present:
+            return False
+        self._counters["stale_messages"] += 1
+        if session.stale_logged < present:
+            session.stale_logged = present
+            log.warning(
+                "session %s: a %s of incarnation %d is ignored, %d runs here; others are counted",
+                message.session, type(message).__name__, message.incarnation, present,
+            )  # fmt: skip
+        return True
 
     def _tell(self, session: CloudSession, event: Event) -> None:
         """An event for a session; one that is impossible is survived as if it had not been."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from bus.protocol.messages import Message, OpenSession
+from cloud_worker.afterwards import Afterwards
 from cloud_worker.scheduler import Scheduler
 from decoding import cloud
 from decoding.cloud_events import (
@@ -67,12 +69,14 @@ class CloudSession:
         self._send = send
         self._report = report
         self._keep: int | None = None
+        self._afterwards = Afterwards()
         self._idle = asyncio.Event()
         self._idle.set()
         self.cache: Any = None
         self.state: cloud.CloudState
         self.closed = False
         self.story = Story()
+        self.stale_logged = 0  # the incarnation up to which an older one's message was logged
         self.last_used_ms = now_ms()
 
     @property
@@ -113,7 +117,9 @@ class CloudSession:
         self.handle(event)
 
     def close(self) -> None:
-        """Forget work that waits; the cache goes back to the target, on the model thread."""
+        """Forget work that waits; the cache goes back to the target, on the model thread. Reports
+        that wait are made first: after its end they would open the session anew."""
+        self._afterwards.run()
         self.closed = True
         self._idle.set()
         self._scheduler.close(self)
@@ -130,8 +136,8 @@ class CloudSession:
                     pass
                 case Report(message):
                     self._report(message)
-                case ReportWindow():  # after the feedback of all sessions of the pass
-                    asyncio.get_running_loop().call_soon(self._report_window, effect)
+                case ReportWindow():
+                    self._afterwards.add(partial(self._report_window, effect))
                 case Crop(length):
                     self._keep = length if self._keep is None else min(self._keep, length)
                 case Prefill() | Forward() | FetchRow():
@@ -140,8 +146,6 @@ class CloudSession:
                     self._scheduler.submit(self, effect, keep)
 
     def _report_window(self, effect: ReportWindow) -> None:
-        if self.closed:  # a report after its end would open the session anew at the controller
-            return
         state, feedback, verified = self.state, effect.feedback, effect.verification
         own_ms = feedback.verify_ms * verified.share if feedback.pass_tokens else 0.0
         self._report(

@@ -5,8 +5,8 @@ Publishing never waits for Redis; state is written there asynchronously (`contro
 start takes a higher term, so updates of a controller that was replaced are older than its
 successor's.
 
-A session that has ended is remembered for a while, so that a message that comes late does not open
-it anew: only an opening of a higher incarnation does.
+A session that has ended is remembered for a while, in Redis too, so that a message that comes late
+does not open it anew, not even after a restart: only an opening of a higher incarnation does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from controller.lease import Lease
 from controller.policies import Policies
 from controller.settings import ControllerSettings
 from controller.tuning import Tuner
-from controller.writes import Writes
+from controller.writes import Ended, Writes
 from decoding.control import ControlState, Policy
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Controlled:
     method: str
     control: ControlState
     updated_at: float  # seconds since the epoch
-    incarnation: int = 0  # the highest one heard of; not known after a restart
+    incarnation: int = 0  # the highest one received
 
     def record(self, term: int) -> SessionRecord:
         """As it is kept in Redis."""
@@ -108,7 +108,7 @@ class Controlled:
             threshold=self.control.threshold, window=self.control.window,
             credit=self.control.credit, credit_delta=self.control.credit_delta,
             updated_at=self.updated_at, history=self.control.history, held=self.control.held,
-            drop=self.control.drop,
+            drop=self.control.drop, incarnation=self.incarnation,
         )  # fmt: skip
 
     @classmethod
@@ -120,7 +120,7 @@ class Controlled:
         )  # fmt: skip
         return cls(
             record.session, record.client, record.edge, record.cloud, record.method, control,
-            record.updated_at,
+            record.updated_at, record.incarnation,
         )  # fmt: skip
 
     def update(self, term: int) -> ControlUpdate:
@@ -163,6 +163,7 @@ class Controller:
         term: int,
         sessions: dict[str, Controlled],
         histories: dict[str, tuple[float, ...]],
+        ended: dict[str, Controlled],
     ) -> None:
         self.term = term
         self._settings = settings
@@ -173,7 +174,7 @@ class Controller:
         self._updates = sockets.publisher(settings.endpoint(settings.updates_port))
         self._sessions = sessions
         self._histories = histories
-        self._ended: dict[str, Controlled] = {}  # the latest last
+        self._ended = ended  # the latest last
         self._writes = Writes(store, sockets.counters)
 
     @classmethod
@@ -192,10 +193,11 @@ class Controller:
         term = await store.sessions.next_term()
         records = await store.sessions.all()
         sessions = {record.session: Controlled.from_record(record) for record in records}
+        ended = _still_ended(await store.sessions.ended(), sessions)
         if sessions:
             log.info("%d sessions taken up from Redis", len(sessions))
         histories = await store.sessions.histories() if settings.carry_credit else {}
-        return cls(settings, store, sockets, policies, term, sessions, histories)
+        return cls(settings, store, sockets, policies, term, sessions, histories, ended)
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this controller's endpoints."""
@@ -283,8 +285,11 @@ class Controller:
         if known is None or known.cloud not in ("", message.cloud):
             return
         del self._sessions[message.session]
-        self._writes.session(message.session, None)
-        self._remember(replace(known, incarnation=max(message.incarnation, known.incarnation)))
+        ended = replace(
+            known, incarnation=max(message.incarnation, known.incarnation), updated_at=time.time()
+        )
+        self._writes.session(message.session, Ended(ended.record(self.term)))
+        self._remember(ended)
         self._carry(known.client, known.control.history)
 
     def _remember(self, ended: Controlled) -> None:
@@ -331,3 +336,16 @@ class Controller:
                 self._updates.publish(session.edge, session.update(self.term))
             lifecycle.update(load=len(self._sessions), counters=dict(self._counters))
             await asyncio.sleep(REPEAT_S)
+
+
+def _still_ended(
+    markers: list[SessionRecord], sessions: dict[str, Controlled]
+) -> dict[str, Controlled]:
+    """Of ended sessions those that were not opened again; they are taken out of `sessions`."""
+    ended = {}
+    for marker in markers[-MOST_CLOSED:]:
+        known = sessions.get(marker.session)
+        if known is None or known.incarnation <= marker.incarnation:
+            sessions.pop(marker.session, None)
+            ended[marker.session] = Controlled.from_record(marker)
+    return ended

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
+from dataclasses import dataclass
 
 from bus.protocol.errors import StoreUnavailableError
 from bus.store import ReportEntry, SessionRecord, Store
@@ -23,21 +24,28 @@ MOST_REPORTS = 10_000
 _BATCH = 200
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A session is over; `last` is how it was."""
+
+    last: SessionRecord
+
+
 class Writes:
     """Pending writes. `counters` gets `unsaved_sessions` (failed attempts), `dropped_writes`."""
 
     def __init__(self, store: Store, counters: Counter[str]) -> None:
         self._store = store
         self._counters = counters
-        self._sessions: dict[str, SessionRecord | None] = {}
+        self._sessions: dict[str, SessionRecord | Ended | None] = {}
         self._histories: dict[str, tuple[float, ...]] = {}
         self._reports: deque[ReportEntry] = deque()
         self._some = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def session(self, name: str, record: SessionRecord | None) -> None:
-        """Save a session's record, or delete it."""
+    def session(self, name: str, record: SessionRecord | Ended | None) -> None:
+        """Save a session's record, mark it as ended, or delete it."""
         self._sessions.pop(name, None)
         self._sessions[name] = record
         self._bounded(self._sessions)
@@ -57,7 +65,8 @@ class Writes:
         self._woken()
 
     def _bounded(
-        self, pending: dict[str, SessionRecord | None] | dict[str, tuple[float, ...]]
+        self,
+        pending: dict[str, SessionRecord | Ended | None] | dict[str, tuple[float, ...]],
     ) -> None:
         if len(pending) > MOST_SESSIONS:
             del pending[next(iter(pending))]
@@ -96,6 +105,8 @@ class Writes:
             name, record = next(iter(self._sessions.items()))
             if record is None:
                 await self._store.sessions.delete(name)
+            elif isinstance(record, Ended):
+                await self._store.sessions.end(record.last)
             else:
                 await self._store.sessions.save(record)
             if self._sessions.get(name) is record:  # else it has changed meanwhile

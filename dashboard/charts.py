@@ -143,7 +143,7 @@ def steering(traffic: pd.DataFrame, span: Span, zone: tzinfo, since_s: float = 0
 
 
 def in_flight(traffic: pd.DataFrame, span: Span, zone: tzinfo, since_s: float = 0.0) -> go.Figure:
-    """Mean tokens drafted and not judged when a verdict came, one line per method."""
+    """Mean tokens drafted and not judged when feedback came, one line per method."""
     per_method = binned(traffic, span.clipped(since_s), by="method")
     lines: list[Trace] = [
         {

@@ -64,7 +64,7 @@ def _piece(piece: TokensEntry) -> str:
 
 
 def _refused_at(windows: Sequence[WindowEntry], num_tokens: int) -> dict[int, int]:
-    """Tokens of the answer committed by then → drafted tokens that this verdict refused.
+    """Tokens of the answer committed by then → drafted tokens that this feedback rejected.
 
     Telemetry may lack the first windows, so that positions are counted from the end.
     """
@@ -77,7 +77,7 @@ def _refused_at(windows: Sequence[WindowEntry], num_tokens: int) -> dict[int, in
 
 
 def why(window: WindowEntry, lossless: bool) -> str:
-    """What a verdict says, in words."""
+    """Feedback in words."""
     if not window.rollback:
         return "all accepted" if window.num_accepted == window.num_drafted else "the answer ended"
     if window.outcome == "prehit_rejected":

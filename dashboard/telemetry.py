@@ -73,7 +73,7 @@ class Tail:
         self._finished: deque[tuple[float, SessionEntry]] = deque(maxlen=_MAX_FINISHED)
 
     def begin(self, since_s: float, last_id: str) -> None:
-        """Set out to read the entries behind `last_id`; none before `since_s` will come."""
+        """Set out to read the entries after `last_id`; none before `since_s` will come."""
         self.since_s = since_s
         self.last_id = last_id
 

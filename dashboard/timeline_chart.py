@@ -3,8 +3,8 @@
 Pure: knows the events (`bus.store.TimelineEntry`), not where they come from. Colours are legible
 on light and on dark, and the background is left to the page.
 
-The edge's clock is the only one there is. A window and its verdict are taken to need the same time
-on their ways, so a verdict left the cloud half a round trip before it came, and its pass ended
+The edge's clock is the only one there is. A window and its feedback are taken to need the same time
+on their ways, so feedback left the cloud half a round trip before it came, and its pass ended
 then. Of a window that nobody judged only the sending is known; it is drawn with the session's
 median.
 """
@@ -38,7 +38,7 @@ class Lanes:
     Attributes:
         stands, vain: drafting, by whether the tokens were accepted.
         up, up_vain: windows on their way to the cloud; the latter came to nothing.
-        down: verdicts on their way back.
+        down: feedback on their way back.
         passes: of the target.
         prehits: (ms, text) of windows that the kept row rejected, without a pass.
         rollbacks: (ms, text).
@@ -100,18 +100,18 @@ def _window_text(window: WindowSpan) -> str:
 
 
 def _verdict_text(window: WindowSpan) -> str:
-    return f"{_num_standing(window)} of {window.num_tokens} tokens of window {window.seq} stand"
+    return f"{_num_standing(window)} of {window.num_tokens} tokens of window {window.seq} accepted"
 
 
 def _num_standing(window: WindowSpan) -> int:
-    """A window whose verdict came with a later one was accepted in full."""
+    """A window whose feedback came with a later one was accepted in full."""
     return window.num_tokens if window.outcome == "accepted" else window.num_accepted
 
 
 def _drafting(
     drafts: list[DraftSpan], windows: list[WindowSpan]
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Each draft cut at its first token that did not stand; one that was never sent is vain.
+    """Each draft cut at its first token that was not accepted; one that was never sent is vain.
 
     What is drafted again from the same position replaces what was thrown away there.
     """
@@ -142,11 +142,11 @@ def timeline_figure(entry: TimelineEntry, source: str = "measured") -> go.Figure
     """
     lanes = lanes_of(entry)
     traces = [
-        _bars("drafting: the token stands", lanes.stands, EDGE_Y, _STANDS),
+        _bars("drafting: the token is accepted", lanes.stands, EDGE_Y, _STANDS),
         _bars("drafting in vain: thrown away", lanes.vain, EDGE_Y, _VAIN),
         _ways("window on its way to the cloud", lanes.up, down=True, colour=_STANDS),
         _ways("window that came to nothing", lanes.up_vain, down=True, colour=_VAIN),
-        _ways("verdict on its way back", lanes.down, down=False, colour=_PASS),
+        _ways("feedback on its way back", lanes.down, down=False, colour=_PASS),
         _bars("the target verifies: one pass", lanes.passes, CLOUD_Y, _PASS),
         _marks("first token rejected, no pass", lanes.prehits, CLOUD_Y, "x-thin"),
         _marks("rollback", lanes.rollbacks, EDGE_Y + _HALF_LANE + 0.1, "triangle-down"),

@@ -13,7 +13,7 @@
                 … residual               RECOVERING  FetchRow
     RECOVERING  FullRowReady             IDLE        Crop, Send Feedback, ReportWindow
     any         WindowArrived, repeated  same        Send the feedback it had; compute nothing
-                … behind a gap, or busy  same        held
+                … after a gap, or busy   same        held
                 … of an older epoch      same        Send the rejecting feedback again
                 … of another incarnation same        Send Feedback(unknown_session), or nothing
     any         OpenArrived, same        same        Send SessionReady

@@ -15,7 +15,7 @@ from decoding.verification import Arrived, Verification
 MAX_PASS_TOKENS = 256
 """Drafted tokens of one pass over several windows; others' passes come between [ours]."""
 MAX_HELD = 64
-"""Windows a session may hold behind a gap, besides the one that is due [ours]."""
+"""Windows a session may hold after a gap, besides the one that is due [ours]."""
 MAX_KEPT_FEEDBACKS = 64
 """Feedbacks kept for repeated windows; more are never in flight [ours]."""
 
@@ -51,9 +51,9 @@ class CloudState(Struct, frozen=True):
         num_run: how many of them the target's cache holds once the effects so far have run.
         verifications: the windows under judgement, in order; more may have joined their pass.
         held: windows that came early, by arrival.
-        feedbacks: the latest verdicts of this incarnation, oldest first.
+        feedbacks: the latest feedback of this incarnation, oldest first.
         job: number of the newest model job; answers to older ones are ignored.
-        kept: index among the last pass's rows of the one behind `tokens`, where it was run: the
+        kept: index among the last pass's rows of the one after `tokens`, where it was run: the
             distribution of the next token, which pre-hit judges by.
     """
 

@@ -12,7 +12,7 @@ What this project adds [ours]:
 - **Memory.** r̂ is the average over the last k windows, begun at neutral. With fewer than k that is
   the recursion itself; what is older than k windows has no say.
 - **Changes of text.** A cumulative sum (Page, 1954) of how far windows fall below the credit that
-  stood before them; past a limit the memory is emptied, so that credit is neutral at once.
+  preceded them; past a limit the memory is emptied, so that credit is neutral at once.
 - **Calm.** No change smaller than a band, and none within a few windows of the last one, except at
   such an alarm.
 - **Safety.** No threshold beyond the greatest whose calibrated quality holds; the conservative one
@@ -37,8 +37,8 @@ from bus.protocol.messages import WindowReport
 from decoding.control import ControlState
 
 NEUTRAL_RATE = 0.806
-"""Before calibration, the chance a that a token stands in a neutral text [ours]: in windows of 4,
-Σaⁱ/4 = 0.6, the threshold between high and low credit that the paper suggests."""
+"""Before calibration, the chance a that a token of a neutral text is accepted [ours]: in windows of
+4, Σaⁱ/4 = 0.6, the threshold between high and low credit that the paper suggests."""
 REFERENCE_WINDOW = 4
 """r̂ is told as that of windows of this size."""
 
@@ -176,7 +176,7 @@ class CreditPolicy:
     """The law as a policy of the controller.
 
     Attributes:
-        realised: credit follows the tokens that stood under the current rule, which a relaxed
+        realised: credit follows the tokens accepted under the current rule, which a relaxed
             threshold raises itself, instead of those expected without one; to compare.
     """
 

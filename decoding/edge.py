@@ -291,7 +291,7 @@ def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
 def _judged(
     state: EdgeState, feedback: Feedback, index: int, num_accepted: int, now_ms: float
 ) -> Step:
-    """Apply a verdict on window `index`; windows before it were accepted in full."""
+    """Apply the feedback on window `index`; windows before it were accepted in full."""
     flight = state.in_flight[index]
     rolled_back = feedback.outcome is not Outcome.ACCEPTED
     verified = len(state.tokens) + num_accepted
@@ -358,7 +358,7 @@ def _tick(state: EdgeState, now_ms: float) -> Step:
 
 
 def _resend(state: EdgeState, now_ms: float) -> Step:
-    """Send the oldest window again when it is overdue; later ones wait behind it anyway."""
+    """Send the oldest window again when it is overdue; later ones wait for it anyway."""
     oldest = state.in_flight[0]
     since_ms = max(oldest.sent_ms, state.heard_ms or 0.0)  # an answer restarts it (RFC 6298 5.3)
     if now_ms - since_ms < state.timer.timeout_ms(oldest.num_sends):

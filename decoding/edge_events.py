@@ -151,8 +151,8 @@ class WindowJudged(Struct, frozen=True):
     """Facts of one judged window, for telemetry.
 
     Attributes:
-        budget: tokens allowed in flight until this verdict; `in_flight`: how many there were.
-        at_ms: when the verdict came.
+        budget: tokens allowed in flight until this feedback; `in_flight`: how many there were.
+        at_ms: when the feedback came.
     """
 
     feedback: Feedback

@@ -40,15 +40,15 @@ def draft_measured(state: EdgeState, event: Drafted) -> EdgeState:
 def feedback_measured(
     state: EdgeState, flight: InFlight, feedback: Feedback, num_accepted: int, now_ms: float
 ) -> EdgeState:
-    """With what a verdict tells about acceptance, link and cloud.
+    """With what feedback tells about acceptance, link and cloud.
 
     Args:
         flight: the judged window, the last of those this feedback is about.
-        num_accepted: tokens that stand by it, in all these windows.
+        num_accepted: tokens accepted by it, in all these windows.
 
-    A window that was sent twice says nothing about the path (Karn's rule), and the first verdict
+    A window that was sent twice says nothing about the path (Karn's rule), and the first feedback
     of an incarnation nothing about the queue: it may have waited for the prompt. Others' share of
-    the queue of a pass is what is left of the time since the verdict before it without the pass.
+    the queue of a pass is what is left of the time since the feedback before it without the pass.
     """
     message = flight.message
     rejected = num_accepted < state.num_ahead_of(flight)

@@ -101,7 +101,7 @@ class EdgeState(Struct, frozen=True):
 
     Attributes:
         tokens: prompt and committed tokens.
-        drafted: tokens behind them that were drafted and not judged yet.
+        drafted: tokens after them that were drafted and not judged yet.
         num_cached: length of the draft's cache once the effects so far have run.
         job: number of the newest draft job; `drafting` while it runs; `job_awaits` where it is
             one of lockstep, `issued_ms` when it was asked for.
@@ -163,7 +163,7 @@ class EdgeState(Struct, frozen=True):
         return end - len(self.tokens)
 
     def until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """`tokens` cut behind the first EOS and at max_new_tokens."""
+        """`tokens` cut after the first EOS and at max_new_tokens."""
         tokens = tokens[: self.num_remaining]
         for i, token in enumerate(tokens):
             if token in self.eos:

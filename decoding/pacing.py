@@ -2,7 +2,7 @@
 
     N = 1/(1 − a)         tokens to the next rollback, its correction included
     t(n) = α + β·n        a target pass over n tokens (least squares, old passes fade)
-    R, q, c, g            round trip, wait behind other sessions, draft step, gap between two jobs
+    R, q, c, g            round trip, wait for other sessions, draft step, gap between two jobs
 
 Lockstep with windows of W tokens commits Σ_{i≤W} aⁱ tokens (the bonus token included) a cycle:
 
@@ -44,9 +44,9 @@ GAIN = 1 / 8
 PASS_FADE = 0.95
 """Weight that earlier passes keep at each new one [ours]."""
 TOKEN_FADE = 63 / 64
-"""Weight that earlier verdicts keep at each judged token [ours]."""
+"""Weight that earlier feedback keeps at each judged token [ours]."""
 PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.7, 4.0
-"""What is believed of a session before its first verdicts, and for how many tokens it counts."""
+"""What is believed of a session before its first feedback, and for how many tokens it counts."""
 RECALLED_WEIGHT = 16.0
 """For how many tokens the session before counts: the next text is another one [ours]."""
 FORGET_PASS, FORGET_STEP = 1 / 2, 1 / 32
@@ -56,7 +56,7 @@ RUN_SHARE = 0.5
 """Of the tokens far ahead, how many are run at all [ours]: in simulation 0.3 to 0.5 are alike, and
 1 costs 2 % of the goodput."""
 LEAST_CHANCE = 1e-3
-"""Tokens that stand less probably are never drafted, even where verifying them is free [ours]."""
+"""Tokens accepted less probably are never drafted, even where verifying them is free [ours]."""
 ETA_GAIN = 1 / 8
 """κ of `eta`."""
 _SLOPE_WEIGHT = 4.0
@@ -125,13 +125,13 @@ class Costs(Struct, frozen=True):
 
 
 class Acceptance(Struct, frozen=True):
-    """a: the chance that the next drafted token stands, over verdicts that fade."""
+    """a: the chance that the next drafted token is accepted; older feedback fades."""
 
     accepted: float = PRIOR_ACCEPTANCE * PRIOR_WEIGHT
     judged: float = PRIOR_WEIGHT
 
     def verdict(self, num_accepted: int, rejected: bool) -> Acceptance:
-        """With `num_accepted` tokens that stood, and maybe one that did not."""
+        """With `num_accepted` accepted tokens, and maybe one that was rejected."""
         fade = TOKEN_FADE ** (num_accepted + rejected)
         return Acceptance(
             self.accepted * fade + num_accepted, self.judged * fade + num_accepted + rejected
@@ -139,7 +139,7 @@ class Acceptance(Struct, frozen=True):
 
     @property
     def rate(self) -> float:
-        """In [0.02, 0.995]: a few verdicts are no certainty."""
+        """In [0.02, 0.995]: a few tokens are no certainty."""
         return min(max(self.accepted / self.judged, 0.02), 0.995)
 
     def recalled(self) -> Acceptance:
@@ -157,7 +157,7 @@ class Measures(Struct, frozen=True):
         gap_ms: from one draft job to the next, besides drafting: hand-overs, sending.
         round_trips: the latest, in ms, without verification and queueing.
         rtt_ms: their smoothed value.
-        queue_ms: smoothed wait at the cloud behind other sessions.
+        queue_ms: smoothed wait at the cloud for other sessions.
     """
 
     alone: Costs = Costs()
@@ -330,8 +330,8 @@ def plan_ahead(message: int, a: float, costs: _Line, away_ms: float, gap_ms: flo
 def useful_ahead(a: float, price: float) -> int:
     """The last position ahead of the verified text that is worth drafting, at least 1.
 
-    The n-th token ahead stands with probability aⁿ. Verifying it takes the target β, in which it
-    yields β·G tokens otherwise: the `price`. About half of what is drafted so far ahead is never
+    The n-th token ahead is accepted with probability aⁿ. Verifying it takes the target β, in which
+    it yields β·G tokens otherwise: the `price`. About half of what is drafted so far ahead is never
     run, since a rejection makes it stale before its pass begins. So n is the last with
     aⁿ ≥ ½·β·G [ours]. The draft's own time is no cost: it would wait.
     """

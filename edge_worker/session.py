@@ -214,7 +214,7 @@ class EdgeSession:
 
     def _tell(self, effects: list[Commit | WindowJudged | Finish]) -> None:
         """Hand what one step has decided to the writer, as one piece."""
-        over = self._answer.stopped  # what was judged behind a stop string is not the user's
+        over = self._answer.stopped  # what was judged after a stop string is not the user's
         for effect in effects:
             match effect:
                 case Commit() if not over:

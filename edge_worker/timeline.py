@@ -22,7 +22,7 @@ MAX_EVENTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Of the time from the first draft to the last verdict, each in 0 … 1.
+    """Of the time from the first draft to the last feedback, each in 0 … 1.
 
     Attributes:
         edge_idle: in which the draft did not draft for this session.
@@ -65,7 +65,7 @@ class Timeline:
             )  # fmt: skip
 
     def judged(self, effect: WindowJudged) -> None:
-        """A verdict; those before it were accepted with it, those behind a rejection dropped."""
+        """Feedback; windows before it were accepted with it, those after a rejection dropped."""
         feedback, at_ms = effect.feedback, effect.at_ms - self.began_ms
         for key in [k for k in self._open if k < (feedback.epoch, feedback.seq)]:
             self._end(key, at_ms, "accepted")

@@ -2,7 +2,7 @@
 
 Edge and cloud have one core each, with an emulated link between them; methods answer each prompt in
 turns, so that what drifts hits all alike. What is kept of an answer is a row; a run that was cut
-off goes on behind its last row.
+off goes on after its last row.
 
 | module | what |
 |---|---|

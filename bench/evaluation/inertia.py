@@ -38,7 +38,7 @@ class Inertia:
     Attributes:
         autocorrelation: at `LAGS`. shuffled: what it would be at any lag if only answers differed
             and order meant nothing.
-        after_high, after_low: mean acceptance of windows behind such a history.
+        after_high, after_low: mean acceptance of windows after such a history.
         spread_high, spread_low: standard deviation of the acceptance of these windows.
         num_high, num_low, num_windows: how many.
     """

@@ -244,7 +244,7 @@ def _inertia(found: Mapping[str, Inertia]) -> list[Section]:
     text = (
         "Mean, its 95 % interval, ± the standard deviation of single windows, how many there are."
     )
-    return [chart, Section("Windows behind good and bad stretches", text, _table(heads, body))]
+    return [chart, Section("Windows after good and bad stretches", text, _table(heads, body))]
 
 
 def _group(estimate: Interval, spread: float, count: int) -> str:

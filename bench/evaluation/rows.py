@@ -84,7 +84,7 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class WindowRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The windows of one answer, in the order of their verdicts, and its timeline if kept."""
+    """The windows of one answer, in the order of their feedback, and its timeline if kept."""
 
     key: Key
     windows: tuple[WindowEntry, ...]

@@ -27,7 +27,7 @@ class PaceRow(msgspec.Struct, frozen=True):
         error_rate: of an oracle on top of the draft; None is the draft itself.
         repeat: −1 for the sweep of windows.
         tokens: that came after the first target pass, which takes in all that was drafted while
-            the prompt ran. seconds: from that pass's verdict to the last one.
+            the prompt ran. seconds: from that pass's feedback to the last one.
         usage: of the whole answer; None for the target alone.
     """
 

@@ -137,7 +137,7 @@ def as_table(cells: Sequence[PaceCell], device: str = AS_IT_IS) -> Table:
     """For people."""
     source = "measured" if device == AS_IT_IS else f"measured, {device}"
     table = Table(
-        title="Tokens a second from the first pass's verdict to the last "
+        title="Tokens a second from the first pass's feedback to the last "
         f"({source}): median, range",
         caption="RTT: round trip in ms. whole: ÷ best sd with the prompt's time. ceiling: of the "
         "best that one chain can do. idle: share of the time in which the edge does not draft. in "

@@ -29,10 +29,10 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         step_slowdown, pass_slowdown: factors of step_ms and pass_ms while the other model runs; 1
             on two machines. They share the memory that weights are read from; arithmetic, which
             pass_token_ms is, each does on its own core.
-        start_ms: from a verdict, or from a draft's end, to the beginning of the next draft.
-        message_ms: what a window and its verdict take besides link, pass and queue, together.
+        start_ms: from feedback, or from a draft's end, to the beginning of the next draft.
+        message_ms: what a window and its feedback take besides link, pass and queue, together.
         window_ms: what a window that arrives costs the pass under way, on the same core.
-        verdict_ms: what a verdict that arrives costs the draft under way.
+        verdict_ms: what feedback that arrives costs the draft under way.
         step_prompt_ms, pass_prompt_ms: what each model takes to read the prompt. Meanwhile the
             draft goes on, and all that it has written goes through the first pass.
     """
@@ -94,7 +94,7 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
     if not drafts or len(passes) < 2:
         raise ConfigurationError("too few sessions in lockstep to read a device off")
     step_ms, step_slowdown, verdict_ms = 0.0, 1.0, 0.0
-    for _ in range(3):  # a draft alone is what is left without the writing of verdicts
+    for _ in range(3):  # a draft alone is what is left without the writing of feedback
         alone = [(w.took_ms - verdict_ms * w.arrivals) / w.num_tokens for w in drafts]
         step_ms = statistics.median(alone)
         step_slowdown, verdict_ms = _disturbed(
@@ -159,7 +159,7 @@ Span = tuple[float, float]
 
 class _Session:
     """One session's spans, with the passes placed in time: a pass ends half a round trip before
-    its verdict arrives."""
+    its feedback arrives."""
 
     def __init__(self, entry: TimelineEntry, rtt_ms: float) -> None:
         self._rtt_ms = rtt_ms
@@ -173,7 +173,7 @@ class _Session:
         ]  # fmt: skip
 
     def drafts(self) -> Iterable[_Work]:
-        """Each draft job, with the verdicts that were written while it ran."""
+        """Each draft job, with the feedback that was written while it ran."""
         verdicts = [window.end_ms for window in self._windows]
         for span in self._drafts[1:]:
             if span.num_tokens:
@@ -200,7 +200,7 @@ class _Session:
         return max(0.0, self._passes[0][0] - self._rtt_ms / 2)
 
     def starts(self) -> Iterable[float]:
-        """From each verdict to the beginning of the draft behind it, in lockstep."""
+        """From each feedback to the beginning of the draft after it, in lockstep."""
         ends = [window.end_ms for window in self._windows]
         for end in ends[:-1]:
             later = [span.at_ms for span in self._drafts if span.at_ms >= end]
@@ -208,7 +208,7 @@ class _Session:
                 yield min(later) - end
 
     def messages(self) -> Iterable[float]:
-        """What each window took from the end of its draft to its verdict, less link and cloud."""
+        """What each window took from the end of its draft to its feedback, less link and cloud."""
         for span, window in zip(self._drafts[1:], self._windows[1:], strict=False):
             yield max(0.0, window.end_ms - span.end_ms - self._away_ms(window))
 

@@ -1,7 +1,7 @@
 """One session on a virtual clock: the real state machines, and shells that only pass time.
 
 Temperature 0 and no models: the target's answer is known, and at each of its positions whether the
-draft would have written the same. What a drafted token behind a wrong one is does not matter, since
+draft would have written the same. What a drafted token after a wrong one is does not matter, since
 it falls with it. The shells do as the real ones: one draft at a time, which looks between two
 tokens whether it is still wanted; one pass at a time, which takes in what has come by then.
 """
@@ -256,7 +256,7 @@ class SimulatedSession:
 
 @dataclass(slots=True)
 class _Positions:
-    """A session's cache in the simulated target: how long it is, and where its last rows stand."""
+    """A session's cache in the simulated target: how long it is, and where its last rows are."""
 
     length: int = 0
     rows: list[int] = field(default_factory=list)

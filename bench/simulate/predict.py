@@ -61,9 +61,9 @@ def predict(method_name: str, answers: Sequence[Hits], rtt_ms: float, device: De
 
 
 def _speed(outcomes: Sequence[Outcome]) -> float:
-    """As in `bench.pace`: tokens after the first pass ÷ time from its verdicts to the last one.
+    """As in `bench.pace`: tokens after the first pass ÷ time from its feedback to the last one.
 
-    Verdicts of one pass arrive together.
+    Feedback of one pass arrives together.
     """
     tokens, millis = 0, 0.0
     for outcome in outcomes:

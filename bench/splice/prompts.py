@@ -25,7 +25,7 @@ OTHER_LANGUAGE = (
 KINDS = {"prose": PROSE, "code": CODE, "another language": OTHER_LANGUAGE}
 
 Spliced = tuple[tuple[str, str], ...]
-"""(kind, prompt), one behind the other."""
+"""(kind, prompt), one after the other."""
 
 
 def spliced(count: int) -> list[Spliced]:

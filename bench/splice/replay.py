@@ -1,7 +1,7 @@
 """The control law over measured windows, and what its thresholds would have let through.
 
 Replayed, not measured: each window is judged at the threshold that the windows before it gave; a
-token stands where draft and target agree, or by the divergence rule.
+token is accepted where draft and target agree, or by the divergence rule.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bench.splice.measure import Token, Window
 from decoding.credit import CreditLaw
 
 AFTER = 8
-"""Windows behind a change in which an old threshold is looked for [ours]."""
+"""Windows after a change in which an old threshold is looked for [ours]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Stretch:
 
     Attributes:
         lenient: windows judged at a threshold above T_base. threshold: sum over windows, in nats.
-        regret: nats of the tokens that only divergence let stand. standing: tokens that stand.
+        regret: nats of the tokens accepted by divergence alone. standing: tokens accepted.
         alarms: how often the memory was emptied.
     """
 
@@ -45,7 +45,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """One text under one law: windows right behind a change from high credit, and all others."""
+    """One text under one law: windows right after a change from high credit, and all others."""
 
     changed: Stretch
     others: Stretch

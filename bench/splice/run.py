@@ -28,7 +28,7 @@ NEVER = math.inf
 ALARMS = (NEVER, 1.0, 0.75, 0.5)
 SLACKS = (0.25, 0.15)
 _RESAMPLES = 2_000
-_CHANGED, _OTHERS = "behind a change", "elsewhere"
+_CHANGED, _OTHERS = "after a change", "elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class SpliceRow:
     """One law in one place, over all texts.
 
     Attributes:
-        place: the `AFTER` windows behind a change from high credit, or all others.
+        place: the `AFTER` windows after a change from high credit, or all others.
         alarm, slack: of the cumulative sum; an infinite alarm is none.
         lenient: share of windows judged above T_base. threshold: mean, in nats.
-        regret: nats a token that only divergence let stand. standing: share of tokens.
+        regret: nats a token accepted by divergence alone. standing: share of tokens accepted.
         alarms: for 100 windows.
         saved: nats a token against no alarm, with its 95 % interval over texts.
     """

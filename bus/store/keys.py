@@ -65,3 +65,6 @@ class Keys:
 
     def session(self, session: str) -> str:
         return f"{self.prefix}session:{session}"
+
+    def ended(self, session: str) -> str:
+        return f"{self.prefix}ended:{session}"

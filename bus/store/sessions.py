@@ -44,6 +44,11 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[float, ...] = ()
     held: int = 0
     drop: float = 0.0
+    incarnation: int = 0
+
+
+ENDED_TTL_S = 600
+"""How long the end of a session is remembered [ours]."""
 
 
 class Sessions:
@@ -85,6 +90,32 @@ class Sessions:
     async def delete(self, session: str) -> None:
         """Forget a session."""
         await self._connection.execute("DEL", self._keys.session(session))
+
+    async def end(self, record: SessionRecord) -> None:
+        """Replace a session's record by a marker: `record` as it was at the end, for a while.
+
+        Should the second command get lost, both are there; `ended` wins by its incarnation.
+        """
+        marker = msgspec.json.encode(record)
+        await self._connection.execute_many(
+            [
+                ("SET", self._keys.ended(record.session), marker, "EX", ENDED_TTL_S),
+                ("DEL", self._keys.session(record.session)),
+            ]
+        )
+
+    async def ended(self) -> list[SessionRecord]:
+        """Sessions that ended in the last `ENDED_TTL_S`, the earliest update first."""
+        keys = await self._connection.scan(self._keys.ended("*"))
+        stored = await self._connection.execute_many([("GET", key) for key in set(keys)])
+        records = []
+        for data in stored:
+            try:
+                if data is not None:  # else expired since the scan
+                    records.append(msgspec.json.decode(data, type=SessionRecord))
+            except msgspec.DecodeError as error:
+                _log.warning("end of a session skipped: %s", error)
+        return sorted(records, key=lambda record: record.updated_at)
 
     # --- clients ----------------------------------------------------------------------------
 

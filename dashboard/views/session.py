@@ -136,14 +136,14 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
         hide_index=True,
         placeholder="–",
         column_config={
-            "at_s": column.NumberColumn("At, s", format="%.2f", help="Since the first verdict."),
+            "at_s": column.NumberColumn("At, s", format="%.2f", help="Since the first feedback."),
             "drafted": column.NumberColumn("Drafted", help=TERMS["window"]),
             "accepted": column.NumberColumn("Accepted", help=TERMS["acceptance"]),
-            "why": column.TextColumn("Verdict", help=TERMS["rollback"], width="large"),
+            "why": column.TextColumn("Feedback", help=TERMS["rollback"], width="large"),
             "threshold": column.NumberColumn("Threshold, nats", help=TERMS["threshold"]),
             "credit": column.NumberColumn("Credit", format="%.2f", help=TERMS["credit"]),
             "in_flight": column.NumberColumn(
-                "In flight, tokens", help="Drafted and not judged when this verdict came."
+                "In flight, tokens", help="Drafted and not judged when this feedback came."
             ),
             "draft_ms": column.NumberColumn("Draft, ms", format="%.0f"),
             "rtt_ms": column.NumberColumn("Link, ms", format="%.0f"),

@@ -1,6 +1,6 @@
 """Decoding methods, one file each: acceptance rule, pace and control, by name.
 
-A name may carry parameters behind colons. A whole number is the window of a method in lockstep,
+A name may carry parameters after colons. A whole number is the window of a method in lockstep,
 whatever the controller says: `sd:6`. A number with a decimal point is the threshold of a lossy
 method in nats, the base of it where credit moves it: `fsd:0.25`, `e2sci:0.1`, `fsd:0.25:6`.
 """

@@ -52,7 +52,7 @@ class Proposal:
 
 
 class AcceptanceRule(Protocol):
-    """Decides about one drafted token, and what stands in for the first rejected one."""
+    """Decides about one drafted token, and what replaces the first rejected one."""
 
     lossless: bool
 
@@ -64,7 +64,7 @@ class AcceptanceRule(Protocol):
         position: int,
         threshold: float,
     ) -> bool:
-        """Whether the token at absolute `position` stands. Pure: same arguments, same answer."""
+        """Whether the token at absolute `position` is accepted. Pure."""
         ...
 
     def recover(
@@ -102,7 +102,7 @@ class Flow(Struct, frozen=True):
     Attributes:
         message: tokens a window.
         budget: most tokens drafted and not judged yet, those being drafted included.
-        awaits: lockstep: nothing is drafted behind a window before its feedback, so that a full
+        awaits: lockstep: nothing is drafted after a window before its feedback, so that a full
             acceptance may commit a bonus token.
     """
 

@@ -25,6 +25,9 @@ from engines.torch.probe import probe
 from engines.torch.rowwise import exp_sum
 from engines.torch.running import RunningModel, SessionCache
 
+_LONGEST_STEP = 16
+"""Most tokens that a step runs after a feedback; more are a prompt."""
+
 
 @dataclass(slots=True)
 class DraftCache(SessionCache):
@@ -115,7 +118,8 @@ class ModelDrafter(RunningModel[DraftCache]):
             logits = self._run(cache, pending)
             q_ids[index], q_probs[index] = self._proposal(logits, cache, start + index)
             token = _draw(q_ids[index], q_probs[index], cache.sampling, start + index)
-            self.padding.wait(step_began)
+            if len(pending) <= _LONGEST_STEP:  # one that reads a prompt takes its own time
+                self.padding.wait(step_began)
             tokens.append(token)
             pending = [token]
             if token in eos:

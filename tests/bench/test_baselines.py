@@ -138,6 +138,7 @@ def test_colocated_sd_of_the_default_pair_gives_the_targets_own_tokens() -> None
 # --- the server -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_the_server_answers_over_a_link_and_on_the_edge(
     folder: Path, target: TargetModel, tmp_path: Path

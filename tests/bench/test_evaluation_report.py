@@ -113,7 +113,7 @@ def test_a_report_is_one_page_with_every_part(tmp_path: Path) -> None:
     for title in (
         "All data sets together", "Speed over the target alone", "Quality and speed",
         "e2sci:0.1 against the others",
-        "Energy and latency", "Round trips", "Credit inertia", "Windows behind good",
+        "Energy and latency", "Round trips", "Credit inertia", "Windows after good",
     ):  # fmt: skip
         assert f"<h2>{title}" in page
     assert "cdn" not in page.split("</script>")[-1]

@@ -18,9 +18,10 @@ from bench.pace.rows import (
     read_timeline_rows,
 )
 from bench.pace.run import run
+from bench.pace.stacks import _step_ms
 from bench.pace.summary import PaceCell, Spread, as_table, summarise
 from bus.protocol.errors import ConfigurationError
-from bus.store import TimelineEntry, Usage
+from bus.store import DraftSpan, TimelineEntry, Usage
 
 TIMELINE = TimelineEntry(
     at_ms=1, request="r", session="s", client="c", edge="e", cloud="k", method="plc", events=()
@@ -154,3 +155,15 @@ def run_files(out: Path, plan: Plan) -> None:
     append_rows(out / "rows.jsonl", rows)
     (out / "answers.jsonl").touch()
     append_rows(out / "stacks.jsonl", [stack()])
+
+
+def test_a_step_is_timed_in_whatever_method_waits_for_its_feedback() -> None:
+    spans = (DraftSpan(0.0, 100.0, 3, 2), DraftSpan(100.0, 120.0, 5, 2))
+    entries = [
+        TimelineEntry(
+            at_ms=1, request="r", session="s", client="c", edge="e", cloud="k", method=method,
+            events=tuple(replace(span, end_ms=span.end_ms + late_ms) for span in spans),
+        )
+        for method, late_ms in (("fsd:0.1", 0.0), ("plc", 500.0))
+    ]  # fmt: skip
+    assert _step_ms(entries) == 10.0

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bus.protocol.arrays import pack_tokens, unpack_tokens
-from bus.protocol.bounds import SessionCoupling
 from bus.protocol.codec import decode, encode
 from bus.protocol.errors import DecodeError
 from bus.protocol.messages import (
@@ -18,10 +17,10 @@ from bus.protocol.messages import (
     ControlUpdate,
     DraftWindow,
     Feedback,
-    OpenSession,
     Outcome,
     WindowReport,
 )
+from tests.sessions import OPENING
 
 WINDOW = DraftWindow(
     session="s1",
@@ -40,23 +39,8 @@ WINDOW = DraftWindow(
     rtt_ms=4.5,
     awaits=True,
 )
-OPEN = OpenSession(
-    session="s1",
-    client="c1",
-    edge="edge-1",
-    incarnation=1,
-    epoch=0,
-    next_seq=0,
-    method="sd",
-    prompt=pack_tokens((1, 2, 3)),
-    committed=b"",
-    seed=5,
-    max_new_tokens=16,
-    temperature=0.1,
-    top_p=0.9,
-    top_k=40,
-    coupling=SessionCoupling.GUMBEL,
-    tokenizer_digest="d" * 64,
+OPEN = msgspec.structs.replace(
+    OPENING, max_new_tokens=16, temperature=0.1, top_p=0.9, top_k=40, tokenizer_digest="d" * 64
 )
 FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3)
 REPORT = WindowReport(

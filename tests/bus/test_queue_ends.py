@@ -240,7 +240,7 @@ async def test_cancelling_a_running_request_marks_it(store: Store, redis: Any, k
     assert await redis.ttl(keys.cancel(running)) > 0
     await store.queue.finish(claim, End(FinishReason.CANCELLED))
     assert await store.queue.cancelled([running, other]) == set()
-    await store.queue.cancel(running)  # too late: nothing is left behind
+    await store.queue.cancel(running)  # too late: it leaves nothing
     assert not await redis.exists(keys.cancel(running))
     assert await store.queue.cancelled([]) == set()
 

@@ -127,14 +127,27 @@ async def test_only_a_newer_session_overwrites(
     assert loaded.threshold == (0.9 if wins else 0.1)
 
 
-async def test_saving_the_same_again_renews_the_expiry(
+async def test_saving_the_newest_again_renews_it_and_its_expiry(
     store: Store, redis: Any, keys: Keys
 ) -> None:
     await store.sessions.save(session(2, 5, threshold=0.1))
     await redis.expire(keys.session("s1"), 5)
     assert await store.sessions.save(session(2, 5, threshold=0.9))
     assert await redis.ttl(keys.session("s1")) > 5
-    assert await store.sessions.load("s1") == session(2, 5, threshold=0.1)
+    assert await store.sessions.load("s1") == session(2, 5, threshold=0.9)
+
+
+async def test_the_end_of_a_session_is_remembered_for_a_while(
+    store: Store, redis: Any, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.sessions.save(session(2, 5))
+    await store.sessions.end(session(2, 6))
+    assert await store.sessions.all() == []
+    assert await store.sessions.ended() == [session(2, 6)]
+    assert 0 < await redis.ttl(keys.ended("s1")) <= 600
+    await redis.set(keys.ended("bad"), "x")
+    assert await store.sessions.ended() == [session(2, 6)]
+    assert "end of a session skipped" in caplog.text
 
 
 async def test_an_unreadable_session_is_skipped(store: Store, redis: Any, keys: Keys) -> None:

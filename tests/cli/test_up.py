@@ -67,6 +67,7 @@ async def begin(ups: list[Up], flags: list[str]) -> Up:
     return up
 
 
+@pytest.mark.long
 async def test_from_start_to_ctrl_c(ups: list[Up], flags: list[str]) -> None:
     up = await begin(ups, [*flags, "--edge", "2", "--link", "2ms"])
     ready = up.ready

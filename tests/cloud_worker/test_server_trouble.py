@@ -27,7 +27,7 @@ from bus.protocol.messages import (
 )
 from bus.runtime.worker import Lifecycle
 from bus.store import Store
-from cloud_worker import server
+from cloud_worker import afterwards, server
 from cloud_worker.session import CloudSession
 from decoding.cloud_events import Prefilled
 from decoding.sampling import SamplingParams
@@ -196,26 +196,22 @@ async def test_an_older_life_is_told_so_and_does_not_keep_the_session_alive(
     watching.cancel()
 
 
-async def test_a_report_that_waits_for_its_turn_is_not_sent_after_the_end(
-    start: Start, target: TargetModel
+async def test_a_report_that_waits_is_sent_before_the_end(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would open the session anew at the controller."""
+    """After it, it would open the session anew at the controller."""
+    monkeypatch.setattr(afterwards, "DELAY_S", 1000.0)
     house = start()
     await house.ask(opening(target), SessionReady)
     (session,) = house.worker._sessions.values()
     await house.until(lambda: not session.busy)
     alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 2, NEVER))
-    report, sent = session._report_window, house.controller.reports
-
-    def at_the_end(effect: Any) -> None:
-        house.worker._drop(session, "length")
-        report(effect)
-
-    session._report_window = at_the_end  # type: ignore[method-assign]
     await house.ask(window(alone), Feedback)
-    await house.until(lambda: house.reported(SessionClosed))
-    assert isinstance(sent[-1], SessionClosed)
     assert house.reported(WindowReport) == []
+    house.worker._drop(session, "length")
+    assert [type(report) for report in house.controller.reports[-2:]] == [
+        WindowReport, SessionClosed,
+    ]  # fmt: skip
 
 
 async def test_places_are_given_in_the_order_of_asking(start: Start, target: TargetModel) -> None:
@@ -270,6 +266,23 @@ async def test_a_closed_session_is_freed_but_not_by_an_older_life_of_its_own(
     house.outbox.send(CloseSession("s1", 5, "length"))
     await house.ask(opening(target, session="s2"), SessionReady, session="s2")
     assert [(m.session, m.reason) for m in house.reported(SessionClosed)] == [("s1", "length")]
+
+
+async def test_messages_of_an_older_life_are_counted_and_logged_once(
+    start: Start, target: TargetModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = start()
+    await house.ask(opening(target, incarnation=5), SessionReady)
+    for _ in range(3):
+        house.outbox.send(window((7, 9), incarnation=4))
+    house.outbox.send(CloseSession("s1", 4, "late"))
+    await house.until(lambda: house.counters["stale_messages"] == 4)
+    lines = [line for line in caplog.messages if "is ignored, 5 runs here" in line]
+    assert len(lines) == 1
+    assert "a DraftWindow of incarnation 4" in lines[0]
+    await house.ask(opening(target, incarnation=6), SessionReady, incarnation=6)
+    house.outbox.send(window((7, 9), incarnation=5))
+    await house.until(lambda: any("is ignored, 6 runs here" in line for line in caplog.messages))
 
 
 async def test_sessions_nobody_uses_expire(

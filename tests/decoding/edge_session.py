@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from bus.protocol.arrays import Float16Array, Int32Array, pack_tokens
+from bus.protocol.arrays import Float16Array, Int32Array
 from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import (
     DraftWindow,
@@ -31,7 +31,7 @@ from decoding.edge_events import (
     WindowJudged,
 )
 from decoding.sampling import SamplingParams
-from tests.sessions import OPENING
+from tests.sessions import OPENING, drafted_window
 
 PROMPT = (1, 2, 3)
 EOS = 99
@@ -64,24 +64,11 @@ def drafted(job: int, start: int, tokens: tuple[int, ...], now_ms: float = 10.0)
 
 def window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:
     ids, probs = rows(tokens)
-    first = DraftWindow(
-        session="s1",
-        incarnation=1,
-        epoch=0,
-        seq=0,
-        start=start,
-        tokens=pack_tokens(tokens),
-        q_ids=ids.tobytes(),
-        q_probs=probs.tobytes(),
-        threshold=0.02,
-        control_version=0,
-        draft_ms=6.0,
-        edge_ms=0.0,
-        rework_ms=0.0,
-        rtt_ms=0.0,
-        awaits=True,
-    )
-    return msgspec.structs.replace(first, **changes)
+    first: dict[str, Any] = {
+        "q_ids": ids.tobytes(), "q_probs": probs.tobytes(), "threshold": 0.02,
+        "edge_ms": 0.0, "rework_ms": 0.0, "rtt_ms": 0.0,
+    }  # fmt: skip
+    return drafted_window(start, tokens, **first | changes)
 
 
 def feedback(outcome: Outcome, num_accepted: int, length: int, next_token: int | None,

@@ -80,7 +80,7 @@ def opens(session: Edge) -> list[OpenSession]:
     ],
     ids=["overloaded", "out_of_order", "unknown_session", "misfit"],
 )
-def test_each_refusal_without_a_verdict_between_makes_the_pause_longer(refusal: Event) -> None:
+def test_each_refusal_without_feedback_between_makes_the_pause_longer(refusal: Event) -> None:
     """The first misunderstanding is put right at once; from then on a worker is not hammered."""
     session, pauses = waiting(), []
     for _ in range(9):
@@ -99,14 +99,14 @@ def test_each_refusal_without_a_verdict_between_makes_the_pause_longer(refusal: 
     assert pauses[0] == (100.0 if refusal == fault(FaultCode.OVERLOADED) else 200.0)
 
 
-def test_a_verdict_makes_the_next_pause_short_again() -> None:
+def test_feedback_makes_the_next_pause_short_again() -> None:
     session = waiting()
     for _ in range(2):
         session.tell(fault(FaultCode.OVERLOADED))
         session.tell(START)
     session.tell(Opened(SessionReady("s1", session.state.incarnation, "cloud-1"), 30.0))
-    verdict = msgspec.structs.replace(ALL_ACCEPTED, incarnation=session.state.incarnation)
-    session.tell(FeedbackArrived(verdict, 40.0))
+    accepted = msgspec.structs.replace(ALL_ACCEPTED, incarnation=session.state.incarnation)
+    session.tell(FeedbackArrived(accepted, 40.0))
     assert session.tell(fault(FaultCode.OVERLOADED)) == (SeekPeer("overloaded: why", 100.0),)
 
 

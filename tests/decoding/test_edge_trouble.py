@@ -151,8 +151,8 @@ def test_a_window_in_flight_survives_the_move_to_another_worker() -> None:
     assert session.tell(Opened(SessionReady("s1", 2, "cloud-2"), 40.0)) == (Send(moved),)
     late = feedback(Outcome.PARTIAL, 0, 4, 77)  # of the worker before
     assert session.tell(FeedbackArrived(late, 45.0)) == ()
-    verdict = feedback(Outcome.ACCEPTED, 4, 8, 50, incarnation=2)
-    assert session.tell(FeedbackArrived(verdict, 61.0))[0] == Commit(
+    accepted = feedback(Outcome.ACCEPTED, 4, 8, 50, incarnation=2)
+    assert session.tell(FeedbackArrived(accepted, 61.0))[0] == Commit(
         0, (10, 11, 12, 13, 50), (True, True, True, True, False)
     )
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from bus.protocol.messages import CloseSession, Message, OpenSession
+from bus.protocol.messages import CloseSession, FinishReason, Message, OpenSession
 from bus.protocol.requests import GenerationRequest
 from bus.runtime.worker import ControllerLink, Lifecycle, new_record
 from bus.settings import BusSettings
@@ -246,6 +246,13 @@ class House:
         assert end.end.error == ""
         assert tokens == self.expected(name)
         assert text == ToyTokenizer().decode(tokens)
+
+    async def fails(self, name: str, text: str, **fields: Any) -> None:
+        """The edge ends a request with an error that says `text`."""
+        await self.submit(name, **fields)
+        _, _, end = await self.answer(name)
+        assert end.end.finish_reason is FinishReason.ERROR
+        assert text in end.end.error
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async def wait() -> None:

@@ -322,3 +322,5 @@ def test_a_step_takes_its_least_time_and_the_prompt_does_not(
     window = model.draft(cache, [3], 3, NEVER, go_on)
     assert window.draft_ms >= 60.0
     assert read_tally(tmp_path / "counts").count == 3
+    model.draft(model.open(GREEDY), [3] * 17, 2, NEVER, go_on)
+    assert read_tally(tmp_path / "counts").count == 4

@@ -136,6 +136,7 @@ def test_the_real_tokenizer_encodes_as_transformers_own(coder: Any, reference: A
         assert coder.encode(text) == reference.encode(text), text
 
 
+@pytest.mark.long
 @needs_coder
 @pytest.mark.slow
 def test_the_real_chat_template_opens_the_assistants_turn(coder: Any) -> None:

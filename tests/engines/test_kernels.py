@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +14,39 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import njit
 
-from engines.torch import kernels
+from engines.torch.kernels import largest_activation, run
+from engines.torch.kernels.compiling import compiled
+from engines.torch.kernels.instructions import pointer_to
+from engines.torch.kernels.row import attend, exp, gate_row, normalise
 
-compiled: Callable[..., Any] = njit
 Floats = npt.NDArray[np.float32]
 
 
 @compiled
 def gated(row: Any, width: int) -> None:
-    kernels._gated(kernels._place(row, 0), kernels._place(row, width), width)
+    gate_row(pointer_to(row, 0), pointer_to(row, width), width)
 
 
 @compiled
 def normalised(row: Any, out: Any) -> None:
-    kernels._normalised(
-        kernels._place(row, 0), row.shape[0], np.float32(1e-6), kernels._place(out, 0)
-    )
+    normalise(pointer_to(row, 0), row.shape[0], np.float32(1e-6), pointer_to(out, 0))
 
 
 @compiled
 def exponentials(row: Any, out: Any) -> None:
     for i in range(row.shape[0]):
-        out[i] = kernels._exp(row[i])
+        out[i] = exp(row[i])
 
 
 @compiled
-def attend(
+def attend_once(
     query: Any, keys: Any, values: Any, past: int, tail: Any, count: int, scores: Any, out: Any
 ) -> None:
-    kernels._attend(
-        kernels._place(query, 0), kernels._place(keys, 0), kernels._place(values, 0),
-        query.shape[0], past, kernels._place(tail, 0), count, kernels._place(scores, 0),
-        kernels._place(out, 0),
+    attend(
+        pointer_to(query, 0), pointer_to(keys, 0), pointer_to(values, 0),
+        query.shape[0], past, pointer_to(tail, 0), count, pointer_to(scores, 0),
+        pointer_to(out, 0),
     )  # fmt: skip
 
 
@@ -91,7 +90,7 @@ def attended(query: Floats, keys: Floats, values: Floats, past: int, tail: list[
     count = past + len(tail)
     out = np.empty_like(query)
     places = np.array([*tail, 0], np.int32)
-    attend(query, keys, values, past, places, count, np.empty(count, np.float32), out)
+    attend_once(query, keys, values, past, places, count, np.empty(count, np.float32), out)
     return out
 
 
@@ -115,9 +114,14 @@ def test_attention_sees_its_prefix_and_its_path_wherever_they_lie(
     assert np.array_equal(attended(query, keys, values, past, elsewhere), in_order)
 
 
+def test_machine_code_is_kept_apart_for_each_state_of_the_sources() -> None:
+    path: Any = run
+    assert re.search(r"/[0-9a-f]{16}/kernels_[0-9a-f]{40}$", path.stats.cache_path)
+
+
 def test_no_sum_leaves_int32() -> None:
     for width in (8, 576, 4096, 8960, 100_000):
-        assert kernels.largest_activation(width) * 127 * width < 2**31
+        assert largest_activation(width) * 127 * width < 2**31
 
 
 DIGEST = """

@@ -38,7 +38,8 @@ async def stack(tiny_pair: tuple[Path, Path]) -> AsyncIterator[Stack]:
         yield running
 
 
-async def test_credit_goes_on_behind_a_conservative_stretch(stack: Stack) -> None:
+@pytest.mark.long
+async def test_credit_goes_on_after_a_conservative_stretch(stack: Stack) -> None:
     store = await Store.connect(BusSettings.load(redis_url=stack.redis_url))
     async with Client(redis_url=stack.redis_url) as client, asyncio.timeout(100):
         request = await client.submit(

@@ -90,7 +90,14 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("victim", ["controller", "cloud-1", "edge"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "cloud-1",
+        pytest.param("controller", marks=pytest.mark.long),
+        pytest.param("edge", marks=pytest.mark.long),
+    ],
+)
 async def test_killed_in_mid_answer(
     stack: Stack, store: Store, client: Client, calm: tuple[int, ...], victim: str
 ) -> None:

@@ -110,6 +110,7 @@ class Interrupted(Silent):
         raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_a_distillation_that_goes_on_reads_on_in_its_corpora(
     target: LoadedModel, prompts: Path, tmp_path: Path
 ) -> None:

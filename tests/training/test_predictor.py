@@ -38,6 +38,7 @@ def table_and_layers() -> tuple[Table, Calibration]:
     return table, Calibration(about, layers)
 
 
+@pytest.mark.long
 def test_the_law_then_relaxes_where_quality_allows_and_not_elsewhere(
     table_and_layers: tuple[Table, Calibration],
 ) -> None:
