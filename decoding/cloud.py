@@ -3,48 +3,54 @@
     stage       event                    next        effects
     ----------  -----------------------  ----------  -----------------------------------------
     (open)                               PREFILLING  Send SessionReady, Report, Prefill
-    PREFILLING  Prefilled                IDLE        then the window that waits, if any
-    IDLE        WindowArrived, expected  VERIFYING   Forward, over all windows that wait in order
-    VERIFYING   WindowArrived, the next  same        held; joins the pass if it has not begun
-                RowsReady                IDLE        for each window: Send Feedback, ReportWindow
-                … rejected               IDLE        the same and Crop; later windows are stale
+    PREFILLING  Prefilled                then as IDLE
+    IDLE        a draft continues the    VERIFYING   Forward
+                text, or the method runs
+                on and the lease holds
+    VERIFYING   RowsReady                IDLE        Send Feedback; ReportWindow for each window
+                                                     judged; Crop where one was rejected
+                PrehitFailed             IDLE        the same, without a pass
                 … rejected, residual     RECOVERING  FetchRow
-                PrehitFailed             IDLE        Send Feedback(prehit_rejected), ReportWindow
-                … residual               RECOVERING  FetchRow
-    RECOVERING  FullRowReady             IDLE        Crop, Send Feedback, ReportWindow
-    any         WindowArrived, repeated  same        Send the feedback it had; compute nothing
-                … after a gap, or busy   same        held
-                … of an older epoch      same        Send the rejecting feedback again
-                … of another incarnation same        Send Feedback(unknown_session), or nothing
-    any         OpenArrived, same        same        Send SessionReady
+    RECOVERING  FullRowReady             IDLE        as after RowsReady
+    any         WindowArrived            same        hangs in the tree of drafts; where the text has
+                                                     passed or contradicts it, ReportWindow
+                … repeated               same        Send Feedback, from what is acknowledged on
+                AckArrived               same        the lease goes on
+                … again                  same        Send Feedback, from the acknowledged length on
+                OpenArrived, same        same        Send SessionReady
                 … lower incarnation      same        nothing; `check_reopen` says so to its sender
                 … higher incarnation     PREFILLING  Crop to the common prefix, Prefill
 
-Invariant between passes: either all of `tokens` has run and the last pass's last row, the kept
-one, is the next token's distribution; or all but the last token has, and the next pass begins
-with it. How fast windows come is the edge's business: the cloud runs the same whatever the pace
-(`decoding.cloud_passes`).
+A window is addressed by what it follows: its start, and the hash of the whole text before it. So
+windows may come in any order, early, late or twice; one drafted after another text never matches
+and needs no answer. Whatever is committed is sent from where the edge was last told, and all that
+is not acknowledged can be asked for again: a lost message costs time and no token.
+
+Invariant between passes: either all of `tokens` has run and the last pass's last row, the kept one,
+is the next token's distribution; or all but the last token has, and the next pass begins with it.
+What a pass holds, and what its rows decide, is in `decoding.cloud_passes`.
 
 This module knows no clock, no socket and no model.
 """
 
 from __future__ import annotations
 
+import numpy as np
 from msgspec.structs import replace
 
-from bus.protocol.arrays import unpack_tokens
+from bus.protocol.arrays import TOKEN_DTYPE, unpack_tokens
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import (
+    Ack,
     DraftWindow,
     Fault,
     FaultCode,
-    Feedback,
     OpenSession,
-    Outcome,
     SessionOpened,
     SessionReady,
 )
 from decoding.cloud_events import (
+    AckArrived,
     Crop,
     Event,
     FullRowReady,
@@ -53,42 +59,65 @@ from decoding.cloud_events import (
     Prefilled,
     PrehitFailed,
     Report,
+    ReportWindow,
     RowsReady,
     Send,
     WindowArrived,
 )
-from decoding.cloud_passes import extended, judge, next_pass, prehit_failed, recovered
+from decoding.cloud_passes import (
+    compared,
+    feedback,
+    judge,
+    next_pass,
+    plan,
+    prehit_failed,
+    recovered,
+)
 from decoding.cloud_state import (
-    MAX_HELD,
-    MAX_KEPT_FEEDBACKS,
+    MAX_JUDGED,
     CloudState,
+    Heard,
+    Idle,
     Limits,
+    Prefilling,
+    Recovering,
     Stage,
     Step,
+    Verifying,
     refusal,
 )
+from decoding.draft_tree import DraftTree, drafted
 from decoding.methods import Method
+from decoding.prefix_hash import chain, prompt_hash
 from decoding.sampling import SamplingParams
-from decoding.verification import Arrived
+from decoding.verification import Arrived, arrived
 
 __all__ = [
-    "MAX_HELD",
-    "MAX_KEPT_FEEDBACKS",
     "CloudState",
+    "Idle",
     "Limits",
+    "Prefilling",
+    "Recovering",
     "Stage",
     "Step",
+    "Verifying",
     "begin",
     "check_open",
     "check_reopen",
-    "extended",
+    "plan",
     "step",
     "unknown_session",
 ]
 
 
-def begin(message: OpenSession, method: Method, cloud: str, limits: Limits) -> Step:
-    """A session that is not known here yet. The message has passed `check_open`."""
+def begin(message: OpenSession, method: Method, cloud: str, limits: Limits, handle: int) -> Step:
+    """A session that is not known here yet. The message has passed `check_open`.
+
+    Args:
+        handle: what its windows will be addressed by; no other session of this worker has it.
+    """
+    prompt = unpack_tokens(message.prompt)
+    tokens = prompt + unpack_tokens(message.committed)
     state = CloudState(
         cloud=cloud,
         session=message.session,
@@ -100,11 +129,19 @@ def begin(message: OpenSession, method: Method, cloud: str, limits: Limits) -> S
         ),
         limits=limits,
         incarnation=message.incarnation,
-        epoch=message.epoch,
-        next_seq=message.next_seq,
-        tokens=unpack_tokens(message.prompt) + unpack_tokens(message.committed),
+        handle=handle,
+        num_prompt=len(prompt),
+        end=len(prompt) + message.max_new_tokens,
+        tokens=tokens,
+        hashes=_hashes(tokens, len(prompt)),
+        acknowledged=len(tokens),
+        told=len(tokens),
     )
     return _prefill(state)
+
+
+def _hashes(tokens: tuple[int, ...], num_prompt: int) -> tuple[bytes, ...]:
+    return tuple(chain(prompt_hash(tokens[:num_prompt]), tokens[num_prompt:]))
 
 
 def check_open(message: OpenSession, digest: str, limits: Limits) -> Fault | None:
@@ -153,23 +190,25 @@ def step(state: CloudState, event: Event) -> Step:
         ImpossibleEventError: work is complete that was never asked for, or of another kind.
     """
     match event:
-        case OpenArrived(message):
-            return _open_again(state, message)
+        case OpenArrived(message, handle):
+            return _open_again(state, message, handle)
         case WindowArrived(message, now_ms):
-            return _window(state, Arrived(message, now_ms))
+            return _window(state, message, now_ms)
+        case AckArrived(message, now_ms):
+            return _ack(state, message, now_ms)
     if event.job < state.job:  # opened again meanwhile
         return state, ()
     match event, state.stage:
-        case Prefilled(job=state.job), Stage.PREFILLING:
-            return next_pass(replace(state, stage=Stage.IDLE))
-        case RowsReady(job=state.job), Stage.VERIFYING:
+        case Prefilled(job=state.job), Prefilling():
+            return next_pass(replace(state, stage=Idle()))
+        case RowsReady(job=state.job), Verifying():
             return judge(state, event)
-        case PrehitFailed(job=state.job), Stage.VERIFYING:
-            return prehit_failed(state, event.row, event.now_ms)
-        case FullRowReady(job=state.job), Stage.RECOVERING:
-            return recovered(state, event.probs)
+        case PrehitFailed(job=state.job), Verifying():
+            return prehit_failed(state, event)
+        case FullRowReady(job=state.job), Recovering() as stage:
+            return recovered(state, stage, event.probs)
     raise ImpossibleEventError(
-        f"{type(event).__name__} of job {event.job} in stage {state.stage.value}; job {state.job} "
+        f"{type(event).__name__} of job {event.job} in stage {state.stage.name}; job {state.job} "
         "is the newest"
     )
 
@@ -178,15 +217,15 @@ def step(state: CloudState, event: Event) -> Step:
 
 
 def _ready(state: CloudState) -> Send:
-    return Send(SessionReady(state.session, state.incarnation, state.cloud))
+    return Send(SessionReady(state.session, state.incarnation, state.cloud, state.handle))
 
 
 def _prefill(state: CloudState) -> Step:
-    """Run what the cache lacks, all but the last token: that one yields the first window's row."""
+    """Run what the cache lacks, all but the last token: that one yields the first pass's row."""
     job = state.job + 1
     missing = state.tokens[state.num_run : -1]
     state = replace(
-        state, job=job, stage=Stage.PREFILLING, num_run=max(state.num_run, len(state.tokens) - 1)
+        state, job=job, stage=Prefilling(), num_run=max(state.num_run, len(state.tokens) - 1)
     )
     opened = SessionOpened(
         session=state.session,
@@ -199,26 +238,31 @@ def _prefill(state: CloudState) -> Step:
     return state, (_ready(state), Report(opened), Prefill(job, missing))
 
 
-def _open_again(state: CloudState, message: OpenSession) -> Step:
+def _open_again(state: CloudState, message: OpenSession, handle: int) -> Step:
     if message.incarnation < state.incarnation:
         return state, ()
     if message.incarnation == state.incarnation:
         return state, (_ready(state),)
-    tokens = unpack_tokens(message.prompt) + unpack_tokens(message.committed)
+    prompt = unpack_tokens(message.prompt)
+    tokens = prompt + unpack_tokens(message.committed)
     common = _common_prefix(state.tokens, tokens)
     num_run = min(state.num_run, common, len(tokens) - 1)
     state = replace(
         state,
         edge=message.edge,
         incarnation=message.incarnation,
-        epoch=message.epoch,
-        next_seq=message.next_seq,
+        handle=handle,
+        num_prompt=len(prompt),
+        end=len(prompt) + message.max_new_tokens,
         tokens=tokens,
+        hashes=_hashes(tokens, len(prompt)),
+        acknowledged=len(tokens),
+        told=len(tokens),
         num_run=num_run,
-        verifications=(),
         kept=None,
-        held=(),
-        feedbacks=(),
+        drafts=DraftTree(),
+        judged=(),
+        heard=None,
     )
     state, effects = _prefill(state)
     return state, (Crop(num_run), *effects)
@@ -230,54 +274,83 @@ def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     )
 
 
-# --- windows ----------------------------------------------------------------------------------
+# --- windows and acknowledgements ---------------------------------------------------------------
 
 
-def _window(state: CloudState, arrived: Arrived) -> Step:
-    message = arrived.message
-    if message.incarnation != state.incarnation:
-        if message.incarnation < state.incarnation:
-            return state, ()
-        return state, (Send(unknown_session(message)),)
-    if message.epoch < state.epoch:
-        return state, (Send(_rejection_of(state, message)),)
-    if message.seq < state.next_seq:
-        return state, tuple(Send(f) for f in state.feedbacks if f.seq == message.seq)
-    if any(v.arrived.message.seq == message.seq for v in state.verifications):
-        return state, ()
-    is_due = message.seq == state.next_seq  # never shut out by those that came too early
-    if all(h.message.seq != message.seq for h in state.held) and (
-        is_due or len(state.held) < MAX_HELD
-    ):
-        state = replace(state, held=(*state.held, arrived))
-    return next_pass(state)
+def _window(state: CloudState, message: DraftWindow, now_ms: float) -> Step:
+    window = arrived(message, now_ms, state.sampling)
+    fault = _check(state, window)
+    if fault is not None:
+        return state, (Send(fault),)
+    state = _heard(state, message, message.acknowledged, now_ms)
+    known = {w.source.message.number for w in state.drafts.windows}
+    if message.number in state.judged or message.number in known:
+        return state, (Send(feedback(state, state.acknowledged)),)
+    hung = drafted(message.start, message.follows, message.token_ids, window)
+    judged = compared(state, hung, now_ms)
+    if judged is not None:
+        numbers = (*state.judged, message.number)[-MAX_JUDGED:]
+        return replace(state, judged=numbers), (ReportWindow(judged),)
+    drafts = state.drafts.add(hung).after(len(state.tokens), state.hashes[-1])
+    return next_pass(replace(state, drafts=drafts))
 
 
-def unknown_session(message: DraftWindow) -> Feedback:
-    """The answer to a window of a session this worker does not know; the edge opens it again."""
-    return _plain_feedback(message, Outcome.UNKNOWN_SESSION, committed_length=0)
+def _ack(state: CloudState, message: Ack, now_ms: float) -> Step:
+    if not state.num_prompt <= message.length <= len(state.tokens):
+        detail = f"{message.length} tokens are acknowledged of {len(state.tokens)}"
+        return state, (Send(refusal(state.session, FaultCode.BAD_TOKENS, detail)),)
+    state = _heard(state, message, message.length, now_ms)
+    state, effects = next_pass(state)
+    if message.again:
+        effects = (Send(feedback(state, message.length)), *effects)
+    return state, effects
 
 
-def _plain_feedback(message: DraftWindow, outcome: Outcome, committed_length: int) -> Feedback:
-    return Feedback(
-        session=message.session,
-        incarnation=message.incarnation,
-        epoch=message.epoch,
-        seq=message.seq,
-        committed_length=committed_length,
-        outcome=outcome,
-        num_accepted=0,
-        next_token=None,
-        threshold=message.threshold,
-        verify_ms=0.0,
-        queue_ms=0.0,
-        pass_tokens=0,
-    )
+def _heard(
+    state: CloudState, message: DraftWindow | Ack, acknowledged: int, now_ms: float
+) -> CloudState:
+    if state.heard is None or message.number > state.heard.number:
+        state = replace(state, heard=Heard(message.number, now_ms))
+    return replace(state, acknowledged=max(state.acknowledged, acknowledged))
 
 
-def _rejection_of(state: CloudState, message: DraftWindow) -> Feedback:
-    """The feedback that ended the window's epoch; a bare `stale` where it is no longer kept."""
-    for feedback in reversed(state.feedbacks):
-        if feedback.epoch == message.epoch and feedback.outcome is not Outcome.ACCEPTED:
-            return feedback
-    return _plain_feedback(message, Outcome.STALE, len(state.tokens))
+def _check(state: CloudState, window: Arrived) -> Fault | None:
+    """Why a window cannot be judged, whenever that might be."""
+    message = window.message
+    known = state.num_prompt <= message.acknowledged <= len(state.tokens)
+    if message.start < state.num_prompt or not known:
+        return refusal(
+            state.session,
+            FaultCode.BAD_TOKENS,
+            f"a window from position {message.start} acknowledges {message.acknowledged} tokens; "
+            f"the text has {len(state.tokens)}, its prompt {state.num_prompt}",
+        )
+    if message.start + message.num_tokens > state.limits.context_length:
+        return refusal(
+            state.session, FaultCode.CONTEXT_OVERFLOW, "the window ends beyond the context"
+        )
+    if state.method.needs_rows(state.sampling) and message.rows is None:
+        return refusal(
+            state.session, FaultCode.BAD_TOKENS,
+            f"{state.method.name} needs the draft's probabilities of each token, with coupling "
+            f"{state.sampling.coupling.value}; the window has none",
+        )  # fmt: skip
+    read = message.tokens if message.rows is None else message.tokens + message.rows.q_ids
+    ids = np.frombuffer(read, dtype=TOKEN_DTYPE).view(np.uint32)  # negative ids lie above
+    if ids.max() >= state.limits.vocab_size:
+        return refusal(
+            state.session,
+            FaultCode.BAD_TOKENS,
+            f"token ids must lie in 0 … {state.limits.vocab_size - 1}",
+        )
+    if not all(proposal.possible for proposal in window.proposals):
+        return refusal(
+            state.session, FaultCode.BAD_TOKENS, "a token that its own distribution rules out"
+        )
+    return None
+
+
+def unknown_session(message: DraftWindow | Ack) -> Fault:
+    """The answer to a message of a session this worker does not know; the edge opens it again."""
+    detail = f"handle {message.handle} is not known here"
+    return Fault("-", FaultCode.UNKNOWN_SESSION, detail, message.handle)

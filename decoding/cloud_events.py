@@ -7,22 +7,28 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from bus.protocol.arrays import Float64Array, Int32Array
-from bus.protocol.messages import DraftWindow, Feedback, Message, OpenSession
+from bus.protocol.arrays import Float64Array
+from bus.protocol.messages import Ack, DraftWindow, Message, OpenSession
 from decoding.engine import TargetRow
-from decoding.verification import PreHit, Verification
+from decoding.verification import Judged, OwnPasses, Plan
 
 # --- events -----------------------------------------------------------------------------------
 
 
 class OpenArrived(Struct, frozen=True):
-    """`OpenSession` again, or of a higher incarnation."""
+    """`OpenSession` again, or of a higher incarnation, for which `handle` is meant."""
 
     message: OpenSession
+    handle: int
 
 
 class WindowArrived(Struct, frozen=True):
     message: DraftWindow
+    now_ms: float
+
+
+class AckArrived(Struct, frozen=True):
+    message: Ack
     now_ms: float
 
 
@@ -34,20 +40,20 @@ class Prefilled(Struct, frozen=True):
 
 
 class RowsReady(Struct, frozen=True):
-    """The forward pass of job `job` is done.
+    """The pass of job `job` is done.
 
     Attributes:
-        rows: the kept row where `Forward.prehit` asked for it, then one for each of `row_ids`.
+        plan: what it was about.
+        rows: the kept row where the plan asked for it, then one for each of its wants.
         verify_ms: what the pass took in the model thread.
-        num_windows: how many the pass held in the end (`decoding.cloud.extended`).
         share: of the pass's rows that were this session's.
     """
 
     job: int
+    plan: Plan
     rows: tuple[TargetRow, ...]
     verify_ms: float
     now_ms: float
-    num_windows: int = 1
     share: float = 1.0
 
 
@@ -55,6 +61,7 @@ class PrehitFailed(Struct, frozen=True):
     """The kept row rejects the first token: nothing was run. `row` is that row, reduced."""
 
     job: int
+    plan: Plan
     row: TargetRow
     now_ms: float
 
@@ -67,7 +74,9 @@ class FullRowReady(Struct, frozen=True):
     now_ms: float
 
 
-Event = OpenArrived | WindowArrived | Prefilled | RowsReady | PrehitFailed | FullRowReady
+Event = (
+    OpenArrived | WindowArrived | AckArrived | Prefilled | RowsReady | PrehitFailed | FullRowReady
+)
 
 # --- effects ----------------------------------------------------------------------------------
 
@@ -80,24 +89,9 @@ class Prefill(Struct, frozen=True):
 
 
 class Forward(Struct, frozen=True):
-    """Run `feed` in one pass; reduce the last len(row_ids) rows at these ids (`TargetRow`).
-
-    When the model is free, the shell asks `decoding.cloud.extended` for the windows that have come
-    meanwhile. Where `prehit` is set, the kept row is reduced first, and where it rejects, nothing
-    is run and `PrehitFailed` is the answer.
-
-    Attributes:
-        choices_at: for each row the absolute position at which the target's own choice is wanted
-            with it, or None; empty where none is.
-        num_windows: windows that the pass is about.
-    """
+    """Run a pass when the model is free: what it holds, `decoding.cloud_passes.plan` says then."""
 
     job: int
-    feed: tuple[int, ...]
-    row_ids: tuple[Int32Array, ...]
-    choices_at: tuple[int | None, ...] = ()
-    num_windows: int = 1
-    prehit: PreHit | None = None
 
 
 class FetchRow(Struct, frozen=True):
@@ -128,8 +122,13 @@ class Report(Struct, frozen=True):
 class ReportWindow(Struct, frozen=True):
     """Tell the controller (`decoding.verification.window_report`), once the edge has its answer."""
 
-    verification: Verification
-    feedback: Feedback
+    judged: Judged
 
 
-Effect = Prefill | Forward | FetchRow | Crop | Send | Report | ReportWindow
+class ReportOwn(Struct, frozen=True):
+    """The same about passes without drafts (`decoding.verification.own_report`)."""
+
+    own: OwnPasses
+
+
+Effect = Prefill | Forward | FetchRow | Crop | Send | Report | ReportWindow | ReportOwn

@@ -1,320 +1,348 @@
-"""Passes of one session at the cloud: which windows they hold, and what their rows decide.
+"""Passes of one session at the cloud: what they run, and what their rows decide.
 
-Windows that wait together are verified in one pass, each with a feedback of its own, computed in
-order; the first rejection makes the later ones stale. A pass over windows that nobody awaits runs
-all their tokens and keeps the last row: the next window's first token is judged by it, and only
-if it passes is anything run (docs/invariants.md, Pre-hit is free).
+    a draft continues the text     verify it: run the path of drafted tokens, keep those that stand
+    none does, within the lease    run the last token alone: the target writes one by itself
+    neither                        wait
+
+After a rejection, and wherever a method is lossless, the target's own choice follows at once: it is
+what the text goes on with whatever comes. A lossy method may yet let another token stand there:
+where a pass is accepted in full its last row is kept, and the next drafted token is judged by it
+before anything is run (docs/invariants.md, Pre-hit is free).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import groupby
 
-import numpy as np
 from msgspec.structs import replace
 
-from bus.protocol.arrays import TOKEN_DTYPE, Float64Array, Int32Array
-from bus.protocol.messages import Fault, FaultCode, Feedback, Outcome
+from bus.protocol.arrays import Float64Array, pack_tokens
+from bus.protocol.messages import Feedback, Outcome
 from decoding.cloud_events import (
     Crop,
     Effect,
     FetchRow,
     Forward,
+    PrehitFailed,
+    ReportOwn,
     ReportWindow,
     RowsReady,
     Send,
 )
 from decoding.cloud_state import (
-    MAX_KEPT_FEEDBACKS,
+    MAX_JUDGED,
     MAX_PASS_TOKENS,
     CloudState,
-    Stage,
+    Idle,
+    Kept,
+    Ran,
+    Recovering,
     Step,
-    refusal,
+    Verifying,
+    clipped,
 )
+from decoding.draft_tree import Drafted, DraftTree, Place
 from decoding.engine import NO_IDS, TargetRow
-from decoding.methods.base import Proposal
-from decoding.verification import Arrived, PreHit, Verification
+from decoding.prefix_hash import chain
+from decoding.verification import (
+    OWN_PASSES,
+    Arrived,
+    Judged,
+    OwnPasses,
+    Plan,
+    PreHit,
+    Test,
+    own_token,
+)
+
+Path = tuple[Place[Arrived], ...]
 
 
 def next_pass(state: CloudState) -> Step:
-    """Begin with the expected window and those right behind it, if it waits and nothing runs."""
-    if state.stage is not Stage.IDLE:
+    """Ask for the model where there is something to run and nothing runs."""
+    if not isinstance(state.stage, Idle) or state.ended:
         return state, ()
-    due = _held(state, state.next_seq)
-    if due is None:
+    if _path(state):
+        return _forward(state)
+    if not state.method.runs_on or len(state.tokens) - state.acknowledged >= state.lease:
         return state, ()
-    first = _proposed(state, due)
-    fault = _check(state, first, len(state.tokens))
-    if fault is not None:
-        return replace(state, held=tuple(h for h in state.held if h is not due)), (Send(fault),)
-    windows = _joined(state, (first,))
+    if state.kept is None:
+        return _forward(state)
+    state, effects = _committed(state, (state.kept.own,), None)
+    state, more = next_pass(state)
+    return state, (*effects, *more)
+
+
+def _forward(state: CloudState) -> Step:
+    state = replace(state, job=state.job + 1, stage=Verifying())
+    return state, (Forward(state.job),)
+
+
+def plan(state: CloudState, forward: Forward) -> Plan:
+    """What a pass holds that begins now; pure, so that the shell may ask when the model is free.
+
+    It ends with a row after the last token, for the target's own choice.
+    """
+    if state.job != forward.job:  # opened again meanwhile
+        return Plan()
+    path, length = _path(state), len(state.tokens)
+    row_ids = [place.drafted.source.proposals[place.index].ids for place in path]
+    feed = state.tokens[state.num_run :] + tuple(place.token for place in path)
     prehit = None
-    if state.kept is not None:
-        prehit = PreHit(
-            index=state.kept,
-            rule=state.method.acceptance,
-            proposal=first.proposals[0],
-            sampling=state.sampling,
-            position=len(state.tokens),
-            threshold=clipped(state, due.message.threshold),
-        )
-    forward = _forward(state, windows, state.job + 1, prehit)
-    taken = {window.arrived.message.seq for window in windows}
-    state = replace(
-        state,
-        job=forward.job,
-        stage=Stage.VERIFYING,
-        num_run=state.num_run + len(forward.feed),
-        verifications=windows,
-        held=tuple(h for h in state.held if h.message.seq not in taken),
-    )
-    return state, (forward,)
+    if path and state.kept is not None:
+        prehit = _prehit(state, state.kept, path[0])
+        row_ids = row_ids[1:]  # the kept row is its row
+    first = length + (prehit is not None)
+    choosing = state.sampling.choosing
+    choices_at = tuple(first + i if choosing else None for i in range(len(row_ids)))
+    own_at = None if state.sampling.greedy else length + len(path)
+    return Plan(feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit)
 
 
-def extended(state: CloudState, forward: Forward) -> Forward:
-    """`forward` with the windows that have come since; the same where it is out of date.
-
-    Pure, of a frozen state: the shell asks on the model thread, when the model is free.
-    """
-    if state.job != forward.job or state.stage is not Stage.VERIFYING:
-        return forward
-    windows = _joined(state, state.verifications)
-    if len(windows) == len(state.verifications):
-        return forward
-    before = replace(state, num_run=state.num_run - len(forward.feed))
-    return _forward(before, windows, forward.job, forward.prehit)
+def _prehit(state: CloudState, kept: Kept, place: Place[Arrived]) -> PreHit:
+    return PreHit(kept.index, _test(state, place, 0))
 
 
-def _held(state: CloudState, seq: int) -> Arrived | None:
-    return next((h for h in state.held if h.message.seq == seq), None)
-
-
-def _proposed(state: CloudState, arrived: Arrived) -> Verification:
-    message = arrived.message
-    ids, probs = message.q_id_rows, message.q_prob_rows
-    if not state.method.needs_rows(state.sampling):
-        ids, probs = ids[:, :0], probs[:, :0]  # nobody looks at them
-    rows = zip(message.token_ids, ids, probs, strict=True)
-    return Verification(
-        arrived,
-        tuple(Proposal(token, ids, probs, state.sampling) for token, ids, probs in rows),
+def _test(state: CloudState, place: Place[Arrived], index: int) -> Test:
+    """Of the drafted token at an index of the path."""
+    source = place.drafted.source
+    return Test(
+        rule=state.method.acceptance,
+        proposal=source.proposals[place.index],
+        sampling=state.sampling,
+        position=len(state.tokens) + index,
+        threshold=_threshold(state, source),
     )
 
 
-def _joined(state: CloudState, windows: tuple[Verification, ...]) -> tuple[Verification, ...]:
-    """`windows` and those held right behind them that can go with them."""
-    while True:
-        last = windows[-1].arrived.message
-        behind = _held(state, last.seq + 1)
-        end = last.start + last.num_tokens
-        if behind is None or last.awaits:
-            return windows
-        if end + behind.message.num_tokens - len(state.tokens) > MAX_PASS_TOKENS:
-            return windows
-        window = _proposed(state, behind)
-        if _check(state, window, end) is not None:
-            return windows
-        windows += (window,)
+def _path(state: CloudState) -> Path:
+    """The drafted tokens that continue the text, in whole windows."""
+    most = min(MAX_PASS_TOKENS, state.limits.context_length - len(state.tokens))
+    path = state.drafts.path(len(state.tokens), state.hashes[-1], most)
+    whole = len(path)
+    while whole and path[whole - 1].index + 1 < len(path[whole - 1].drafted.tokens):
+        whole -= 1
+    return path[:whole] or path
 
 
-def _check(state: CloudState, window: Verification, start: int) -> Fault | None:
-    """Why a window that should start at `start` cannot be judged."""
-    message = window.arrived.message
-    if message.epoch != state.epoch or message.start != start:
-        return refusal(
-            state.session,
-            FaultCode.OUT_OF_ORDER,
-            f"window {message.seq} of epoch {message.epoch} starts at {message.start}; expected "
-            f"epoch {state.epoch} and position {start}",
-        )
-    if message.start + message.num_tokens > state.limits.context_length:
-        return refusal(
-            state.session, FaultCode.CONTEXT_OVERFLOW, "the window ends beyond the context"
-        )
-    needs_rows = state.method.needs_rows(state.sampling)
-    if needs_rows and not message.q_ids:
-        return refusal(
-            state.session, FaultCode.BAD_TOKENS,
-            f"{state.method.name} needs the draft's probabilities of each token, with coupling "
-            f"{state.sampling.coupling.value}; the window has none",
-        )  # fmt: skip
-    read = message.q_ids if needs_rows else message.tokens
-    ids = np.frombuffer(read, dtype=TOKEN_DTYPE).view(np.uint32)  # negative ids lie above
-    if ids.max() >= state.limits.vocab_size:
-        return refusal(
-            state.session,
-            FaultCode.BAD_TOKENS,
-            f"token ids must lie in 0 … {state.limits.vocab_size - 1}",
-        )
-    if not all(proposal.possible for proposal in window.proposals):
-        return refusal(
-            state.session, FaultCode.BAD_TOKENS, "a token that its own distribution rules out"
-        )
-    return None
+def _threshold(state: CloudState, source: Arrived) -> float:
+    rows = source.message.rows
+    return clipped(state, 0.0 if rows is None else rows.threshold)
 
 
-def _forward(
-    state: CloudState, windows: tuple[Verification, ...], job: int, prehit: PreHit | None
-) -> Forward:
-    """The pass over `windows`, with what the cache lacks before them.
-
-    It ends with a row behind the last token, for a bonus or to be kept; with residual coupling not
-    where the window is awaited above temperature 0, since such a pass need not run its last token.
-    """
-    feed = state.tokens[state.num_run :]
-    row_ids: list[Int32Array] = []
-    for window in windows:
-        feed += window.arrived.message.token_ids
-        row_ids.extend(proposal.ids for proposal in window.proposals)
-    if prehit is not None:
-        del row_ids[0]  # the kept row is its row
-    awaited = windows[-1].arrived.message.awaits
-    if awaited and not state.sampling.coupled and len(feed) > 1:
-        feed = feed[:-1]
-    else:
-        row_ids.append(NO_IDS)
-    choices_at: tuple[int | None, ...] = ()
-    if state.sampling.choosing:
-        first = len(state.tokens) + (prehit is not None)
-        choices_at = tuple(range(first, first + len(row_ids)))
-        if not awaited:  # a row to be kept is asked again
-            choices_at = (*choices_at[:-1], None)
-    return Forward(job, feed, tuple(row_ids), choices_at, len(windows), prehit)
+# --- judging ----------------------------------------------------------------------------------
 
 
 def judge(state: CloudState, ready: RowsReady) -> Step:
     """Accept the longest prefix the rule accepts; decide what follows it."""
-    windows, rows, num_windows = state.verifications, ready.rows, ready.num_windows
-    if num_windows > len(windows):
-        windows = _joined(state, windows)[:num_windows]
-        taken = {window.arrived.message.seq for window in windows}
-        state = replace(state, held=tuple(h for h in state.held if h.message.seq not in taken))
-    kept_rows = 0 if state.kept is None else 1
-    num_tokens = sum(len(window.proposals) for window in windows)
-    behind = len(rows) > num_tokens
-    num_run = len(state.tokens) + num_tokens - (not behind)
-    pass_tokens = num_run - len(state.tokens) + (not kept_rows)
-    state = replace(state, num_run=num_run, kept=len(rows) - 1 - kept_rows if behind else None)
-    effects: tuple[Effect, ...] = ()
-    offset = 0
-    for window in windows:
-        end = offset + len(window.proposals)
-        seen = replace(
-            window, rows=rows[offset : end + (window is windows[-1])], verify_ms=ready.verify_ms,
-            done_ms=ready.now_ms, pass_tokens=0 if offset else pass_tokens, share=ready.share,
-        )  # fmt: skip
-        state, more = _judge_window(state, seen, offset - kept_rows)
-        effects += more
-        if state.stage is Stage.RECOVERING or state.epoch != window.arrived.message.epoch:
-            break
-        offset = end
+    done = ready.plan
+    ran = Ran(len(done.feed), ready.verify_ms, ready.now_ms, ready.share)
+    state = replace(
+        state, num_run=state.num_run + ran.num_tokens, pass_ms=state.timed(ran.verify_ms)
+    )
+    return _judge_from(state, done, 0, ready.rows, ran)
+
+
+def _judge_from(
+    state: CloudState, done: Plan, first: int, rows: tuple[TargetRow, ...], ran: Ran
+) -> Step:
+    """Judge the path from its token `first` on; those before it stand."""
+    tests = (_test(state, place, i) for i, place in enumerate(done.path[first:], first))
+    passed = (test.passes(row) for test, row in zip(tests, rows[first:], strict=False))
+    accepted = next((i for i, ok in enumerate(passed, first) if not ok), len(done.path))
+    num_kept = 0 if done.prehit is None else 1
+    if accepted < len(done.path):
+        return _reject(state, done, accepted, rows, ran, accepted - num_kept)
+    own = own_token(rows[-1])
+    exact = state.method.lossless and state.sampling.coupled
+    if exact or state.method.lockstep or not done.path:
+        return _conclude(state, done, accepted, rows, ran, own)
+    state, effects = _conclude_path(state, done, accepted, rows, ran, None)
+    state = replace(state, kept=Kept(len(rows) - 1 - num_kept, own))
     return _go_on(state, effects)
 
 
-def prehit_failed(state: CloudState, row: TargetRow, now_ms: float) -> Step:
+def prehit_failed(state: CloudState, failed: PrehitFailed) -> Step:
     """The kept row has rejected the first token: nothing was run."""
-    window = replace(
-        state.verifications[0], rows=(row,), done_ms=now_ms, rejected_at=0, prehit_failed=True
-    )
-    kept = state.kept
-    assert kept is not None
-    return _go_on(*_reject(replace(state, num_run=len(state.tokens)), window, kept))
+    assert state.kept is not None
+    ran = Ran(0, 0.0, failed.now_ms)
+    return _reject(state, failed.plan, 0, (failed.row,), ran, state.kept.index)
 
 
-def recovered(state: CloudState, probs: Float64Array) -> Step:
-    """The row of the rejection has come: draw what stands in for the rejected token."""
-    (window,) = state.verifications
-    index = window.rejected_at
-    assert index is not None
-    token = state.method.acceptance.recover(
-        window.proposals[index], probs, state.sampling, len(state.tokens) + index
-    )
-    return _go_on(*_conclude(state, window, token))
-
-
-def _judge_window(state: CloudState, window: Verification, first_row: int) -> Step:
-    """One window of a pass; `first_row` is the index of its first row in that pass."""
-    threshold = clipped(state, window.arrived.message.threshold)
-    rule, start = state.method.acceptance, len(state.tokens)
-    for i, (proposal, row) in enumerate(zip(window.proposals, window.rows, strict=False)):
-        if not rule.accepts(proposal, row, state.sampling, start + i, threshold):
-            return _reject(state, replace(window, rejected_at=i), first_row + i)
-    if window.arrived.message.awaits and len(window.rows) > len(window.proposals):
-        return _conclude(state, window, _own_token(state, window.rows[-1]))
-    return _conclude(state, window, None)
-
-
-def _reject(state: CloudState, window: Verification, row_index: int) -> Step:
+def _reject(
+    state: CloudState, done: Plan, accepted: int, rows: tuple[TargetRow, ...], ran: Ran, index: int
+) -> Step:
     """The target's own token follows; with residual coupling a draw from the full row."""
     if state.sampling.coupled:
-        assert window.rejected_at is not None
-        return _conclude(state, window, _own_token(state, window.rows[window.rejected_at]))
-    state = replace(state, stage=Stage.RECOVERING, verifications=(window,))
-    return state, (FetchRow(state.job, row_index),)
+        return _conclude(state, done, accepted, rows, ran, own_token(rows[accepted]))
+    state = replace(state, stage=Recovering(done, accepted, rows, ran))
+    return state, (FetchRow(state.job, index),)
 
 
-def _own_token(state: CloudState, row: TargetRow) -> int | None:
-    """What the target itself writes here; None where the seed alone does not say."""
-    if state.sampling.greedy:
-        return row.argmax
-    return None if row.choice is None else row.choice.token
+def recovered(state: CloudState, stage: Recovering, probs: Float64Array) -> Step:
+    """The row of the rejection has come: draw what stands in for the rejected token. Where that is
+    the very same, the drafts after it go on being useful."""
+    place, accepted = stage.plan.path[stage.accepted], stage.accepted
+    token = state.method.acceptance.recover(
+        place.drafted.source.proposals[place.index], probs, state.sampling,
+        len(state.tokens) + accepted,
+    )  # fmt: skip
+    if token != place.token:
+        return _conclude(state, stage.plan, accepted, stage.rows, stage.ran, token)
+    if stage.ran.num_tokens:
+        return _judge_from(state, stage.plan, accepted + 1, stage.rows, stage.ran)
+    return _go_on(*_committed(state, (token,), stage.ran))
 
 
-def _conclude(state: CloudState, window: Verification, next_token: int | None) -> Step:
-    """Commit, crop, answer, report."""
-    message, rejected_at = window.arrived.message, window.rejected_at
-    num_accepted = message.num_tokens if rejected_at is None else rejected_at
-    verified = len(state.tokens) + num_accepted
-    tokens = state.tokens + message.token_ids[:num_accepted]
-    tokens += () if next_token is None else (next_token,)
-    feedback = Feedback(
-        session=state.session,
-        incarnation=state.incarnation,
-        epoch=state.epoch,
-        seq=message.seq,
-        committed_length=len(tokens),
-        outcome=_outcome(window),
-        num_accepted=num_accepted,
-        next_token=next_token,
-        threshold=clipped(state, message.threshold),
-        verify_ms=window.verify_ms,
-        queue_ms=window.queue_ms,
-        pass_tokens=window.pass_tokens,
-    )
-    effects: tuple[Effect, ...] = (Send(feedback), ReportWindow(window, feedback))
-    rolled_back = rejected_at is not None
-    num_run = min(state.num_run, verified) if rolled_back else state.num_run
-    if num_run < state.num_run:
-        effects = (Crop(num_run), *effects)
+def _conclude(
+    state: CloudState, done: Plan, accepted: int, rows: tuple[TargetRow, ...], ran: Ran, own: int
+) -> Step:
+    """Commit, answer, report; then go on."""
+    if done.path:
+        state, effects = _conclude_path(state, done, accepted, rows, ran, own)
+        return _go_on(state, effects)
+    greedy = state.sampling.greedy
+    passes = state.own.added(rows[-1], ran.verify_ms * ran.share, greedy)
+    state, effects = _committed(replace(state, own=passes), (own,), ran)
+    if passes.num_tokens >= OWN_PASSES:
+        state, effects = replace(state, own=OwnPasses()), (*effects, ReportOwn(passes))
+    return _go_on(state, effects)
+
+
+def _conclude_path(
+    state: CloudState, done: Plan, accepted: int, rows: tuple[TargetRow, ...], ran: Ran,
+    own: int | None,
+) -> Step:  # fmt: skip
+    """The drafted tokens that stand, and what the target has put after them."""
+    reports = _reports(state, done, accepted, rows, ran, own)
+    judged = tuple(report.judged.window.message.number for report in reports)
+    new = tuple(place.token for place in done.path[:accepted])
+    num_run = min(state.num_run, len(state.tokens) + accepted)
+    effects: tuple[Effect, ...] = (Crop(num_run),) if num_run < state.num_run else ()
+    state = _passed(replace(state, num_run=num_run), judged)
+    queue_ms = reports[0].judged.queue_ms
+    new = new if own is None else (*new, own)
+    state, more = _committed(state, new, ran, queue_ms, prehit=not ran.num_tokens)
+    return state, (*effects, *more, *reports)
+
+
+def _reports(
+    state: CloudState, done: Plan, accepted: int, rows: tuple[TargetRow, ...], ran: Ran,
+    own: int | None,
+) -> tuple[ReportWindow, ...]:  # fmt: skip
+    """One for each window of the path up to the rejection; a later one is void, unless it has been
+    judged to its first token."""
+    reports: list[ReportWindow] = []
+    begin = 0
+    for _, group in groupby(done.path, key=lambda place: id(place.drafted)):
+        places = tuple(group)
+        end = begin + len(places)
+        stands = min(accepted, end) - begin
+        window, is_last = places[0].drafted.source, end == len(done.path)
+        rejected = accepted < end
+        if not rejected and places[-1].index + 1 < len(places[-1].drafted.tokens):
+            begin = end  # the path leaves it for another branch: the text will judge it
+            continue
+        judged = Judged(
+            window=window,
+            reached=places[0].index,
+            num_accepted=places[0].index + stands,
+            outcome=_outcome(rejected, ran),
+            threshold=_threshold(state, window),
+            done_ms=ran.now_ms,
+            rows=rows[begin : end + is_last],
+            own=own if rejected or is_last else None,
+            verify_ms=ran.verify_ms,
+            pass_tokens=0 if reports else ran.num_tokens,
+            share=ran.share,
+        )
+        reports.append(ReportWindow(judged))
+        if rejected:
+            break
+        begin = end
+    return tuple(reports)
+
+
+def _outcome(rejected: bool, ran: Ran) -> Outcome:
+    if not rejected:
+        return Outcome.ACCEPTED
+    return Outcome.PARTIAL if ran.num_tokens else Outcome.PREHIT_REJECTED
+
+
+# --- committing -------------------------------------------------------------------------------
+
+
+def _committed(
+    state: CloudState, new: tuple[int, ...], ran: Ran | None, queue_ms: float = 0.0,
+    prehit: bool = False,
+) -> Step:  # fmt: skip
+    """The text goes on with `new`: tell the edge, and judge by it the windows it has passed."""
+    now_ms = 0.0 if ran is None else ran.now_ms
     state = replace(
         state,
-        tokens=tokens,
-        num_run=num_run,
-        kept=state.kept if next_token is None else None,
-        verifications=(),
-        next_seq=message.seq + 1,
-        epoch=state.epoch + rolled_back,
-        held=() if rolled_back else state.held,
-        feedbacks=(*state.feedbacks, feedback)[-MAX_KEPT_FEEDBACKS:],
+        tokens=state.tokens + new,
+        hashes=(*state.hashes, *tuple(chain(state.hashes[-1], new))[1:]),
+        kept=None,
     )
-    return state, effects
+    reports = tuple(
+        ReportWindow(judged)
+        for window in state.drafts.windows
+        if (judged := compared(state, window, now_ms)) is not None
+    )
+    state = replace(state, drafts=state.drafts.after(len(state.tokens), state.hashes[-1]))
+    state = _passed(state, tuple(report.judged.window.message.number for report in reports))
+    prehit |= any(r.judged.outcome is Outcome.PREHIT_REJECTED for r in reports)
+    sent = feedback(state, state.told, ran, queue_ms, prehit)
+    return replace(state, told=len(state.tokens)), (Send(sent), *reports)
 
 
-def _outcome(window: Verification) -> Outcome:
-    if window.rejected_at is None:
-        return Outcome.ACCEPTED
-    return Outcome.PREHIT_REJECTED if window.prehit_failed else Outcome.PARTIAL
+def compared(state: CloudState, window: Drafted[Arrived], now_ms: float) -> Judged | None:
+    """A window that the text has passed or contradicts, judged by the text alone; None where it may
+    go on, has been judged, or was drafted after another text."""
+    length, number = len(state.tokens), window.source.message.number
+    if window.start > length or number in state.judged:
+        return None
+    if state.hash_at(window.start) != window.hashes[0]:
+        return None
+    text = state.tokens[window.start : window.end]
+    pairs = zip(text, window.tokens, strict=False)
+    agreed = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), len(text))
+    if agreed == len(text) < len(window.tokens):
+        return None
+    outcome = Outcome.ACCEPTED if agreed == len(window.tokens) else Outcome.PREHIT_REJECTED
+    threshold = _threshold(state, window.source)
+    done_ms = max(now_ms, window.source.arrived_ms)
+    return Judged(window.source, agreed, agreed, outcome, threshold, done_ms)
 
 
-def _go_on(state: CloudState, effects: Iterable[Effect]) -> Step:
-    """Idle again, unless a row is being fetched; then begin with what waits."""
-    if state.verifications:
-        return state, tuple(effects)
-    state, more = next_pass(replace(state, stage=Stage.IDLE))
+def _passed(state: CloudState, numbers: tuple[int, ...]) -> CloudState:
+    """With windows that have been judged."""
+    if not numbers:
+        return state
+    windows = tuple(w for w in state.drafts.windows if w.source.message.number not in numbers)
+    judged = (*state.judged, *numbers)[-MAX_JUDGED:]
+    return replace(state, judged=judged, drafts=DraftTree(windows))
+
+
+def feedback(
+    state: CloudState, start: int, ran: Ran | None = None, queue_ms: float = 0.0,
+    prehit: bool = False,
+) -> Feedback:  # fmt: skip
+    """The text from `start` on. It measures a round trip only where it tells of a pass."""
+    heard = None if ran is None else state.heard
+    return Feedback(
+        handle=state.handle,
+        start=start,
+        tokens=pack_tokens(state.tokens[start:]),
+        number=None if heard is None else heard.number,
+        held_ms=0.0 if ran is None or heard is None else max(0.0, ran.now_ms - heard.at_ms),
+        verify_ms=0.0 if ran is None else ran.verify_ms,
+        queue_ms=queue_ms,
+        pass_tokens=0 if ran is None else ran.num_tokens,
+        prehit=prehit,
+    )
+
+
+def _go_on(state: CloudState, effects: tuple[Effect, ...]) -> Step:
+    state, more = next_pass(replace(state, stage=Idle()))
     return state, (*effects, *more)
-
-
-def clipped(state: CloudState, threshold: float) -> float:
-    """Within the operator's bounds."""
-    return min(max(threshold, state.limits.threshold_min), state.limits.threshold_max)

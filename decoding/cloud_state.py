@@ -2,31 +2,87 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from msgspec import Struct
 
-from bus.protocol.messages import Fault, FaultCode, Feedback
+from bus.protocol.messages import Fault, FaultCode
 from decoding.cloud_events import Effect
+from decoding.draft_tree import DraftTree
+from decoding.engine import TargetRow
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
-from decoding.verification import Arrived, Verification
+from decoding.verification import Arrived, OwnPasses, Plan
 
 MAX_PASS_TOKENS = 256
-"""Drafted tokens of one pass over several windows; others' passes come between [ours]."""
-MAX_HELD = 64
-"""Windows a session may hold after a gap, besides the one that is due [ours]."""
-MAX_KEPT_FEEDBACKS = 64
-"""Feedbacks kept for repeated windows; more are never in flight [ours]."""
+"""Drafted tokens of one pass; others' passes come between [ours]."""
+MAX_JUDGED = 64
+"""Numbers of judged windows that are kept, so that a repeated one is not judged again [ours]."""
+LEASE_MS = 2000.0
+LEASE_TOKENS, LEAST_LEASE = 256, 8
+"""How far the target writes beyond what the edge has acknowledged: for so long at its own pace, and
+no more than so many tokens; a few always [ours]."""
+_NEW = 0.2  # weight of a pass against those before it
 
 Step = tuple["CloudState", tuple[Effect, ...]]
 
 
-class Stage(Enum):
-    PREFILLING = "prefilling"
-    IDLE = "idle"
-    VERIFYING = "verifying"
-    RECOVERING = "recovering"
+class Prefilling(Struct, frozen=True):
+    """The text is being run."""
+
+    name = "prefilling"
+
+
+class Idle(Struct, frozen=True):
+    """Nothing is asked of the model."""
+
+    name = "idle"
+
+
+class Verifying(Struct, frozen=True):
+    """A pass waits for the model, or runs."""
+
+    name = "verifying"
+
+
+class Ran(Struct, frozen=True):
+    """A pass that is over.
+
+    Attributes:
+        num_tokens: how many it ran. verify_ms, share: as in `RowsReady`.
+    """
+
+    num_tokens: int
+    verify_ms: float
+    now_ms: float
+    share: float = 1.0
+
+
+class Recovering(Struct, frozen=True):
+    """The pass is judged up to a rejection; the full row of it is being fetched, to draw from.
+
+    Attributes:
+        accepted: drafted tokens that stand. rows: those judged.
+    """
+
+    name = "recovering"
+
+    plan: Plan
+    accepted: int
+    rows: tuple[TargetRow, ...]
+    ran: Ran
+
+
+Stage = Prefilling | Idle | Verifying | Recovering
+
+
+class Kept(Struct, frozen=True):
+    """The row after the text, of which no token has been decided yet.
+
+    Attributes:
+        index: among the rows of the last pass. own: the target's own choice there.
+    """
+
+    index: int
+    own: int
 
 
 class Limits(Struct, frozen=True):
@@ -35,26 +91,43 @@ class Limits(Struct, frozen=True):
     Attributes:
         vocab_size: real tokens, shared by draft and target.
         threshold_min, threshold_max: bounds a window's threshold is clipped to.
+        eos: tokens that end an answer; the target writes nothing after them by itself.
+        lease: most tokens beyond what is acknowledged.
     """
 
     vocab_size: int
     context_length: int
     threshold_min: float
     threshold_max: float
+    eos: frozenset[int] = frozenset()
+    lease: int = LEASE_TOKENS
+
+
+class Heard(Struct, frozen=True):
+    """The latest window or acknowledgement, and when it came."""
+
+    number: int
+    at_ms: float
 
 
 class CloudState(Struct, frozen=True):
     """One session at the cloud.
 
     Attributes:
-        tokens: prompt and verified tokens.
-        num_run: how many of them the target's cache holds once the effects so far have run.
-        verifications: the windows under judgement, in order; more may have joined their pass.
-        held: windows that came early, by arrival.
-        feedbacks: the latest feedback of this incarnation, oldest first.
+        handle: what windows and feedback are addressed by.
+        num_prompt: tokens of the prompt; end: the longest text that is asked for.
+        tokens: prompt and committed tokens.
+        hashes: of the text at the end of the prompt, then with each token after it.
+        acknowledged: length of the text that the edge is known to have.
+        told: length of the text that has been sent to it.
+        num_run: how many tokens the target's cache holds once the effects so far have run.
+        drafts: the windows that wait.
+        judged: numbers of the windows that have been judged, the latest last.
         job: number of the newest model job; answers to older ones are ignored.
-        kept: index among the last pass's rows of the one after `tokens`, where it was run: the
-            distribution of the next token, which pre-hit judges by.
+        kept: the row after `tokens`, where no choice has been made of it: the next drafted token is
+            judged by it.
+        own: passes without drafts, not reported yet.
+        pass_ms: a pass takes about so long; None before the first.
     """
 
     cloud: str
@@ -65,16 +138,52 @@ class CloudState(Struct, frozen=True):
     sampling: SamplingParams
     limits: Limits
     incarnation: int
-    epoch: int
-    next_seq: int
+    handle: int
+    num_prompt: int
+    end: int
     tokens: tuple[int, ...]
+    hashes: tuple[bytes, ...]
+    acknowledged: int
+    told: int
     num_run: int = 0
-    stage: Stage = Stage.PREFILLING
-    verifications: tuple[Verification, ...] = ()
-    held: tuple[Arrived, ...] = ()
-    feedbacks: tuple[Feedback, ...] = ()
+    stage: Stage = Prefilling()
+    drafts: DraftTree[Arrived] = DraftTree()
+    judged: tuple[int, ...] = ()
+    heard: Heard | None = None
     job: int = 0
-    kept: int | None = None
+    kept: Kept | None = None
+    own: OwnPasses = OwnPasses()
+    pass_ms: float | None = None
+
+    def hash_at(self, length: int) -> bytes:
+        """Of the text's first `length` tokens; the prompt at least."""
+        return self.hashes[length - self.num_prompt]
+
+    @property
+    def lease(self) -> int:
+        """Tokens that the target may write beyond what is acknowledged."""
+        if self.pass_ms is None:
+            return min(LEAST_LEASE, self.limits.lease)
+        wanted = max(LEAST_LEASE, int(LEASE_MS / max(self.pass_ms, 1e-3)))
+        return min(wanted, self.limits.lease)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can be asked for."""
+        over = len(self.tokens) >= min(self.end, self.limits.context_length)
+        last = len(self.tokens) > self.num_prompt and self.tokens[-1] in self.limits.eos
+        return over or last
+
+    def timed(self, verify_ms: float) -> float:
+        """`pass_ms` with one more pass."""
+        return (
+            verify_ms if self.pass_ms is None else self.pass_ms + _NEW * (verify_ms - self.pass_ms)
+        )
+
+
+def clipped(state: CloudState, threshold: float) -> float:
+    """Within the operator's bounds."""
+    return min(max(threshold, state.limits.threshold_min), state.limits.threshold_max)
 
 
 def refusal(session: str, code: FaultCode, detail: str) -> Fault:

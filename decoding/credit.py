@@ -187,7 +187,7 @@ class CreditPolicy:
         return self.law.initial(history)
 
     def after(self, state: ControlState, report: WindowReport) -> ControlState:
-        accepted = report.feedback.num_accepted if self.realised else report.expected_accepted
+        accepted = report.num_accepted if self.realised else report.expected_accepted
         return self.law.after(state, accepted, report.num_drafted)
 
 
@@ -207,7 +207,7 @@ class ExplorePolicy:
 
     def after(self, state: ControlState, report: WindowReport) -> ControlState:
         state = self.law.after(state, report.expected_accepted, report.num_drafted)
-        address = f"{report.feedback.session} {state.version}".encode()
+        address = f"{report.session} {state.version}".encode()
         drawn = int.from_bytes(blake2b(address, digest_size=8).digest(), "big")
         which, rest = drawn % len(self.thresholds), drawn // len(self.thresholds)
         window = self.windows[rest % len(self.windows)]

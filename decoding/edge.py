@@ -1,6 +1,6 @@
 """One session at the edge, as a pure state machine: `step(state, event) → (state, effects)`.
 
-    phase      event              next       effects
+    stage      event              next       effects
     ---------  -----------------  ---------  -------------------------------------------------
     (begin)                       SEEKING    SeekPeer
     SEEKING    Started            OPENING    Send OpenSession; Draft the first window meanwhile
@@ -8,21 +8,24 @@
     OPENING    Tick, overdue      OPENING    Send OpenSession again; CheckPeer when it drags on
     OPENING,   Drafted            same       Send the window (RUNNING), or keep it (OPENING)
       RUNNING
-    RUNNING    FeedbackArrived    RUNNING    Commit; on a rejection Crop and a higher epoch;
-                                             Draft what the pace allows
+    RUNNING    FeedbackArrived    RUNNING    Commit; Crop where the text goes another way than the
+                                             draft; Draft what the pace allows; Ack now and then
+               … after a gap      RUNNING    Send Ack, asking for what is missing
                … end reached      FINISHED   Commit, Send CloseSession, Finish
-               … unknown session  OPENING    Send OpenSession with a higher incarnation;
-                                             SEEKING, SeekPeer where that has failed before
-    RUNNING    Tick, overdue      RUNNING    Send the window again; CheckPeer when it drags on
+    RUNNING    Tick, overdue      RUNNING    ask: Send Ack, or the oldest window again where the
+                                             target waits for it; CheckPeer when it drags on
     OPENING,   PeerLost           SEEKING    SeekPeer
       RUNNING  FaultArrived
+               … unknown session  OPENING    Send OpenSession with a higher incarnation;
+                                             SEEKING, SeekPeer where that has failed before
                … full, failed, …  SEEKING    SeekPeer, after a pause that grows
                … cannot be helped FINISHED   Send CloseSession, Finish with the reason
     any        Ended, StopMatched FINISHED   Send CloseSession, Finish
 
-The edge owns the truth about committed tokens: `tokens` only grows, and by `Commit` alone. The
-draft is a function of prefix and seed, so windows in flight survive a move to another cloud
-worker: they are renumbered, not drafted again.
+The edge owns the truth about committed tokens: `tokens` only grows, and by `Commit` alone. Feedback
+brings text; what of it had been drafted, the edge sees by its own drafts. A window names the text
+it follows, so those in flight survive a move to another cloud worker, and none is ever taken back:
+drafts that the text has turned away from never match.
 
 This module knows no clock, no socket and no model: times come with events, work goes out as
 effects, run in order. An event that cannot happen raises `ImpossibleEventError`; what merely comes
@@ -31,17 +34,12 @@ late or twice changes nothing.
 
 from __future__ import annotations
 
+from itertools import islice
+
 from msgspec.structs import replace
 
 from bus.protocol.errors import ImpossibleEventError
-from bus.protocol.messages import (
-    CloseSession,
-    Fault,
-    FaultCode,
-    Feedback,
-    FinishReason,
-    Outcome,
-)
+from bus.protocol.messages import CloseSession, Fault, FaultCode, Feedback, FinishReason
 from decoding.edge_events import (
     CheckPeer,
     Commit,
@@ -62,17 +60,37 @@ from decoding.edge_events import (
     Started,
     StopMatched,
     Tick,
-    WindowJudged,
 )
-from decoding.edge_flow import draft_measured, feedback_measured, rtt_of, with_flow
-from decoding.edge_messages import fits, opening, window
-from decoding.edge_state import MAX_INCARNATION, Control, EdgeState, InFlight, Phase, SessionSpec
+from decoding.edge_flow import (
+    agreement_measured,
+    decided,
+    draft_measured,
+    feedback_measured,
+    judged_windows,
+    text_measured,
+    with_flow,
+)
+from decoding.edge_messages import acknowledged, drafted_rows, opening, sent_windows
+from decoding.edge_state import (
+    MAX_INCARNATION,
+    Control,
+    EdgeState,
+    Finished,
+    InFlight,
+    Job,
+    Opening,
+    Running,
+    Seeking,
+    SessionSpec,
+    Stage,
+)
+from decoding.prefix_hash import chain, prompt_hash
 from decoding.timing import pause_before
 
 __all__ = [
     "CHECK_PEER_AFTER_SENDS", "CURABLE", "GIVE_UP_AFTER_FAILURES", "GIVE_UP_AFTER_SENDS",
-    "MAX_INCARNATION", "Control", "EdgeState", "InFlight", "Phase", "SessionSpec", "Step", "begin",
-    "step",
+    "MAX_INCARNATION", "Control", "EdgeState", "Finished", "InFlight", "Opening", "Running",
+    "Seeking", "SessionSpec", "Stage", "Step", "begin", "step",
 ]  # fmt: skip
 
 CHECK_PEER_AFTER_SENDS = 3
@@ -81,7 +99,11 @@ GIVE_UP_AFTER_SENDS = 12
 """Sends without an answer after which even a registered peer counts as lost [ours]."""
 GIVE_UP_AFTER_FAILURES = 4
 """Failures of cloud workers, without feedback in between, that end the session [ours]."""
-CURABLE = frozenset((FaultCode.OUT_OF_ORDER, FaultCode.MODEL_FAILED, FaultCode.STALE_INCARNATION))
+ACK_MS = 100.0
+"""The cloud is told at least so often which text has come, where it goes on by itself [ours]."""
+CURABLE = frozenset(
+    (FaultCode.UNKNOWN_SESSION, FaultCode.MODEL_FAILED, FaultCode.STALE_INCARNATION)
+)
 """Faults after which the session may well go on, here or elsewhere."""
 Step = tuple[EdgeState, tuple[Effect, ...]]
 
@@ -95,34 +117,41 @@ def begin(
 ) -> Step:
     """A new session, or one taken over with tokens already promised to its user. Others may have
     used incarnations up to `incarnation`; those above `last_incarnation` are its successors'."""
+    text_hash = _chained(prompt_hash(spec.prompt), committed)
     state = with_flow(
         EdgeState(
             spec=spec,
             control=control,
-            phase=Phase.SEEKING,
+            stage=Seeking(),
             incarnation=incarnation,
             last_incarnation=last_incarnation,
             tokens=spec.prompt + committed,
+            text_hash=text_hash,
+            draft_hash=text_hash,
         )
     )
     return state, (SeekPeer("new session"),)
 
 
+def _chained(text_hash: bytes, tokens: tuple[int, ...]) -> bytes:
+    return next(islice(chain(text_hash, tokens), len(tokens), None))
+
+
 def step(state: EdgeState, event: Event) -> Step:
     """Advance one session by one event."""
-    if state.phase is Phase.FINISHED:
+    if isinstance(state.stage, Finished):
         return state, ()
     match event:
         case Started(eos, now_ms, measures):
-            if state.phase is not Phase.SEEKING:
-                raise ImpossibleEventError(f"a worker was found in phase {state.phase.value}")
+            if not isinstance(state.stage, Seeking):
+                raise ImpossibleEventError(f"a worker was found in stage {state.stage.name}")
             if measures is not None and not state.measures.known:
                 state = with_flow(replace(state, measures=measures))
             state = replace(state, eos=eos)
             reason = state.end_reached()  # a session taken over may have been at its end
             return _open(state, now_ms) if reason is None else _finish(state, reason)
         case Opened(message, now_ms):
-            return _opened(state, message.incarnation, now_ms)
+            return _opened(state, message.incarnation, message.handle, now_ms)
         case Drafted():
             return _drafted(state, event)
         case FeedbackArrived(message, now_ms):
@@ -157,49 +186,30 @@ def _open(state: EdgeState, now_ms: float) -> Step:
     if incarnation > state.last_incarnation:
         why = f"no cloud worker kept the session, after {incarnation} incarnations; submit it again"
         return _finish(state, FinishReason.ERROR, why)
-    first = state.in_flight[0].message.seq if state.in_flight else state.next_seq
-    state = replace(
-        state,
-        phase=Phase.OPENING,
-        incarnation=incarnation,
-        unused=False,
-        opens_sent=0,
-        heard_ms=None,
-    )
-    moved = tuple(
-        replace(
-            flight,
-            message=replace(flight.message, incarnation=state.incarnation),
-            num_sends=0,
-        )
-        for flight in state.in_flight
-    )
-    state, effects = _send_open(
-        replace(state, in_flight=moved, next_seq=first + len(moved)), now_ms
-    )
+    state = replace(state, stage=Opening(), incarnation=incarnation, unused=False, sent=())
+    state, effects = _send_open(state, Opening(), now_ms)
     state, more = _draft_more(state, now_ms)
     return state, effects + more
 
 
-def _send_open(state: EdgeState, now_ms: float) -> Step:
-    message = opening(state)
-    return replace(state, opens_sent=state.opens_sent + 1, open_sent_ms=now_ms), (Send(message),)
+def _send_open(state: EdgeState, stage: Opening, now_ms: float) -> Step:
+    stage = Opening(stage.num_sends + 1, now_ms)
+    return replace(state, stage=stage), (Send(opening(state)),)
 
 
-def _opened(state: EdgeState, incarnation: int, now_ms: float) -> Step:
-    if state.phase is not Phase.OPENING or incarnation != state.incarnation:
+def _opened(state: EdgeState, incarnation: int, handle: int, now_ms: float) -> Step:
+    if not isinstance(state.stage, Opening) or incarnation != state.incarnation:
         return state, ()
-    state = replace(state, phase=Phase.RUNNING)
-    flights = tuple(replace(f, sent_ms=now_ms, num_sends=1) for f in state.in_flight)
-    sends = tuple(Send(flight.message) for flight in flights)
-    state, more = _draft_more(replace(state, in_flight=flights), now_ms)
+    state = replace(state, stage=Running(handle, waits_ms=now_ms, acked_ms=now_ms))
+    state, sends = sent_windows(state, state.in_flight, now_ms)
+    state, more = _draft_more(state, now_ms)
     return state, sends + more
 
 
 def _seek(state: EdgeState, why: str, pause_ms: float = 0.0, leave: bool = True) -> Step:
-    if state.phase is Phase.SEEKING:
+    if isinstance(state.stage, Seeking):
         return state, ()
-    return replace(state, phase=Phase.SEEKING), (SeekPeer(why, pause_ms, leave),)
+    return replace(state, stage=Seeking()), (SeekPeer(why, pause_ms, leave),)
 
 
 def _start_over(state: EdgeState, why: str, now_ms: float) -> Step:
@@ -212,7 +222,7 @@ def _start_over(state: EdgeState, why: str, now_ms: float) -> Step:
 
 def _retreat(state: EdgeState, why: str, leave: bool = True) -> Step:
     """Look for a worker again; the more attempts have failed, the longer it waits."""
-    if state.phase is Phase.SEEKING:
+    if isinstance(state.stage, Seeking):
         return state, ()
     pause_ms = pause_before(state.setbacks)
     return _seek(replace(state, setbacks=state.setbacks + 1), why, pause_ms, leave)
@@ -223,151 +233,172 @@ def _retreat(state: EdgeState, why: str, leave: bool = True) -> Step:
 
 def _draft_more(state: EdgeState, now_ms: float) -> Step:
     """Ask for the tokens the flow allows now, never beyond the end of the answer."""
-    if state.drafting or state.phase not in (Phase.OPENING, Phase.RUNNING):
+    able = isinstance(state.stage, Opening | Running) and state.spec.drafts
+    if not able or state.job is not None:
         return state, ()
     flow = state.flow
-    if state.in_flight and (flow.awaits or state.in_flight[-1].message.awaits):
+    if state.in_flight and flow.awaits:
         return state, ()
     room = min(flow.budget, state.num_remaining) - len(state.drafted)
     count = min(flow.message, room)
     if count <= 0 or (state.drafted and state.drafted[-1] in state.eos):
         return state, ()
-    feed = (state.tokens + state.drafted)[state.num_cached :]
-    state = replace(
-        state, job=state.job + 1, drafting=True, job_awaits=flow.awaits, issued_ms=now_ms
-    )
-    return state, (Draft(state.job, feed, count),)
+    text, number = state.text, state.last_job + 1
+    job = Job(number, len(text), state.num_cached, flow.awaits, now_ms)
+    state = replace(state, last_job=number, job=job)
+    return state, (Draft(number, text[state.num_cached :], count),)
 
 
 def _drafted(state: EdgeState, event: Drafted) -> Step:
-    if event.job > state.job:
-        raise ImpossibleEventError(f"job {event.job} has ended, {state.job} is the newest")
-    if not state.drafting or event.job != state.job:
+    if event.job > state.last_job:
+        raise ImpossibleEventError(f"job {event.job} has ended, {state.last_job} is the newest")
+    job = state.job
+    if job is None or event.job != job.number:
         return state, ()
-    state = replace(draft_measured(state, event), drafting=False, num_cached=event.num_cached)
-    if not event.tokens:
-        return _draft_more(state, event.now_ms)
-    return _send_window(state, event)
+    state = replace(draft_measured(state, job, event), job=None, num_cached=event.num_cached)
+    text = state.text[event.start :]  # that has come since the job began
+    both = min(len(text), len(event.tokens))
+    pairs = zip(text, event.tokens, strict=False)
+    agreed = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), both)
+    state = agreement_measured(state, agreed, agreed < both)
+    effects: tuple[Effect, ...] = ()
+    if agreed < both:
+        state = replace(state, num_cached=min(state.num_cached, event.start + agreed))
+        effects = (Crop(state.num_cached),)
+    elif len(event.tokens) > len(text):
+        state, effects = _send_window(state, event, len(text))
+    state, more = _draft_more(state, event.now_ms)
+    return state, effects + more
 
 
-def _send_window(state: EdgeState, event: Drafted) -> Step:
-    message = window(state, event)
-    running = state.phase is Phase.RUNNING
+def _send_window(state: EdgeState, event: Drafted, first: int) -> Step:
+    """The drafted tokens from index `first` on; the text has those before it already."""
+    tokens = event.tokens[first:]
     flight = InFlight(
-        message=message,
+        number=state.last_number + 1,
+        start=event.start + first,
+        tokens=tokens,
+        follows=state.draft_hash,
+        rows=drafted_rows(state, event, first),
+        threshold=state.threshold_at(event.now_ms),
+        draft_ms=event.draft_ms,
         drafted_ms=event.now_ms - event.draft_ms,
         sent_ms=event.now_ms,
-        num_sends=1 if running else 0,
+        num_sends=0,
     )
     state = replace(
         state,
-        drafted=state.drafted + event.tokens,
+        drafted=state.drafted + tokens,
+        draft_hash=_chained(state.draft_hash, tokens),
         in_flight=(*state.in_flight, flight),
-        next_seq=state.next_seq + 1,
+        last_number=flight.number,
     )
-    sends: tuple[Effect, ...] = (Send(message),) if running else ()
-    state, more = _draft_more(state, event.now_ms)
-    return state, sends + more
+    return sent_windows(state, (flight,), event.now_ms)
 
 
 # --- feedback ---------------------------------------------------------------------------------
 
 
 def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
-    if state.phase is not Phase.RUNNING or feedback.incarnation != state.incarnation:
+    stage = state.stage
+    if not isinstance(stage, Running) or feedback.handle != stage.handle:
         return state, ()
-    if feedback.outcome is Outcome.UNKNOWN_SESSION:
-        return _start_over(state, "the cloud worker does not know the session", now_ms)
-    index = next((i for i, f in enumerate(state.in_flight) if f.message.seq == feedback.seq), None)
-    if feedback.epoch != state.epoch or index is None or feedback.outcome is Outcome.STALE:
-        return state, ()
-    num_before = sum(flight.message.num_tokens for flight in state.in_flight[:index])
-    num_accepted = num_before + feedback.num_accepted
-    if not fits(feedback, state.in_flight[index].message, len(state.tokens) + num_accepted):
-        return _start_over(state, "the cloud worker's feedback does not fit our text", now_ms)
-    return _judged(state, feedback, index, num_accepted, now_ms)
+    state = feedback_measured(state, feedback, now_ms)
+    missing = feedback.start > len(state.tokens)
+    if missing:
+        return _gap(state, stage, now_ms)
+    stage = replace(stage, heard_ms=now_ms, waits_ms=now_ms, num_asks=0)
+    state = replace(state, stage=stage, setbacks=0, failures=0)
+    tokens = feedback.token_ids
+    known = state.tokens[feedback.start :]
+    if any(ours != theirs for ours, theirs in zip(known, tokens, strict=False)):
+        return _start_over(state, "the cloud worker's text is not ours", now_ms)
+    new = state.until_end(tokens[len(known) :])
+    return _extended(state, feedback, new, now_ms) if new else (state, ())
 
 
-def _judged(
-    state: EdgeState, feedback: Feedback, index: int, num_accepted: int, now_ms: float
-) -> Step:
-    """Apply the feedback on window `index`; windows before it were accepted in full."""
-    flight = state.in_flight[index]
-    rolled_back = feedback.outcome is not Outcome.ACCEPTED
-    verified = len(state.tokens) + num_accepted
-    next_token = () if feedback.next_token is None else (feedback.next_token,)
-    new = state.until_end(state.drafted[:num_accepted] + next_token)
-    commit = Commit(
-        start=state.num_generated,
-        tokens=new,
-        accepted=tuple(i < num_accepted for i in range(len(new))),
-    )
-    facts = WindowJudged(
-        feedback=feedback,
-        num_drafted=flight.message.num_tokens,
-        num_committed=len(new),
-        rolled_back=rolled_back,
-        window=state.control.window,
-        credit=state.control.credit,
-        budget=state.flow.budget,
-        in_flight=len(state.drafted),
-        draft_ms=flight.message.draft_ms,
-        rtt_ms=rtt_of(flight, feedback, now_ms),
-        at_ms=now_ms,
-    )
-    state = feedback_measured(state, flight, feedback, num_accepted, now_ms)
+def _gap(state: EdgeState, stage: Running, now_ms: float) -> Step:
+    """Feedback was lost: ask for what is missing, once a round trip."""
+    if now_ms - stage.waits_ms < state.rtt_ms and stage.num_asks:
+        return state, ()
+    stage = replace(stage, waits_ms=now_ms, num_asks=stage.num_asks + 1)
+    return acknowledged(replace(state, stage=stage), now_ms, again=True)
+
+
+def _extended(state: EdgeState, feedback: Feedback, new: tuple[int, ...], now_ms: float) -> Step:
+    """The text goes on with `new`."""
+    text = decided(state, new)
+    facts = judged_windows(state, text, feedback, now_ms)
+    state = text_measured(state, text, facts, now_ms)
+    commit = Commit(state.num_generated, new, tuple(i < text.agreed for i in range(len(new))))
+    stands = len(state.tokens) + text.agreed
+    decided_numbers = {fact.number for fact in facts}
+    beyond = text.rejected or len(new) >= len(state.drafted)
+    text_hash = _chained(state.text_hash, new)
     state = replace(
         state,
         tokens=state.tokens + new,
-        drafted=() if rolled_back else state.drafted[num_accepted:],
-        in_flight=() if rolled_back else state.in_flight[index + 1 :],
-        epoch=state.epoch + 1 if rolled_back else state.epoch,
-        next_seq=flight.message.seq + 1 if rolled_back else state.next_seq,
-        drafting=state.drafting and not rolled_back,
-        setbacks=0,
-        failures=0,
+        text_hash=text_hash,
+        drafted=() if beyond else state.drafted[len(new) :],
+        draft_hash=text_hash if beyond else state.draft_hash,
+        in_flight=()
+        if text.rejected
+        else tuple(f for f in state.in_flight if f.number not in decided_numbers),
     )
-    effects: tuple[Effect, ...] = (commit, facts)
-    if rolled_back:
-        state = replace(state, num_cached=min(state.num_cached, verified))
+    effects: tuple[Effect, ...] = (commit, *facts)
+    if text.rejected:
+        state = replace(state, job=None, num_cached=min(state.num_cached, stands))
         effects += (Crop(state.num_cached),)
     if (reason := state.end_reached()) is not None:
         state, more = _finish(state, reason)
-    else:
-        state, more = _draft_more(with_flow(state), now_ms)
-    return state, effects + more
+        return state, effects + more
+    state, more = _draft_more(with_flow(state), now_ms)
+    state, acks = _acknowledge(state, now_ms)
+    return state, effects + more + acks
+
+
+def _acknowledge(state: EdgeState, now_ms: float) -> Step:
+    """Renew the lease of a target that goes on by itself, where no window has done so lately."""
+    stage = state.stage
+    if not isinstance(stage, Running) or not state.spec.method.runs_on:
+        return state, ()
+    if now_ms - stage.acked_ms < ACK_MS:
+        return state, ()
+    return acknowledged(state, now_ms, again=False)
 
 
 # --- time and trouble -------------------------------------------------------------------------
 
 
 def _tick(state: EdgeState, now_ms: float) -> Step:
-    match state.phase:
-        case Phase.OPENING if now_ms - state.open_sent_ms >= state.timer.timeout_ms(
-            state.opens_sent
+    match state.stage:
+        case Opening() as stage if now_ms - stage.sent_ms >= state.timer.timeout_ms(
+            stage.num_sends
         ):
-            if state.opens_sent >= GIVE_UP_AFTER_SENDS:
+            if stage.num_sends >= GIVE_UP_AFTER_SENDS:
                 return _seek(state, "the cloud worker does not answer")
-            checks = _check(state.opens_sent)
-            state, effects = _send_open(state, now_ms)
-            return state, effects + checks
-        case Phase.RUNNING if state.in_flight:
-            return _resend(state, now_ms)
+            state, effects = _send_open(state, stage, now_ms)
+            return state, effects + _check(stage.num_sends)
+        case Running() as stage if state.in_flight or state.spec.method.runs_on:
+            return _ask(state, stage, now_ms)
         case _:
             return state, ()
 
 
-def _resend(state: EdgeState, now_ms: float) -> Step:
-    """Send the oldest window again when it is overdue; later ones wait for it anyway."""
-    oldest = state.in_flight[0]
-    since_ms = max(oldest.sent_ms, state.heard_ms or 0.0)  # an answer restarts it (RFC 6298 5.3)
-    if now_ms - since_ms < state.timer.timeout_ms(oldest.num_sends):
+def _ask(state: EdgeState, stage: Running, now_ms: float) -> Step:
+    """Nothing has come for too long: say what has; a target that waits gets the oldest window
+    again, in case that was lost."""
+    if now_ms - stage.waits_ms < state.timer.timeout_ms(stage.num_asks + 1):
         return state, ()
-    if oldest.num_sends >= GIVE_UP_AFTER_SENDS:
+    if stage.num_asks + 1 >= GIVE_UP_AFTER_SENDS:
         return _seek(state, "the cloud worker does not answer")
-    again = replace(oldest, sent_ms=now_ms, num_sends=oldest.num_sends + 1)
-    state = replace(state, in_flight=(again, *state.in_flight[1:]))
-    return state, (Send(again.message), *_check(oldest.num_sends))
+    asked = replace(stage, waits_ms=now_ms, num_asks=stage.num_asks + 1)
+    state = replace(state, stage=asked)
+    if state.spec.method.runs_on:
+        state, effects = acknowledged(state, now_ms, again=True)
+    else:
+        state, effects = sent_windows(state, state.in_flight[:1], now_ms)
+    return state, effects + _check(asked.num_asks)
 
 
 def _check(num_sends: int) -> tuple[Effect, ...]:
@@ -377,22 +408,23 @@ def _check(num_sends: int) -> tuple[Effect, ...]:
 def _fault(state: EdgeState, fault: Fault, now_ms: float) -> Step:
     why = f"{fault.code}: {fault.detail}"
     if fault.code is FaultCode.OVERLOADED:
-        return _retreat(replace(state, unused=state.phase is Phase.OPENING), why)
-    if fault.code in CURABLE and state.phase is Phase.SEEKING:  # a repeated fault
+        return _retreat(replace(state, unused=isinstance(state.stage, Opening)), why)
+    if fault.code is FaultCode.UNKNOWN_SESSION:
+        known = isinstance(state.stage, Running) and fault.handle == state.stage.handle
+        return _start_over(state, why, now_ms) if known else (state, ())
+    if fault.code in CURABLE and isinstance(state.stage, Seeking):  # a repeated fault
         return state, ()
     if fault.code not in CURABLE or state.failures + 1 >= GIVE_UP_AFTER_FAILURES:
         return _finish(state, FinishReason.ERROR, why)
-    state = replace(state, failures=state.failures + 1)
-    if fault.code is FaultCode.OUT_OF_ORDER:
-        return _start_over(state, why, now_ms)
-    return _retreat(state, why)
+    return _retreat(replace(state, failures=state.failures + 1), why)
 
 
 def _finish(state: EdgeState, reason: FinishReason, error: str = "") -> Step:
-    opened = state.incarnation > 0 and state.opens_sent > 0
+    stage = state.stage
+    opened = state.incarnation > 0 and not (isinstance(stage, Opening) and not stage.num_sends)
     close = CloseSession(
         session=state.spec.session, incarnation=state.incarnation, reason=str(reason)
     )
     effects: tuple[Effect, ...] = (Send(close),) if opened else ()
-    state = replace(state, phase=Phase.FINISHED, in_flight=(), drafted=(), drafting=False)
+    state = replace(state, stage=Finished(), in_flight=(), drafted=(), job=None)
     return state, (*effects, Finish(reason, error))

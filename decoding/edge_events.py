@@ -14,6 +14,7 @@ from bus.protocol.messages import (
     Feedback,
     FinishReason,
     Message,
+    Outcome,
     SessionReady,
 )
 from decoding.pacing import Measures
@@ -76,7 +77,7 @@ class FaultArrived(Struct, frozen=True):
 
 
 class Tick(Struct, frozen=True):
-    """Time passes; resend what is overdue."""
+    """Time passes; ask for what is overdue."""
 
     now_ms: float
 
@@ -139,7 +140,7 @@ class Send(Struct, frozen=True):
 class Commit(Struct, frozen=True):
     """Promise `tokens` to the user; the first is generated token number `start` (from 0).
 
-    `accepted[i]` tells whether token i was drafted (else it is the target's own).
+    `accepted[i]` tells whether token i had been drafted by then (else it is the target's own).
     """
 
     start: int
@@ -148,22 +149,36 @@ class Commit(Struct, frozen=True):
 
 
 class WindowJudged(Struct, frozen=True):
-    """Facts of one judged window, for telemetry.
+    """What one feedback says of one window, for telemetry; of outcome `own` and without a window
+    where it commits none that was sent.
 
     Attributes:
+        number: of the window, 0 without one.
+        num_accepted: its leading tokens that stand; num_committed: tokens that this feedback
+            commits because of it, the target's own included.
+        length: of the text afterwards, prompt included.
+        verify_ms, queue_ms, pass_tokens: of the pass, in the first of a feedback; else 0.
         budget: tokens allowed in flight until this feedback; `in_flight`: how many there were.
-        at_ms: when the feedback came.
+        rtt_ms: the last round trip measured. at_ms: when the feedback came.
     """
 
-    feedback: Feedback
+    incarnation: int
+    number: int
+    outcome: Outcome
     num_drafted: int
+    num_accepted: int
     num_committed: int
     rolled_back: bool
+    length: int
+    threshold: float
     window: int
     credit: float
     budget: int
     in_flight: int
     draft_ms: float
+    verify_ms: float
+    queue_ms: float
+    pass_tokens: int
     rtt_ms: float
     at_ms: float
 

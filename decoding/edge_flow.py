@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.protocol.messages import Feedback
-from decoding.edge_events import Drafted
-from decoding.edge_state import EdgeState, InFlight, PreviousWindow
+from bus.protocol.messages import Feedback, Outcome
+from decoding.edge_events import Drafted, WindowJudged
+from decoding.edge_state import EdgeState, InFlight, Job, PreviousWindow, Running
 from decoding.methods.base import PaceView
 from decoding.pacing import eta, forecast
 
@@ -16,68 +17,158 @@ MAX_FEED = 2
 
 def with_flow(state: EdgeState) -> EdgeState:
     """`state` with what its pace wants to keep in flight."""
-    spec = state.spec
+    pace = state.spec.method.pace
     view = PaceView(
         window=state.control.window,
-        bonus=spec.sampling.coupled,
-        ahead=any(not flight.message.awaits for flight in state.in_flight),
+        ahead=not state.flow.awaits,
         growth=state.growth,
-        forecast=forecast(state.measures) if spec.method.pace.forecasts else None,
+        forecast=forecast(state.measures) if pace.forecasts else None,
     )
-    return replace(state, flow=spec.method.pace.flow(view))
+    return replace(state, flow=pace.flow(view))
 
 
-def draft_measured(state: EdgeState, event: Drafted) -> EdgeState:
+def draft_measured(state: EdgeState, job: Job, event: Drafted) -> EdgeState:
     """With the time of the draft job that has just ended, unless it began with a long feed."""
     num_tokens = len(event.tokens)
-    if not num_tokens or event.start - state.num_cached > MAX_FEED:
+    if not num_tokens or job.start - job.num_cached > MAX_FEED:
         return state
-    gap_ms = event.now_ms - state.issued_ms - event.draft_ms
-    measures = state.measures.drafted(num_tokens, event.draft_ms, gap_ms, alone=state.job_awaits)
+    gap_ms = event.now_ms - job.issued_ms - event.draft_ms
+    measures = state.measures.drafted(num_tokens, event.draft_ms, gap_ms, alone=job.awaits)
     return replace(state, measures=measures)
 
 
-def feedback_measured(
-    state: EdgeState, flight: InFlight, feedback: Feedback, num_accepted: int, now_ms: float
-) -> EdgeState:
-    """With what feedback tells about acceptance, link and cloud.
+def feedback_measured(state: EdgeState, feedback: Feedback, now_ms: float) -> EdgeState:
+    """With what feedback tells about link and cloud, whatever it commits.
 
-    Args:
-        flight: the judged window, the last of those this feedback is about.
-        num_accepted: tokens accepted by it, in all these windows.
-
-    A window that was sent twice says nothing about the path (Karn's rule), and the first feedback
-    of an incarnation nothing about the queue: it may have waited for the prompt. Others' share of
-    the queue of a pass is what is left of the time since the feedback before it without the pass.
+    It names the last message that had come to the cloud, each a measure of the round trip once; a
+    window that was sent twice says nothing (Karn's rule). The first feedback of an incarnation says
+    nothing about the queue: it may have waited for the prompt. Others' share of the queue of a pass
+    is what is left of the time since the feedback before it without the pass.
     """
-    message = flight.message
-    rejected = num_accepted < state.num_ahead_of(flight)
-    share = feedback.num_accepted / message.num_tokens
-    measures = replace(
-        state.measures, acceptance=state.measures.acceptance.verdict(num_accepted, rejected)
-    )
+    stage = state.stage
+    assert isinstance(stage, Running)
+    measures, timer, rtt_ms = state.measures, state.timer, state.rtt_ms
+    sent_ms = dict(state.sent).get(-1 if feedback.number is None else feedback.number)
     if feedback.pass_tokens:
-        measures = measures.passed(feedback.pass_tokens, feedback.verify_ms, alone=message.awaits)
-    if flight.num_sends > 1:
-        timer = state.timer.answered_late(flight.num_sends)
-    else:
-        timer = state.timer.sample(now_ms - flight.sent_ms)
-        measures = measures.answered(rtt_of(flight, feedback, now_ms))
-    if state.heard_ms is not None and feedback.pass_tokens:
-        left_ms = now_ms - state.heard_ms - feedback.verify_ms
-        measures = measures.queued(max(0.0, min(feedback.queue_ms, left_ms)))
-    thrown = message.num_tokens - feedback.num_accepted
-    previous = PreviousWindow(
+        alone = state.flow.awaits or not state.flow.message
+        measures = measures.passed(feedback.pass_tokens, feedback.verify_ms, alone)
+        if stage.heard_ms is not None:
+            left_ms = now_ms - stage.heard_ms - feedback.verify_ms
+            measures = measures.queued(max(0.0, min(feedback.queue_ms, left_ms)))
+    if sent_ms is not None:
+        rtt_ms = max(0.0, now_ms - sent_ms - feedback.held_ms)
+        measures, timer = measures.answered(rtt_ms), timer.sample(now_ms - sent_ms)
+    elif stage.num_asks:
+        timer = timer.answered_late(stage.num_asks + 1)
+    number = feedback.number
+    sent = state.sent if number is None else tuple(s for s in state.sent if s[0] > number)
+    return replace(state, measures=measures, timer=timer, rtt_ms=rtt_ms, sent=sent)
+
+
+class Decided(Struct, frozen=True):
+    """What new text says of what was drafted.
+
+    Attributes:
+        new: tokens that go on the committed text; agreed: how many of the first were drafted.
+        rejected: the token after those was drafted otherwise.
+    """
+
+    new: tuple[int, ...]
+    agreed: int
+    rejected: bool
+
+
+def decided(state: EdgeState, new: tuple[int, ...]) -> Decided:
+    """Compare new text with the drafts."""
+    pairs = zip(new, state.drafted, strict=False)
+    both = min(len(new), len(state.drafted))
+    agreed = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), both)
+    return Decided(new, agreed, agreed < both)
+
+
+def judged_windows(
+    state: EdgeState, text: Decided, feedback: Feedback, now_ms: float
+) -> tuple[WindowJudged, ...]:
+    """The facts of each window that new text decides, of the state before it; one of outcome `own`
+    where it decides none."""
+    stands = len(state.tokens) + text.agreed
+    windows = [
+        f for f in state.in_flight if f.end <= stands or (text.rejected and f.start <= stands)
+    ]
+    facts: list[WindowJudged] = []
+    at = len(state.tokens)
+    for flight in windows:
+        whole, last = flight.end <= stands, flight is windows[-1]
+        end = len(state.tokens) + len(text.new) if last else flight.end
+        fact = _fact(state, feedback, now_ms, end, first=not facts)
+        facts.append(
+            replace(
+                fact,
+                number=flight.number,
+                outcome=_outcome(whole, flight.start == stands and feedback.prehit),
+                num_drafted=len(flight.tokens),
+                num_accepted=min(flight.end, stands) - flight.start,
+                num_committed=end - at,
+                rolled_back=not whole,
+                threshold=flight.threshold,
+                draft_ms=flight.draft_ms,
+            )
+        )
+        at = end
+    if not facts and text.new:
+        fact = _fact(state, feedback, now_ms, at + len(text.new), first=True)
+        return (replace(fact, num_committed=len(text.new), rolled_back=text.rejected),)
+    return tuple(facts)
+
+
+def _outcome(whole: bool, prehit: bool) -> Outcome:
+    if whole:
+        return Outcome.ACCEPTED
+    return Outcome.PREHIT_REJECTED if prehit else Outcome.PARTIAL
+
+
+def _fact(
+    state: EdgeState, feedback: Feedback, now_ms: float, length: int, first: bool
+) -> WindowJudged:
+    return WindowJudged(
+        incarnation=state.incarnation, number=0, outcome=Outcome.OWN, num_drafted=0, num_accepted=0,
+        num_committed=0, rolled_back=False, length=length, threshold=0.0,
+        window=state.control.window, credit=state.control.credit, budget=state.flow.budget,
+        in_flight=len(state.drafted), draft_ms=0.0,
+        verify_ms=feedback.verify_ms if first else 0.0,
+        queue_ms=feedback.queue_ms if first else 0.0,
+        pass_tokens=feedback.pass_tokens if first else 0, rtt_ms=state.rtt_ms, at_ms=now_ms,
+    )  # fmt: skip
+
+
+def text_measured(
+    state: EdgeState, text: Decided, facts: tuple[WindowJudged, ...], now_ms: float
+) -> EdgeState:
+    """With what new text says about acceptance; of the state before it."""
+    measures = agreement_measured(state, text.agreed, text.rejected).measures
+    growth, previous = state.growth, state.previous
+    flights = {flight.number: flight for flight in state.in_flight}
+    for fact in facts:
+        if fact.num_drafted:
+            flight = flights[fact.number]
+            growth = (1.0 if fact.rolled_back else growth) * (
+                1.0 + eta(fact.num_accepted / fact.num_drafted)
+            )
+            previous = _costs(flight, fact, now_ms)
+    return replace(state, measures=measures, growth=growth, previous=previous)
+
+
+def _costs(flight: InFlight, fact: WindowJudged, now_ms: float) -> PreviousWindow:
+    thrown = fact.num_drafted - fact.num_accepted
+    return PreviousWindow(
         edge_ms=max(0.0, now_ms - flight.drafted_ms),
-        rework_ms=message.draft_ms * thrown / message.num_tokens,
-        rtt_ms=rtt_of(flight, feedback, now_ms),
-    )
-    growth = (1.0 if rejected else state.growth) * (1.0 + eta(share))
-    return replace(
-        state, measures=measures, growth=growth, timer=timer, previous=previous, heard_ms=now_ms
+        rework_ms=flight.draft_ms * thrown / fact.num_drafted,
     )
 
 
-def rtt_of(flight: InFlight, feedback: Feedback, now_ms: float) -> float:
-    """Round trip of a window without verification and queueing, in ms."""
-    return max(0.0, now_ms - flight.sent_ms - feedback.verify_ms - feedback.queue_ms)
+def agreement_measured(state: EdgeState, agreed: int, rejected: bool) -> EdgeState:
+    """With drafted tokens that are the target's, and maybe one that is not."""
+    if not agreed and not rejected:
+        return state
+    acceptance = state.measures.acceptance.verdict(agreed, rejected)
+    return replace(state, measures=replace(state.measures, acceptance=acceptance))

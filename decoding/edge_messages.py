@@ -1,25 +1,26 @@
-"""What a session at the edge sends, derived from its state; and which feedback can answer it."""
+"""What a session at the edge sends, derived from its state."""
 
 from __future__ import annotations
 
-from bus.protocol.arrays import pack_tokens
-from bus.protocol.messages import DraftWindow, Feedback, OpenSession, Outcome
-from decoding.edge_events import Drafted
-from decoding.edge_state import EdgeState
+from msgspec.structs import replace
 
-__all__ = ["fits", "opening", "window"]
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.messages import Ack, DraftRows, DraftWindow, OpenSession
+from decoding.edge_events import Drafted, Effect, Send
+from decoding.edge_state import EdgeState, InFlight, Running
+
+MAX_SENT = 64
+"""Messages whose sending is remembered, to measure round trips by."""
 
 
 def opening(state: EdgeState) -> OpenSession:
-    """Begin or take up the session at a cloud worker, with what is in flight still to come."""
+    """Begin or take up the session at a cloud worker."""
     spec = state.spec
     return OpenSession(
         session=spec.session,
         client=spec.client,
         edge=spec.edge,
         incarnation=state.incarnation,
-        epoch=state.epoch,
-        next_seq=state.in_flight[0].message.seq if state.in_flight else state.next_seq,
         method=spec.method.name,
         prompt=pack_tokens(spec.prompt),
         committed=pack_tokens(state.tokens[len(spec.prompt) :]),
@@ -33,33 +34,71 @@ def opening(state: EdgeState) -> OpenSession:
     )
 
 
-def window(state: EdgeState, event: Drafted) -> DraftWindow:
-    """What has just been drafted."""
-    with_rows = state.spec.method.needs_rows(state.spec.sampling)
-    return DraftWindow(
-        session=state.spec.session,
-        incarnation=state.incarnation,
-        epoch=state.epoch,
-        seq=state.next_seq,
-        start=event.start,
-        tokens=pack_tokens(event.tokens),
-        q_ids=event.q_ids.astype("<i4", copy=False).tobytes() if with_rows else b"",
-        q_probs=event.q_probs.astype("<f2", copy=False).tobytes() if with_rows else b"",
+def drafted_rows(state: EdgeState, event: Drafted, first: int) -> DraftRows | None:
+    """What the tokens from index `first` on were drawn from, where the method needs it."""
+    if not state.spec.method.needs_rows(state.spec.sampling):
+        return None
+    return DraftRows(
+        q_ids=event.q_ids[first:].astype("<i4", copy=False).tobytes(),
+        q_probs=event.q_probs[first:].astype("<f2", copy=False).tobytes(),
         threshold=state.threshold_at(event.now_ms),
         control_version=state.control.version,
-        draft_ms=event.draft_ms,
         edge_ms=state.previous.edge_ms,
         rework_ms=state.previous.rework_ms,
-        rtt_ms=state.previous.rtt_ms,
-        awaits=state.job_awaits,
     )
 
 
-def fits(feedback: Feedback, window: DraftWindow, verified: int) -> bool:
-    """Whether feedback can belong to `window`, after which `verified` tokens are verified."""
-    given = 0 if feedback.next_token is None else 1
-    if feedback.outcome is Outcome.ACCEPTED:
-        counted = feedback.num_accepted == window.num_tokens
-    else:
-        counted = feedback.num_accepted < window.num_tokens and given == 1
-    return counted and feedback.committed_length == verified + given
+def sent_windows(
+    state: EdgeState, windows: tuple[InFlight, ...], now_ms: float
+) -> tuple[EdgeState, tuple[Effect, ...]]:
+    """Send windows, once more maybe; each acknowledges the text that has come."""
+    stage = state.stage
+    if not isinstance(stage, Running) or not windows:
+        return state, ()
+    waits_ms = stage.waits_ms
+    if not state.spec.method.runs_on and all(not flight.num_sends for flight in state.in_flight):
+        waits_ms = now_ms  # nothing was waited for
+    numbers = {flight.number for flight in windows}
+    in_flight = tuple(
+        replace(f, sent_ms=now_ms, num_sends=f.num_sends + 1) if f.number in numbers else f
+        for f in state.in_flight
+    )
+    sends = tuple(
+        Send(
+            DraftWindow(
+                handle=stage.handle,
+                number=flight.number,
+                acknowledged=len(state.tokens),
+                start=flight.start,
+                follows=flight.follows,
+                tokens=pack_tokens(flight.tokens),
+                rows=flight.rows,
+            )
+        )
+        for flight in windows
+    )
+    once = tuple((flight.number, now_ms) for flight in windows if not flight.num_sends)
+    state = replace(
+        state,
+        in_flight=in_flight,
+        sent=(*state.sent, *once)[-MAX_SENT:],
+        stage=replace(stage, acked_ms=now_ms, waits_ms=waits_ms),
+    )
+    return state, sends
+
+
+def acknowledged(
+    state: EdgeState, now_ms: float, again: bool
+) -> tuple[EdgeState, tuple[Effect, ...]]:
+    """Say which text has come; with `again`, ask for what lies beyond it."""
+    stage = state.stage
+    assert isinstance(stage, Running)
+    number = state.last_number + 1
+    message = Ack(stage.handle, number, len(state.tokens), again)
+    state = replace(
+        state,
+        last_number=number,
+        sent=(*state.sent, (number, now_ms))[-MAX_SENT:],
+        stage=replace(stage, acked_ms=now_ms),
+    )
+    return state, (Send(message),)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bus.protocol.messages import ControlUpdate, DraftWindow, FinishReason
+from bus.protocol.messages import ControlUpdate, DraftRows, FinishReason
 from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures
@@ -17,17 +15,52 @@ from decoding.timing import ReplyTimer
 CONTROL_TTL_MS = 5000.0
 """Without a `ControlUpdate` for this long, the conservative threshold is used [ours]; default of
 the edge's setting."""
-
-
 MAX_INCARNATION = 2**31 - 1
 """What a message can carry."""
 
 
-class Phase(Enum):
-    SEEKING = "seeking"
-    OPENING = "opening"
-    RUNNING = "running"
-    FINISHED = "finished"
+class Seeking(Struct, frozen=True):
+    """A cloud worker is being looked for."""
+
+    name = "seeking"
+
+
+class Opening(Struct, frozen=True):
+    """`OpenSession` has been sent so many times, last at `sent_ms`."""
+
+    name = "opening"
+
+    num_sends: int = 0
+    sent_ms: float = 0.0
+
+
+class Running(Struct, frozen=True):
+    """The cloud worker knows the session.
+
+    Attributes:
+        handle: what windows and feedback are addressed by.
+        waits_ms: since when an answer is waited for. heard_ms: when the last feedback arrived, None
+            before the first.
+        num_asks: times that the cloud has been asked since.
+        acked_ms: when it was last told which text has arrived.
+    """
+
+    name = "running"
+
+    handle: int
+    waits_ms: float
+    acked_ms: float
+    heard_ms: float | None = None
+    num_asks: int = 0
+
+
+class Finished(Struct, frozen=True):
+    """The answer is over."""
+
+    name = "finished"
+
+
+Stage = Seeking | Opening | Running | Finished
 
 
 class SessionSpec(Struct, frozen=True):
@@ -36,6 +69,7 @@ class SessionSpec(Struct, frozen=True):
     Attributes:
         prompt: token ids, at least one.
         tokenizer_digest: both ends must agree on it.
+        drafts: whether there is anything to draft with.
     """
 
     session: str
@@ -46,6 +80,7 @@ class SessionSpec(Struct, frozen=True):
     sampling: SamplingParams
     max_new_tokens: int
     tokenizer_digest: str
+    drafts: bool = True
 
 
 class Control(Struct, frozen=True):
@@ -61,7 +96,7 @@ class Control(Struct, frozen=True):
     ttl_ms: float = CONTROL_TTL_MS
 
     def updated(self, update: ControlUpdate, now_ms: float) -> Control:
-        """With `update` applied unless it is older; a repeat proves the controller alive."""
+        """With `update`, unless it is older. A repeated one still shows the controller alive."""
         if (update.term, update.version) < (self.term, self.version):
             return self
         return replace(
@@ -80,12 +115,41 @@ class Control(Struct, frozen=True):
 
 
 class InFlight(Struct, frozen=True):
-    """A window that waits for its feedback."""
+    """A window whose tokens have not all been decided.
 
-    message: DraftWindow
+    Attributes:
+        start: absolute position of its first token. follows: hash of the text before it.
+        sent_ms: when it was last sent; num_sends: how often.
+    """
+
+    number: int
+    start: int
+    tokens: tuple[int, ...]
+    follows: bytes
+    rows: DraftRows | None
+    threshold: float
+    draft_ms: float
     drafted_ms: float
     sent_ms: float
     num_sends: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+class Job(Struct, frozen=True):
+    """A draft job that runs.
+
+    Attributes:
+        start: absolute position of its first token. awaits: it is one of lockstep.
+    """
+
+    number: int
+    start: int
+    num_cached: int
+    awaits: bool
+    issued_ms: float
 
 
 class PreviousWindow(Struct, frozen=True):
@@ -93,21 +157,21 @@ class PreviousWindow(Struct, frozen=True):
 
     edge_ms: float = 0.0
     rework_ms: float = 0.0
-    rtt_ms: float = 0.0
 
 
 class EdgeState(Struct, frozen=True):
     """One session at the edge.
 
     Attributes:
-        tokens: prompt and committed tokens.
-        drafted: tokens after them that were drafted and not judged yet.
+        tokens: prompt and committed tokens; text_hash: of that text.
+        drafted: tokens after them that were drafted and not decided yet; draft_hash: of the text
+            with them.
+        in_flight: windows that are not wholly decided, in order.
         num_cached: length of the draft's cache once the effects so far have run.
-        job: number of the newest draft job; `drafting` while it runs; `job_awaits` where it is
-            one of lockstep, `issued_ms` when it was asked for.
+        last_job: number of the newest draft job; job: the one that runs, if any.
+        last_number: of the newest window or acknowledgement; sent: the latest of them and when they
+            went, by which round trips are measured.
         flow: what the pace wants in flight, by `growth` = Π(1 + η_j) and `measures`.
-        heard_ms: when the last feedback of this incarnation arrived.
-        opens_sent, open_sent_ms: of `OpenSession` in this incarnation.
         last_incarnation: the last one this owner may use. unused: the present one was refused
             before any window went out under it.
         setbacks: times the session had to be opened again, failures: times a cloud worker failed,
@@ -117,31 +181,34 @@ class EdgeState(Struct, frozen=True):
 
     spec: SessionSpec
     control: Control
-    phase: Phase
+    stage: Stage
     incarnation: int
     tokens: tuple[int, ...]
-    epoch: int = 0
-    next_seq: int = 0
+    text_hash: bytes
+    draft_hash: bytes
     drafted: tuple[int, ...] = ()
     in_flight: tuple[InFlight, ...] = ()
     num_cached: int = 0
-    job: int = 0
-    drafting: bool = False
-    job_awaits: bool = True
-    issued_ms: float = 0.0
+    last_job: int = 0
+    job: Job | None = None
+    last_number: int = 0
+    sent: tuple[tuple[int, float], ...] = ()
     flow: Flow = Flow(message=0, budget=0, awaits=True)
     growth: float = 1.0
     measures: Measures = Measures()
-    heard_ms: float | None = None
-    opens_sent: int = 0
+    rtt_ms: float = 0.0
     last_incarnation: int = MAX_INCARNATION
     unused: bool = False
     setbacks: int = 0
     failures: int = 0
-    open_sent_ms: float = 0.0
     eos: frozenset[int] = frozenset()
     timer: ReplyTimer = field(default_factory=ReplyTimer)
     previous: PreviousWindow = field(default_factory=PreviousWindow)
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """Committed and drafted tokens."""
+        return self.tokens + self.drafted
 
     @property
     def num_generated(self) -> int:
@@ -156,11 +223,6 @@ class EdgeState(Struct, frozen=True):
         """The threshold of a window drafted now."""
         fixed = self.spec.method.fixed_threshold
         return self.control.threshold_at(now_ms) if fixed is None else fixed
-
-    def num_ahead_of(self, flight: InFlight) -> int:
-        """Drafted tokens in the windows up to `flight`, it included."""
-        end = flight.message.start + flight.message.num_tokens
-        return end - len(self.tokens)
 
     def until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """`tokens` cut after the first EOS and at max_new_tokens."""

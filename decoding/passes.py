@@ -1,7 +1,8 @@
-"""One session's pass over its windows, for every shell: worker, tests, explorer and simulator.
+"""One session's pass, for every shell: worker, tests, explorer and simulator.
 
-    cached row rejects the first token  →  nothing runs
-    else: take in the windows that have come meanwhile, run their tokens, collect their rows
+    plan what to run, by the windows that have come until now
+    kept row rejects the first token  →  nothing runs
+    else: run the tokens, collect their rows
 
 A worker may run a pass in pieces, between those of other sessions: rows are the same however a pass
 is cut where the engine is bitwise.
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from decoding.cloud_events import Event, Forward, PrehitFailed, RowsReady
-from decoding.cloud_passes import extended
+from decoding.cloud_passes import plan
 from decoding.cloud_state import CloudState
 from decoding.engine import Cache, Segment, Target, TargetRow, Want
+from decoding.verification import Plan
 
 
 @dataclass(slots=True)
@@ -23,14 +25,15 @@ class SessionPass(Generic[Cache]):
     """A pass that has begun.
 
     Attributes:
-        forward: what it runs.
+        job: which it answers. plan: what it runs.
         kept: the cached row that let the first token pass, if one was asked.
         rows: collected so far. num_run: tokens run so far.
         rejected: the cached row has rejected: there is nothing to run.
     """
 
     cache: Cache
-    forward: Forward
+    job: int
+    plan: Plan
     kept: tuple[TargetRow, ...] = ()
     rows: list[TargetRow] = field(default_factory=list)
     num_run: int = 0
@@ -39,13 +42,12 @@ class SessionPass(Generic[Cache]):
     @property
     def num_left(self) -> int:
         """Tokens that are still to run."""
-        return 0 if self.rejected else len(self.forward.feed) - self.num_run
+        return 0 if self.rejected else len(self.plan.feed) - self.num_run
 
     def segment(self, most: int) -> Segment[Cache]:
         """The next tokens, at most so many."""
-        feed, row_ids = self.forward.feed, self.forward.row_ids
+        feed, row_ids, choices_at = self.plan.feed, self.plan.row_ids, self.plan.choices_at
         begin, end = self.num_run, min(self.num_run + most, len(feed))
-        choices_at = self.forward.choices_at or (None,) * len(row_ids)
         first = len(feed) - len(row_ids)  # the token that the first row follows
         wants = tuple(
             Want(index - begin, row_ids[index - first], choices_at[index - first])
@@ -60,24 +62,22 @@ class SessionPass(Generic[Cache]):
 
     def event(self, verify_ms: float, now_ms: float, share: float = 1.0) -> Event:
         """The event for the session's machine once nothing is left; see `RowsReady`."""
-        job = self.forward.job
         if self.rejected:
-            return PrehitFailed(job, self.kept[0], now_ms)
+            return PrehitFailed(self.job, self.plan, self.kept[0], now_ms)
         rows = (*self.kept, *self.rows)
-        return RowsReady(job, rows, verify_ms, now_ms, self.forward.num_windows, share)
+        return RowsReady(self.job, self.plan, rows, verify_ms, now_ms, share)
 
 
 def begin_pass(
     target: Target[Cache], cache: Cache, state: CloudState, forward: Forward
 ) -> SessionPass[Cache]:
-    """Begin a pass now: judge by the cached row, and take in what has come."""
-    kept: tuple[TargetRow, ...] = ()
-    if forward.prehit is not None:
-        prehit = forward.prehit
-        kept = (target.row(cache, prehit.index, prehit.want),)
-        if not prehit.passes(kept[0]):
-            return SessionPass(cache, forward, kept, rejected=True)
-    return SessionPass(cache, extended(state, forward), kept)
+    """Begin a pass now: plan it, and judge its first token by the kept row."""
+    made = plan(state, forward)
+    if made.prehit is None:
+        return SessionPass(cache, forward.job, made)
+    kept = target.row(cache, made.prehit.index, made.prehit.want)
+    rejected = not made.prehit.test.passes(kept)
+    return SessionPass(cache, forward.job, made, (kept,), rejected=rejected)
 
 
 def run_pass(

@@ -16,8 +16,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bus.protocol.messages import (
+    Ack,
     DraftWindow,
     Fault,
+    FaultCode,
     Feedback,
     Message,
     OpenSession,
@@ -29,7 +31,7 @@ from decoding.engine import Want
 from decoding.methods import Method
 from decoding.passes import run_pass
 from decoding.sampling import SamplingParams
-from tests.harness import LIMITS, EdgeCloudPair
+from tests.harness import LIMITS, check_in_flight
 from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget, target_alone
 
 PROMPT = (1, 2)
@@ -50,6 +52,7 @@ class World(Struct, frozen=True):
     to_cloud: tuple[Message, ...] = ()
     to_edge: tuple[Message, ...] = ()
     answer: tuple[int, ...] = ()
+    num_opened: int = 0
     finished: bool = False
     faults: int = 0
     now_ms: float = 0.0
@@ -59,16 +62,25 @@ class Explorer:
     """Takes worlds from one to the next; knows what they share."""
 
     def __init__(
-        self, pair: ToyPair, sampling: SamplingParams, method: Method, length: int
+        self,
+        pair: ToyPair,
+        sampling: SamplingParams,
+        method: Method,
+        length: int,
+        lease: int = 256,
+        drafts: bool = True,
+        ordered: bool = False,
     ) -> None:
+        self.ordered = ordered
         self.pair, self.sampling, self.method = pair, sampling, method
-        if sampling.coupled:
+        self.limits = replace(LIMITS, lease=lease)
+        self.text: tuple[int, ...] | None = None
+        if method.lossless and sampling.coupled:
             self.text = PROMPT + target_alone(pair, PROMPT, sampling, length, frozenset())
-        else:
-            lockstep = EdgeCloudPair(pair, sampling, prompt=PROMPT, max_new_tokens=length)
-            self.text = PROMPT + lockstep.run()
-        self.spec = edge.SessionSpec("s1", "c1", "edge-1", method, PROMPT, sampling, length, "toy")
-        self.shared_passes = self.prehits = self.rollbacks = 0
+        self.spec = edge.SessionSpec(
+            "s1", "c1", "edge-1", method, PROMPT, sampling, length, "toy", drafts
+        )
+        self.shared_passes = self.prehits = self.rollbacks = self.own_passes = self.late = 0
 
     def first(self, faults: int) -> World:
         """A session that is about to open."""
@@ -85,9 +97,10 @@ class Explorer:
             yield self._pass(world, world.running)
         if world.result is not None:
             yield self._cloud(replace(world, result=None), world.result)
-        for i, message in enumerate(world.to_cloud):
+        most = 1 if self.ordered else None
+        for i, message in enumerate(world.to_cloud[:most]):
             yield from self._deliver(world, "to_cloud", i, self._at_cloud, message)
-        for i, message in enumerate(world.to_edge):
+        for i, message in enumerate(world.to_edge[:most]):
             yield from self._deliver(world, "to_edge", i, self._at_edge, message)
         if world.faults and world.cloud is not None:
             yield replace(
@@ -139,8 +152,9 @@ class Explorer:
                 case edge_events.Commit(start, tokens, _):
                     assert start == len(world.answer)
                     world = replace(world, answer=world.answer + tokens)
-                case edge_events.WindowJudged(rolled_back=True):
+                case edge_events.WindowJudged(rolled_back=True, outcome=outcome):
                     self.rollbacks += 1
+                    self.prehits += outcome is Outcome.PREHIT_REJECTED
                 case edge_events.SeekPeer():
                     world = self._edge(world, edge_events.Started(frozenset(), world.now_ms))
                 case edge_events.Finish():
@@ -148,8 +162,10 @@ class Explorer:
                 case _:
                     pass
         assert state.tokens[: len(before.tokens)] == before.tokens
-        assert state.tokens == PROMPT + world.answer == self.text[: len(state.tokens)]
-        assert not world.finished or state.tokens == self.text
+        assert state.tokens == PROMPT + world.answer
+        if self.text is not None:
+            assert state.tokens == self.text[: len(state.tokens)]
+        assert not world.finished or state.num_remaining == 0
         self._check_edge(world)
         return world
 
@@ -168,33 +184,33 @@ class Explorer:
         state = world.edge
         if world.finished:
             return
-        windows = [flight.message for flight in state.in_flight]
-        assert sum((w.token_ids for w in windows), ()) == state.drafted
-        assert not any(w.awaits for w in windows[:-1])
-        if windows and windows[-1].awaits:
-            assert len(windows) == 1
-            assert not state.drafting
-        text = state.tokens + state.drafted
-        assert world.draft_cache[: state.num_cached] == text[: state.num_cached]
+        check_in_flight(state)
+        if state.in_flight and state.flow.awaits:
+            assert state.job is None or not state.job.awaits
+        assert world.draft_cache[: state.num_cached] == state.text[: state.num_cached]
 
     # --- the cloud ----------------------------------------------------------------------------
 
     def _at_cloud(self, world: World, message: Message) -> World:
+        there = world.cloud
         match message:
-            case OpenSession() if world.cloud is None:
-                state, effects = cloud.begin(message, self.method, "cloud-1", LIMITS)
-                return self._run_cloud(replace(world, cloud=state), effects)
             case OpenSession():
-                return self._cloud(world, cloud_events.OpenArrived(message))
-            case DraftWindow() if world.cloud is None:
+                handle = world.num_opened + 1
+                world = replace(world, num_opened=handle)
+                if there is not None:
+                    return self._cloud(world, cloud_events.OpenArrived(message, handle))
+                state, effects = cloud.begin(message, self.method, "cloud-1", self.limits, handle)
+                return self._run_cloud(replace(world, cloud=state), effects)
+            case DraftWindow() | Ack() if there is None:
                 return replace(world, to_edge=(*world.to_edge, cloud.unknown_session(message)))
-            case DraftWindow():
-                before = world.cloud
-                world = self._cloud(world, cloud_events.WindowArrived(message, world.now_ms))
-                assert before is not None
-                old = (message.incarnation, message.epoch) < (before.incarnation, before.epoch)
-                assert not old or world.cloud == before, "a stale window changes nothing"
+            case DraftWindow() | Ack() if there is not None and there.handle != message.handle:
                 return world
+            case DraftWindow():
+                assert there is not None
+                self.late += message.start < len(there.tokens)
+                return self._cloud(world, cloud_events.WindowArrived(message, world.now_ms))
+            case Ack():
+                return self._cloud(world, cloud_events.AckArrived(message, world.now_ms))
             case _:
                 return replace(world, cloud=None, running=None, result=None, target_cache=())
 
@@ -224,7 +240,6 @@ class Explorer:
                     world = self._crop(world, length)
                 case cloud_events.Send(message):
                     assert not isinstance(message, Fault), message
-                    self._check_bonus(world, message)
                     world = replace(world, to_edge=(*world.to_edge, message))
                 case _:
                     pass
@@ -244,8 +259,8 @@ class Explorer:
         assert world.cloud is not None
         cache = self._cache(world)
         ran = run_pass(ToyTarget(self.pair), cache, world.cloud, forward)
-        self.prehits += ran.rejected
-        self.shared_passes += ran.forward.num_windows > 1
+        self.shared_passes += len({place.drafted for place in ran.plan.path}) > 1
+        self.own_passes += not ran.plan.path
         return replace(
             world, running=None, result=ran.event(1.0, world.now_ms), target_cache=cache.tokens,
             target_rows=tuple(cache.rows),
@@ -254,60 +269,62 @@ class Explorer:
     def _check_cloud(self, world: World) -> None:
         state = world.cloud
         assert state is not None
-        known = state.tokens[: len(self.text)]  # a bonus token may lie behind the end
-        assert known == self.text[: len(state.tokens)]
-        if state.stage is cloud.Stage.IDLE:
+        if self.text is not None:
+            known = state.tokens[: len(self.text)]  # what was drafted may lie beyond the end
+            assert known == self.text[: len(state.tokens)]
+        if isinstance(state.stage, cloud.Idle):
             assert world.target_cache == state.tokens[: state.num_run]
             assert (state.kept is not None) is (state.num_run == len(state.tokens))
-
-    def _check_bonus(self, world: World, message: Message) -> None:
-        """Only where the edge waits: never with windows in flight."""
-        if not isinstance(message, Feedback) or message.outcome is not Outcome.ACCEPTED:
-            return
-        state = world.edge
-        current = (message.incarnation, message.epoch) == (state.incarnation, state.epoch)
-        if message.next_token is not None and current and not world.finished:
-            assert self.sampling.coupled
-            assert [f.message.seq for f in state.in_flight] in ([message.seq], [])
-            assert not (state.drafting and state.in_flight)
+        ahead = len(state.tokens) - state.acknowledged
+        drafted = self.spec.max_new_tokens
+        assert ahead <= state.limits.lease + drafted
 
     def _at_edge(self, world: World, message: Message) -> World:
-        if isinstance(message, SessionReady):
-            return self._edge(world, edge_events.Opened(message, world.now_ms))
-        assert isinstance(message, Feedback)
-        return self._edge(world, edge_events.FeedbackArrived(message, world.now_ms))
+        match message:
+            case SessionReady():
+                return self._edge(world, edge_events.Opened(message, world.now_ms))
+            case Fault():
+                return self._edge(world, edge_events.FaultArrived(message, world.now_ms))
+            case _:
+                assert isinstance(message, Feedback)
+                return self._edge(world, edge_events.FeedbackArrived(message, world.now_ms))
 
 
-def identity(world: World) -> tuple[Any, ...]:
-    """What tells worlds apart: no times, no job numbers, no measures."""
+def identity(world: World, ordered: bool) -> tuple[Any, ...]:
+    """What tells worlds apart: no times, no job numbers, no measures, and no order of messages
+    where the link does not keep it."""
+    arranged = list if ordered else sorted
     state, there = world.edge, world.cloud
     job = world.draft and (world.draft.feed, world.draft.count)
-    running = world.running and (world.running.feed, world.running.num_windows)
     known = there and (
-        there.incarnation, there.epoch, there.next_seq, there.tokens, there.num_run, there.stage,
-        tuple(v.arrived.message.seq for v in there.verifications), there.kept,
-        tuple(sorted(h.message.seq for h in there.held)),
-        tuple(map(_named, there.feedbacks)),
+        there.incarnation, there.handle, there.tokens, there.num_run, there.stage.name,
+        there.acknowledged, there.told, there.kept, tuple(sorted(there.judged)),
+        tuple(sorted((w.start, w.hashes) for w in there.drafts.windows)),
     )  # fmt: skip
+    stage = state.stage
+    handle = stage.handle if isinstance(stage, edge.Running) else 0
     return (
-        state.phase, state.incarnation, state.epoch, state.next_seq, state.tokens, state.drafted,
-        tuple(map(_named, (f.message for f in state.in_flight))), state.num_cached, state.drafting,
-        state.job_awaits, state.flow, state.growth, known, job, world.draft_cache, running,
-        type(world.result), world.target_cache, tuple(sorted(map(_named, world.to_cloud))),
-        tuple(sorted(map(_named, world.to_edge))), world.finished, world.faults,
+        stage.name, handle, state.incarnation, state.tokens, state.drafted,
+        tuple((f.number, f.start, f.tokens) for f in state.in_flight), state.num_cached,
+        state.job and state.job.start, state.flow, state.growth, state.setbacks, known, job,
+        world.draft_cache, world.running is None, type(world.result), world.target_cache,
+        tuple(arranged(map(_named, world.to_cloud))), tuple(arranged(map(_named, world.to_edge))),
+        world.finished, world.faults,
     )  # fmt: skip
 
 
 def _named(message: Any) -> tuple[Any, ...]:
     match message:
         case DraftWindow():
-            return ("window", message.incarnation, message.epoch, message.seq, message.token_ids,
-                    message.awaits)  # fmt: skip
+            return ("window", message.handle, message.number, message.start, message.token_ids)
+        case Ack():
+            return ("ack", message.handle, message.length, message.again)
         case Feedback():
-            return ("feedback", message.incarnation, message.epoch, message.seq,
-                    str(message.outcome), message.num_accepted)  # fmt: skip
+            return ("feedback", message.handle, message.start, message.token_ids)
+        case Fault():
+            return ("fault", message.handle or 0, message.code is FaultCode.UNKNOWN_SESSION)
         case _:
-            return (type(message).__name__, message.incarnation)
+            return (type(message).__name__, message.incarnation, getattr(message, "handle", 0))
 
 
 def explore(explorer: Explorer, faults: int, limit: int) -> int:
@@ -317,13 +334,13 @@ def explore(explorer: Explorer, faults: int, limit: int) -> int:
         AssertionError: something does not hold, a world cannot end, or there are over `limit`.
     """
     start = explorer.first(faults)
-    seen: dict[tuple[Any, ...], int] = {identity(start): 0}
+    seen: dict[tuple[Any, ...], int] = {identity(start, explorer.ordered): 0}
     worlds, before, ends = [start], [[]], []  # type: ignore[var-annotated]
     for number, world in enumerate(worlds):  # grows while it is walked
         if world.finished:
             ends.append(number)
         for after in explorer.following(world):
-            key = identity(after)
+            key = identity(after, explorer.ordered)
             if key not in seen:
                 seen[key] = len(worlds)
                 worlds.append(after)

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from bus.protocol.codec import decode, encode
 from bus.protocol.messages import (
+    Ack,
     CloseSession,
     ControlUpdate,
     DraftWindow,
@@ -28,12 +31,13 @@ from decoding.engine import Segment, Want
 from decoding.methods import Method, find
 from decoding.passes import run_pass
 from decoding.sampling import SamplingParams
-from decoding.verification import window_report
+from decoding.verification import Judged, Reported, own_report, window_report
 from tests.toy import ToyDraft, ToyPair, ToyTarget
 
 LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
 TICK_MS = 50.0
 SD = methods.sd.METHOD
+WHOSE = Reported("s1", 1, "edge-1", "c1", "sd")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,16 @@ class Fate:
 
 
 PERFECT = Fate()
+
+
+def check_in_flight(state: edge.EdgeState) -> None:
+    """What is drafted is in flight, in windows that follow each other."""
+    at = len(state.tokens)
+    for flight in state.in_flight:
+        assert flight.start <= at < flight.end
+        assert flight.tokens[at - flight.start :] == state.text[at : flight.end]
+        at = flight.end
+    assert at == len(state.text)
 
 
 @dataclass
@@ -68,6 +82,8 @@ class EdgeCloudPair:
     draft_ms: float = 2.0
     verify_ms: float = 10.0
     busy_ms: float = 0.0
+    lease: int = 256
+    drafts: bool = True
 
     def __post_init__(self) -> None:
         self.now_ms = 0.0
@@ -76,11 +92,14 @@ class EdgeCloudPair:
         self.finished: edge_events.Finish | None = None
         self.faults: list[Fault] = []
         self.sent: list[Message] = []
+        self.judged: list[Judged] = []
         self._cloud: cloud.CloudState | None = None
         self._target = ToyTarget(self.pair)
         self._cache = self._target.open(self.sampling)
         self._draft = ToyDraft(self.pair, self.sampling)
         self._boot = 0
+        self._handles = itertools.count(1)
+        self._limits = replace(LIMITS, eos=self.eos, lease=self.lease)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._fates: Iterator[Fate] = iter(self.fates)
@@ -89,7 +108,7 @@ class EdgeCloudPair:
         spec = edge.SessionSpec(
             session="s1", client="c1", edge="edge-1", method=self.method, prompt=self.prompt,
             sampling=self.sampling, max_new_tokens=self.max_new_tokens,
-            tokenizer_digest="toy",
+            tokenizer_digest="toy", drafts=self.drafts,
         )  # fmt: skip
         control = edge.Control(
             threshold=0.15, window=next(self._windows), conservative_threshold=0.02
@@ -163,17 +182,14 @@ class EdgeCloudPair:
 
     def _check_edge(self, before: edge.EdgeState) -> None:
         state = self.edge
-        if state.phase is edge.Phase.FINISHED:
+        if isinstance(state.stage, edge.Finished):
             return
         assert state.tokens[: len(before.tokens)] == before.tokens, "commits only append"
-        assert state.epoch >= before.epoch
         assert state.incarnation >= before.incarnation
-        assert state.num_cached <= len(state.tokens) + len(state.drafted)
-        in_flight = sum(flight.message.num_tokens for flight in state.in_flight)
-        assert in_flight == len(state.drafted), "what is drafted is in flight"
-        if not state.drafting:
-            text = state.tokens + state.drafted
-            assert self._draft.cache[: state.num_cached] == text[: state.num_cached]
+        assert state.num_cached < len(state.text)
+        check_in_flight(state)
+        if state.job is None:
+            assert self._draft.cache[: state.num_cached] == state.text[: state.num_cached]
 
     # --- the cloud's shell ----------------------------------------------------------------
 
@@ -184,14 +200,21 @@ class EdgeCloudPair:
                 assert fault is None, fault
                 method = find(message.method) or self.method
                 self._cache = self._target.open(self.sampling)
-                self._cloud, effects = cloud.begin(message, method, "cloud-1", LIMITS)
+                self._cloud, effects = cloud.begin(
+                    message, method, "cloud-1", self._limits, next(self._handles)
+                )
                 self._run_cloud(effects)
             case OpenSession():
-                self._step_cloud(cloud_events.OpenArrived(message))
-            case DraftWindow() if self._cloud is None:
-                self._transmit(cloud.unknown_session(message), self._arrive_at_edge)
+                self._step_cloud(cloud_events.OpenArrived(message, next(self._handles)))
+            case DraftWindow() | Ack() if (
+                self._cloud is None or self._cloud.handle != message.handle
+            ):
+                if self._cloud is None:
+                    self._transmit(cloud.unknown_session(message), self._arrive_at_edge)
             case DraftWindow():
                 self._step_cloud(cloud_events.WindowArrived(message, self.now_ms))
+            case Ack():
+                self._step_cloud(cloud_events.AckArrived(message, self.now_ms))
             case CloseSession():
                 self._cloud = None
 
@@ -223,9 +246,11 @@ class EdgeCloudPair:
                     self._transmit(message, self._arrive_at_edge)
                 case cloud_events.Report(message):
                     decode(encode(message))
-                case cloud_events.ReportWindow(verification, feedback):
-                    report = window_report(verification, feedback, "edge-1", "c1", "sd")
-                    decode(encode(report))
+                case cloud_events.ReportWindow(judged):
+                    self.judged.append(judged)
+                    decode(encode(window_report(judged, WHOSE)))
+                case cloud_events.ReportOwn(own):
+                    decode(encode(own_report(own, WHOSE)))
         self._check_cloud()
 
     def _pass(self, boot: int, forward: cloud_events.Forward) -> None:
@@ -250,7 +275,7 @@ class EdgeCloudPair:
 
     def _check_cloud(self) -> None:
         state = self._cloud
-        if state is not None and state.stage is cloud.Stage.IDLE:
+        if state is not None and isinstance(state.stage, cloud.Idle):
             assert self._cache.tokens == state.tokens[: state.num_run], "cache holds the text"
 
     # --- the link -------------------------------------------------------------------------

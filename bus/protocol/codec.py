@@ -10,6 +10,7 @@ import msgspec
 from bus.protocol.errors import DecodeError, MessageTooLargeError
 from bus.protocol.messages import (
     PROTOCOL_VERSION,
+    Ack,
     CloseSession,
     ControlUpdate,
     DraftWindow,
@@ -29,6 +30,7 @@ MAX_FRAME_BYTES = 4 * 2**20
 AnyMessage = (
     OpenSession
     | DraftWindow
+    | Ack
     | CloseSession
     | SessionReady
     | Feedback

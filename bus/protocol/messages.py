@@ -28,10 +28,13 @@ from bus.protocol.arrays import (
 from bus.protocol.bounds import SessionCoupling, Threshold
 
 __all__ = [
+    "HASH_BYTES",
     "MAX_SPARSE",
     "PROTOCOL_VERSION",
+    "Ack",
     "CloseSession",
     "ControlUpdate",
+    "DraftRows",
     "DraftWindow",
     "Fault",
     "FaultCode",
@@ -46,7 +49,9 @@ __all__ = [
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
+HASH_BYTES = 8
+"""Of `decoding.prefix_hash`."""
 MAX_SPARSE = 1024
 """Most probabilities a draft may send for one token (K)."""
 
@@ -62,13 +67,16 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Outcome(StrEnum):
-    """What became of a window."""
+    """What became of a window, or of a pass without one.
+
+    `PREHIT_REJECTED`: rejected although none of its tokens was run. `OWN`: the target has written by
+    itself.
+    """
 
     ACCEPTED = "accepted"
     PARTIAL = "partial"
     PREHIT_REJECTED = "prehit_rejected"
-    STALE = "stale"
-    UNKNOWN_SESSION = "unknown_session"
+    OWN = "own"
 
 
 class FaultCode(StrEnum):
@@ -80,10 +88,10 @@ class FaultCode(StrEnum):
     TOKENIZER_MISMATCH = "tokenizer_mismatch"
     UNKNOWN_METHOD = "unknown_method"
     CONTEXT_OVERFLOW = "context_overflow"
-    OUT_OF_ORDER = "out_of_order"
     OVERLOADED = "overloaded"
     MODEL_FAILED = "model_failed"
     STALE_INCARNATION = "stale_incarnation"
+    UNKNOWN_SESSION = "unknown_session"
 
 
 class FinishReason(StrEnum):
@@ -117,8 +125,6 @@ class OpenSession(Message, frozen=True, tag=1):
     client: Identifier
     edge: Identifier
     incarnation: Counter
-    epoch: Counter
-    next_seq: Counter
     method: Identifier
     prompt: bytes  # i32[P], P ≥ 1
     committed: bytes  # i32[C], tokens already promised to the user
@@ -137,49 +143,57 @@ class OpenSession(Message, frozen=True, tag=1):
             raise ValueError("prompt: at least one token is needed")
 
 
-class DraftWindow(Message, frozen=True, tag=2):
-    """Edge → cloud: W drafted tokens from position `start`.
+class DraftRows(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What drafted tokens were drawn from, where verification or credit needs it.
 
-    Where verification needs what they were drawn from (`decoding.methods.Method.needs_rows`),
     `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token
     (docs/invariants.md, Sample from what is sent) in canonical order, probability falling and then
-    id rising:
-    both ends must add up and draw in the same order, and the edge has sorted them anyway. Elsewhere
-    both are empty.
+    id rising: both ends must add up and draw in the same order, and the edge has sorted them anyway.
+    """
+
+    q_ids: bytes  # i32[W, K], K ≥ 1
+    q_probs: bytes  # f16[W, K]
+    threshold: Threshold
+    control_version: Counter
+    edge_ms: Millis  # of the window before: first draft step to feedback handled
+    rework_ms: Millis  # of the window before: drafting time spent on tokens thrown away
+
+
+class DraftWindow(Message, frozen=True, tag=2):
+    """Edge → cloud: W drafted tokens from position `start`, after a text with the hash `follows`.
+
+    `handle` is that of `SessionReady`. `number` counts the session's windows and acknowledgements;
+    `acknowledged` is as `Ack.length`. Lossless methods with Gumbel coupling send no rows.
     """
 
     single_float: ClassVar[bool] = True
 
-    session: Identifier
-    incarnation: Counter
-    epoch: Counter
-    seq: Counter
+    handle: Counter
+    number: Counter
+    acknowledged: Counter
     start: Counter
+    follows: bytes  # 8 bytes of `decoding.prefix_hash`
     tokens: bytes  # i32[W], W ≥ 1
-    q_ids: bytes  # i32[W, K], K ≥ 0
-    q_probs: bytes  # f16[W, K]
-    threshold: Threshold
-    control_version: Counter
-    draft_ms: Millis
-    edge_ms: Millis  # of the window before: first draft step to feedback handled
-    rework_ms: Millis  # of the window before: drafting time spent on tokens thrown away
-    rtt_ms: Millis  # of the window before: round trip without verification and queueing
-    awaits: bool  # nothing is drafted after it before its feedback: a bonus token is welcome
+    rows: DraftRows | None = None
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")
         if not self.tokens:
             raise ValueError("tokens: a window holds at least one token")
+        if len(self.follows) != HASH_BYTES:
+            raise ValueError(f"follows: expected {HASH_BYTES} bytes, got {len(self.follows)}")
+        if self.rows is not None:
+            self._check_rows(self.rows)
+
+    def _check_rows(self, rows: DraftRows) -> None:
         num_tokens = self.num_tokens
-        per_token, rest = divmod(len(self.q_ids), num_tokens * TOKEN_DTYPE.itemsize)
-        if rest or per_token > MAX_SPARSE:
-            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with K ≤ {MAX_SPARSE}")
-        if len(self.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
+        per_token, rest = divmod(len(rows.q_ids), num_tokens * TOKEN_DTYPE.itemsize)
+        if rest or not 1 <= per_token <= MAX_SPARSE:
+            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with 1 ≤ K ≤ {MAX_SPARSE}")
+        if len(rows.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
             raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
-        if not per_token:
-            return
         # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
-        bits = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1)
+        bits = np.frombuffer(rows.q_probs, dtype="<u2").reshape(num_tokens, -1)
         rank = (bits.astype(np.int64) << 32) - self.q_id_rows
         if (rank[:, 1:] >= rank[:, :-1]).any():
             raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
@@ -198,13 +212,28 @@ class DraftWindow(Message, frozen=True, tag=2):
 
     @property
     def q_id_rows(self) -> Int32Array:
-        """int32[W, K], a read-only view."""
-        return np.frombuffer(self.q_ids, dtype=TOKEN_DTYPE).reshape(self.num_tokens, -1)
+        """int32[W, K], a read-only view; K is 0 without rows."""
+        data = b"" if self.rows is None else self.rows.q_ids
+        return np.frombuffer(data, dtype=TOKEN_DTYPE).reshape(self.num_tokens, -1)
 
     @property
     def q_prob_rows(self) -> Float16Array:
-        """float16[W, K], a read-only view."""
-        return np.frombuffer(self.q_probs, dtype=PROB_DTYPE).reshape(self.num_tokens, -1)
+        """float16[W, K], a read-only view; K is 0 without rows."""
+        data = b"" if self.rows is None else self.rows.q_probs
+        return np.frombuffer(data, dtype=PROB_DTYPE).reshape(self.num_tokens, -1)
+
+
+class Ack(Message, frozen=True, tag=11):
+    """Edge → cloud: the edge has the text up to `length` tokens, prompt included.
+
+    It renews the lease within which the target writes by itself. With `again`, everything beyond
+    `length` is sent again: feedback was lost, or nothing has come for long.
+    """
+
+    handle: Counter
+    number: Counter
+    length: Counter
+    again: bool = False
 
 
 class CloseSession(Message, frozen=True, tag=3):
@@ -216,41 +245,51 @@ class CloseSession(Message, frozen=True, tag=3):
 
 
 class SessionReady(Message, frozen=True, tag=4):
-    """Cloud → edge: the session is known here; windows of this incarnation are welcome."""
+    """Cloud → edge: the session is known here. Its windows, acknowledgements and feedback carry the
+    `handle` instead of its name; each incarnation has its own."""
 
     session: Identifier
     incarnation: Counter
     cloud: Identifier
+    handle: Counter
 
 
 class Feedback(Message, frozen=True, tag=5):
-    """Cloud → edge: the feedback on one window.
+    """Cloud → edge: tokens that a pass has committed, from position `start` on.
 
-    `committed_length` is cumulative: prompt plus all committed tokens, this window's included.
-    `num_accepted` drafted tokens were accepted; `next_token` is the target's own token after
-    them (the correction at a rejection, the bonus token in lockstep), or None.
-    `pass_tokens` is the length of the forward pass that began with this window; 0 if it needed
-    none of its own: it failed at pre-hit, or shared the pass of a window before it.
+    Whether they are drafted ones, the edge sees by its own drafts. `number` is that of the window
+    or acknowledgement that came last, `held_ms` the time since then, so that any feedback measures
+    the round trip; None where none has come. `pass_tokens` is the session's share of the pass, 0
+    where none was run. `prehit` where a window was rejected of which no token was run.
     """
 
     single_float: ClassVar[bool] = True
 
-    session: Identifier
-    incarnation: Counter
-    epoch: Counter
-    seq: Counter
-    committed_length: Counter
-    outcome: Outcome
-    num_accepted: Counter
-    next_token: Counter | None
-    threshold: Threshold
-    verify_ms: Millis  # the pass that judged the window, shared or not
-    queue_ms: Millis
+    handle: Counter
+    start: Counter
+    tokens: bytes  # i32[n], n ≥ 0
+    number: Counter | None
+    held_ms: Millis
+    verify_ms: Millis
+    queue_ms: Millis  # that the first window of the pass waited
     pass_tokens: Counter
+    prehit: bool = False
+
+    def __post_init__(self) -> None:
+        _check_tokens(self.tokens, "tokens")
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens as Python ints."""
+        return unpack_tokens(self.tokens)
 
 
 class WindowReport(Message, frozen=True, tag=6):
-    """Cloud → controller: a feedback and what it cost.
+    """Cloud → controller: what became of a window, and what it cost.
+
+    Of `num_drafted` tokens the first `num_accepted` stand, those that the target had reached by
+    itself before they came included; `num_own` tokens of the target followed. One without drafted
+    tokens, of outcome `own`, adds up passes that the target ran by itself.
 
     `expected_accepted` is E[L_acc] = Σᵢ Πⱼ≤ᵢ (1 − TV(pⱼ, qⱼ)) on temperature-1 distributions
     (docs/method.md, Credit), and `mean_jsd` in nats, over the judged positions. Where windows carry
@@ -259,10 +298,9 @@ class WindowReport(Message, frozen=True, tag=6):
 
     Quality: of `num_scored` committed tokens the pass has shown the probability: all of them at
     temperature 0; above, not what follows a rejection, and none where windows carry no
-    distributions. `log_likelihood` is the sum of
-    ln p₁ over them, in nats, and `num_greedy` of them are the target's own first choice. `regret`
-    is the sum of ln p₁(first choice) − ln p₁(token): what they lose against it on their own text,
-    0 for exact verification at temperature 0.
+    distributions. `log_likelihood` is the sum of ln p₁ over them, in nats, and `num_greedy` of them
+    are the target's own first choice. `regret` is the sum of ln p₁(first choice) − ln p₁(token):
+    what they lose against it on their own text, 0 for exact verification at temperature 0.
 
     `energy_j` is that of the target pass, in the report of the window that began it; 0 in those of
     windows that shared it.
@@ -270,16 +308,24 @@ class WindowReport(Message, frozen=True, tag=6):
 
     single_float: ClassVar[bool] = True
 
-    feedback: Feedback
+    session: Identifier
+    incarnation: Counter
+    number: Counter
     edge: Identifier
     client: Identifier
     method: Identifier
+    outcome: Outcome
+    num_drafted: Counter
+    num_accepted: Counter
+    num_own: Counter
+    threshold: Threshold
     expected_accepted: Annotated[float, Meta(ge=0, le=1e6)]
     mean_jsd: Unit | None
-    num_drafted: Counter
     edge_ms: Millis
     cloud_ms: Millis
     rework_ms: Millis
+    verify_ms: Millis
+    queue_ms: Millis
     energy_j: Annotated[float, Meta(ge=0, le=1e9)] | None
     num_scored: Counter
     log_likelihood: Annotated[float, Meta(ge=-1e9, le=0)]
@@ -323,8 +369,10 @@ class ControlUpdate(Message, frozen=True, tag=8):
 
 
 class Fault(Message, frozen=True, tag=9):
-    """Anyone → the sender of a message that was refused. `session` is "-" where unknown."""
+    """Anyone → the sender of a message that was refused. `session` is "-" where unknown; then
+    `handle` may name what was."""
 
     session: Identifier
     code: FaultCode
     detail: Annotated[str, Meta(max_length=500)]
+    handle: Counter | None = None

@@ -83,14 +83,12 @@ class PaceView(Struct, frozen=True):
 
     Attributes:
         window: W, as the controller has it.
-        bonus: whether the target's own token may follow a window accepted in full.
-        ahead: whether windows are in flight that do not await their feedback.
+        ahead: whether it was not lockstep the last time.
         growth: Π(1 + η_j) since the last rollback (`decoding.pacing.eta`).
         forecast: None before everything it needs has been measured.
     """
 
     window: int
-    bonus: bool
     ahead: bool
     growth: float
     forecast: Forecast | None
@@ -102,8 +100,7 @@ class Flow(Struct, frozen=True):
     Attributes:
         message: tokens a window.
         budget: most tokens drafted and not judged yet, those being drafted included.
-        awaits: lockstep: nothing is drafted after a window before its feedback, so that a full
-            acceptance may commit a bonus token.
+        awaits: lockstep: nothing is drafted after a window before its feedback.
     """
 
     message: int
@@ -150,6 +147,7 @@ class Method:
         threshold: given with the name, in nats: that of a fixed control, the base of credit's;
             None leaves it to settings.
         needs: names of `decoding.engine.Capabilities` without which it cannot run.
+        runs_on: where no draft continues the text, the target writes by itself; else it waits.
     """
 
     name: str
@@ -159,6 +157,7 @@ class Method:
     control: Control
     threshold: float | None = None
     needs: tuple[str, ...] = ()
+    runs_on: bool = False
 
     def missing(self, capabilities: Capabilities) -> list[str]:
         """What it needs and a target has not."""

@@ -18,6 +18,7 @@ METHOD = Method(
     acceptance=ElasticRule(),
     pace=Ahead(),
     control=Control.CREDIT,
+    runs_on=True,
 )
 NO_PLC = Method(
     name="e2sci-no-plc",
@@ -32,6 +33,7 @@ NO_THRESHOLD = Method(
     acceptance=ExactRule(),
     pace=Ahead(),
     control=Control.CREDIT,
+    runs_on=True,
 )
 NO_HISTORY = Method(
     name="e2sci-no-history",
@@ -39,6 +41,7 @@ NO_HISTORY = Method(
     acceptance=ElasticRule(),
     pace=Ahead(),
     control=Control.LATEST,
+    runs_on=True,
 )
 FIXED = Method(
     name="e2sci-fixed",
@@ -46,6 +49,7 @@ FIXED = Method(
     acceptance=ElasticRule(),
     pace=Ahead(),
     control=Control.FIXED,
+    runs_on=True,
 )
 EXPLORE = Method(
     name="e2sci-explore",

@@ -13,13 +13,7 @@ STAY_AHEAD = 1.1
 
 
 class Lockstep:
-    """One window in flight.
-
-    The window holds W tokens and a full acceptance commits the target's next token as a bonus.
-    With residual coupling above temperature 0 a bonus token would depend on where windows end, so
-    W + 1 tokens are drafted instead, the target still runs W of them (plus what it has not run
-    yet), and the last one is judged like any other: the same cost, and the text depends on seed and
-    prompt only.
+    """One window in flight, after which the target's own token follows as a bonus.
 
     Args:
         window: W, whatever the controller says; None leaves it to the controller.
@@ -32,12 +26,11 @@ class Lockstep:
         self.window = window
 
     def flow(self, view: PaceView) -> Flow:
-        return _lockstep(view.window if self.window is None else self.window, view.bonus)
+        return _lockstep(view.window if self.window is None else self.window)
 
 
-def _lockstep(window: int, bonus: bool) -> Flow:
-    count = window if bonus else window + 1
-    return Flow(message=count, budget=count, awaits=True)
+def _lockstep(window: int) -> Flow:
+    return Flow(message=window, budget=window, awaits=True)
 
 
 class Ahead:
@@ -57,10 +50,10 @@ class Ahead:
     def flow(self, view: PaceView) -> Flow:
         forecast = view.forecast
         if forecast is None:
-            return _lockstep(view.window, view.bonus)
+            return _lockstep(view.window)
         favour = STAY_AHEAD if view.ahead else 1.0
         if forecast.lockstep > forecast.ahead * favour:
-            return _lockstep(forecast.window, view.bonus)
+            return _lockstep(forecast.window)
         return Flow(forecast.message, _budget(forecast, view.growth), awaits=False)
 
 

@@ -38,8 +38,7 @@ class Alternating:
 
     def flow(self, view: PaceView) -> Flow:
         if view.growth < 1.0:
-            count = 1 if view.bonus else 2
-            return Flow(count, count, awaits=True)
+            return Flow(1, 1, awaits=True)
         return Flow(message=1, budget=2, awaits=False)
 
 

@@ -1,0 +1,125 @@
+"""The drafts of one session that wait at the cloud, as a tree of tokens.
+
+A window names the position it starts at and the hash of the whole text it was drafted after
+(`decoding.prefix_hash`); its tokens hang there. Windows may come in any order, twice, overlap, or
+belong to texts that the target has turned away from: such a draft hangs where nothing leads, and
+goes when the committed text has passed it. Nothing is ever cancelled.
+
+    committed text ──► token ──► token ──► …        the path that a pass verifies
+                         └─────► token ──► …        another branch (a path takes the longest)
+
+A tree holds at most `MAX_TOKENS` tokens of `MAX_WINDOWS` windows. Where a window is too many, the
+one that starts furthest from the committed text goes, of equals the newest.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from decoding.prefix_hash import chain
+
+MAX_TOKENS = 1024
+"""Drafted tokens that wait for one session [ours]."""
+MAX_WINDOWS = 64
+"""Windows that wait for one session [ours]."""
+
+Source = TypeVar("Source")
+
+
+class Drafted(Struct, Generic[Source], frozen=True):
+    """A window that waits.
+
+    Attributes:
+        start: absolute position of its first token.
+        hashes: bytes[8] each: of the text it follows, then with each of its tokens.
+        source: what it came in.
+    """
+
+    start: int
+    tokens: tuple[int, ...]
+    hashes: tuple[bytes, ...]
+    source: Source
+
+    @property
+    def end(self) -> int:
+        """Position after its last token."""
+        return self.start + len(self.tokens)
+
+
+class Place(Struct, Generic[Source], frozen=True):
+    """A drafted token on a path: which window it is of, and the how-manieth there."""
+
+    drafted: Drafted[Source]
+    index: int
+
+    @property
+    def token(self) -> int:
+        return self.drafted.tokens[self.index]
+
+
+def drafted(start: int, follows: bytes, tokens: tuple[int, ...], source: Source) -> Drafted[Source]:
+    """A window as it hangs in a tree."""
+    return Drafted(start, tokens, tuple(chain(follows, tokens)), source)
+
+
+class DraftTree(Struct, Generic[Source], frozen=True):
+    """The windows that wait, in order of arrival."""
+
+    windows: tuple[Drafted[Source], ...] = ()
+
+    def add(self, window: Drafted[Source]) -> DraftTree[Source]:
+        """With one more window; what is here already changes nothing."""
+        if any(w.start == window.start and w.hashes == window.hashes for w in self.windows):
+            return self
+        kept = [*self.windows, window]
+        while len(kept) > MAX_WINDOWS or sum(len(w.tokens) for w in kept) > MAX_TOKENS:
+            furthest = max(range(len(kept)), key=lambda i: (kept[i].start, i))
+            del kept[furthest]
+        return DraftTree(tuple(kept))
+
+    def path(self, length: int, text: bytes, most: int) -> tuple[Place[Source], ...]:
+        """The drafted tokens that continue a text: the longest branch, of equals the oldest.
+
+        Args:
+            length: of the text; `text` its hash.
+            most: tokens wanted.
+        """
+        following = self._following()
+        paths: list[tuple[Place[Source], ...]] = []
+        branches: list[tuple[Place[Source], ...]] = [()]
+        while branches:
+            branch = branches.pop()
+            at = text if not branch else branch[-1].drafted.hashes[branch[-1].index + 1]
+            steps = following.get((length + len(branch), at), ()) if len(branch) < most else ()
+            if not steps:
+                paths.append(branch)
+            branches += [(*branch, step) for step in steps]
+        return max(reversed(paths), key=len)
+
+    def after(self, length: int, text: bytes) -> DraftTree[Source]:
+        """Without what the committed text has passed or contradicts.
+
+        Args:
+            length: of the committed text; `text` its hash.
+        """
+        return DraftTree(tuple(w for w in self.windows if _may_follow(w, length, text)))
+
+    def _following(self) -> dict[tuple[int, bytes], tuple[Place[Source], ...]]:
+        """The tokens that hang at each (position, hash), each once."""
+        found: dict[tuple[int, bytes], dict[bytes, Place[Source]]] = {}
+        for window in self.windows:
+            for index, (before, behind) in enumerate(pairwise(window.hashes)):
+                here = found.setdefault((window.start + index, before), {})
+                here.setdefault(behind, Place(window, index))
+        return {place: tuple(steps.values()) for place, steps in found.items()}
+
+
+def _may_follow(window: Drafted[Source], length: int, text: bytes) -> bool:
+    """Whether a window has tokens from the committed text's end on, and agrees with that text as
+    far as it overlaps it. What starts later may yet be led to."""
+    if window.start > length:
+        return True
+    return window.end > length and window.hashes[length - window.start] == text
