@@ -178,9 +178,9 @@ async def _answer(
             raise RequestFailedError(f"sample {index}: {chunk.end.error}")
     told = await told_of(store, session_id(request), after, _LAST_REPORT_S)
     return [
-        _record(index, number, window, told.reports[window.epoch, window.seq])
+        _record(index, number, window, told.reports[window.incarnation, window.number])
         for number, window in enumerate(told.windows)
-        if number and (window.epoch, window.seq) in told.reports
+        if number and (window.incarnation, window.number) in told.reports
     ]
 
 
@@ -188,7 +188,7 @@ def _record(sample: int, index: int, window: WindowEntry, report: ReportEntry) -
     return WindowRecord(
         sample=sample, index=index, credit=report.credit, credit_delta=report.credit_delta,
         threshold=round(report.threshold, 4), num_drafted=report.num_drafted,
-        num_accepted=report.num_accepted, num_committed=report.num_accepted + report.has_next,
+        num_accepted=report.num_accepted, num_committed=report.num_accepted + report.num_own,
         expected_accepted=report.expected_accepted, draft_ms=window.draft_ms,
         verify_ms=report.verify_ms, queue_ms=report.queue_ms, rtt_ms=window.rtt_ms,
         num_scored=report.num_scored, log_likelihood=report.log_likelihood,

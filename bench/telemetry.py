@@ -34,8 +34,8 @@ async def newest_entry(store: Store, after: str = "0") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Of one session: its judged windows in order, the controller's reports of them by epoch and
-    sequence number, and its timeline where one is kept."""
+    """Of one session: its judged windows in order, the controller's reports of them by incarnation
+    and number, and its timeline where one is kept."""
 
     windows: tuple[WindowEntry, ...]
     reports: dict[tuple[int, int], ReportEntry]
@@ -53,10 +53,14 @@ async def told_of(
     deadline = asyncio.get_running_loop().time() + wait_s
     while True:
         entries = [e for _, e in await store.telemetry.read(after) if e.session == session]
-        windows = tuple(e for e in entries if isinstance(e, WindowEntry))
-        reports = {(e.epoch, e.seq): e for e in entries if isinstance(e, ReportEntry)}
+        windows = tuple(e for e in entries if isinstance(e, WindowEntry) and e.num_drafted)
+        reports = {
+            (e.incarnation, e.number): e
+            for e in entries
+            if isinstance(e, ReportEntry) and e.num_drafted
+        }
         timeline = next((e for e in entries if isinstance(e, TimelineEntry)), None)
-        complete = all((w.epoch, w.seq) in reports for w in windows)
+        complete = all((w.incarnation, w.number) in reports for w in windows)
         if with_timeline and timeline is None:
             complete = False
         if complete or asyncio.get_running_loop().time() > deadline:

@@ -5,7 +5,8 @@ The model thread repeats three steps:
     schedule     every session with work gets a row; then windows share a budget equally, and
                  prompts share a chunk that keeps the pass to about two decode passes
     run          one pass over all of it
-    postprocess  what is complete goes to its session as an event
+    postprocess  what is complete goes to its session as an event, which may ask for more at once:
+                 nothing waits for the event loop between two passes
 
 A session has at most one piece of work. Its text does not depend on the sessions beside it.
 """
@@ -41,6 +42,10 @@ class Client(Protocol[CacheOf_co]):
 
     @property
     def state(self) -> CloudState: ...
+
+    def completed(self, event: Event) -> None:
+        """Its work is done. It may ask for more at once (`Scheduler.take`); it raises nothing."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +120,6 @@ class Scheduler(Generic[Cache]):
     """Work of all sessions on one target, done on the model thread.
 
     Args:
-        deliver: gets (client, event) of all sessions that a pass completes; on the model thread.
         failed: gets (client, exception); on the model thread.
     """
 
@@ -124,13 +128,12 @@ class Scheduler(Generic[Cache]):
         target: Target[Cache],
         thread: ModelThread,
         gauge: PowerGauge,
-        deliver: Callable[[list[tuple[Client[Cache], Event]]], None],
         failed: Callable[[Client[Cache], Exception], None],
     ) -> None:
         self._target = target
         self._thread = thread
         self._gauge = gauge
-        self._deliver = deliver
+        self._turn_waits = False
         self._failed = failed
         self._work: deque[Work[Cache]] = deque()
         self._costs = PassCosts()
@@ -139,7 +142,7 @@ class Scheduler(Generic[Cache]):
         self, client: Client[Cache], effect: Prefill | Forward | FetchRow, keep: int | None
     ) -> None:
         """A session's next piece of work; from any thread."""
-        self._thread.post(partial(self._take, Work(client, effect, keep)))
+        self._thread.post(partial(self.take, client, effect, keep))
 
     def close(self, client: Client[Cache]) -> None:
         """Drop a session's work and give its cache back to the target; from any thread."""
@@ -147,10 +150,18 @@ class Scheduler(Generic[Cache]):
 
     # --- on the model thread ------------------------------------------------------------------
 
-    def _take(self, work: Work[Cache]) -> None:
-        if not self._work:
+    def take(
+        self, client: Client[Cache], effect: Prefill | Forward | FetchRow, keep: int | None
+    ) -> None:
+        """As `submit`, on the model thread."""
+        self._work.append(Work(client, effect, keep))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """One more turn, after what has come for the thread meanwhile."""
+        if self._work and not self._turn_waits:
+            self._turn_waits = True
             self._thread.post(self._turn)
-        self._work.append(work)
 
     def _end(self, client: Client[Cache]) -> None:
         for work in [work for work in self._work if work.client is client]:
@@ -159,12 +170,12 @@ class Scheduler(Generic[Cache]):
 
     def _turn(self) -> None:
         """One pass. What has come meanwhile is taken in before the next."""
+        self._turn_waits = False
         batch = self._schedule()
         if batch:
             self._run(batch)
         self._postprocess()
-        if self._work:
-            self._thread.post(self._turn)
+        self._go_on()
 
     def _schedule(self) -> Batch[Cache]:
         """A row for each session with work; then windows, each as much as the others until it has
@@ -215,15 +226,12 @@ class Scheduler(Generic[Cache]):
             work.add(segment, given, num_rows, took_ms)
 
     def _postprocess(self) -> None:
-        """Events of the sessions whose work is complete, together."""
-        events: list[tuple[Client[Cache], Event]] = []
+        """Events to the sessions whose work is complete."""
         for work in [work for work in self._work if not work.is_new and not work.num_left]:
             event = self._guarded(work, partial(work.event, self._target))
             if event is not None:
                 self._work.remove(work)
-                events.append((work.client, event))
-        if events:
-            self._deliver(events)
+                work.client.completed(event)
 
     def _guarded(self, work: Work[Cache], step: Callable[[], T]) -> T | None:
         try:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import (
+    Ack,
     CloseSession,
     DraftWindow,
     Fault,
@@ -35,7 +37,7 @@ from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
 from cloud_worker.waiting import WaitingRoom
 from decoding import cloud, methods
-from decoding.cloud_events import Event, OpenArrived, WindowArrived
+from decoding.cloud_events import AckArrived, WindowArrived
 from decoding.story import Story
 from engines.energy import find_gauge
 from engines.padding import LeastTimes, Padding
@@ -106,17 +108,18 @@ class CloudWorker:
             context_length=model.context_length,
             threshold_min=settings.threshold_min,
             threshold_max=settings.threshold_max,
+            eos=frozenset(model.eos_tokens),
         )
         self._inbox = sockets.inbox(settings.endpoint(settings.windows_port))
         self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
         self._sessions: dict[str, CloudSession] = {}
+        self._handles: dict[int, CloudSession] = {}  # those of older incarnations too
         self._waiting = WaitingRoom()
         self._ended: deque[tuple[str, Story]] = deque(maxlen=MOST_ENDED)
         self._loop = asyncio.get_running_loop()
         self._scheduler: Scheduler[Any] = Scheduler(
-            model, thread, self._gauge,
-            partial(self._soon, self._completed), partial(self._soon, self._failed),
-        )  # fmt: skip
+            model, thread, self._gauge, partial(self._soon, self._failed)
+        )
         self._leaving = False
 
     @property
@@ -156,49 +159,50 @@ class CloudWorker:
         match message:
             case OpenSession():
                 self._open(message)
-            case DraftWindow():
-                session = self._sessions.get(message.session)
-                if session is None:
-                    self._send(EVERYBODY, cloud.unknown_session(message))
-                else:
-                    self._count_stale(session, message)
-                    self._tell(session, WindowArrived(message, now_ms()))
+            case DraftWindow() | Ack():
+                self._addressed(message)
             case CloseSession():
                 session = self._sessions.get(message.session)
                 if session is None:
                     self._waiting.leave(message.session)
-                elif not self._count_stale(session, message):
+                elif message.incarnation < session.incarnation:
+                    self._stale(session, message)
+                else:
                     self._drop(session, message.reason)
             case _:
                 self._counters["unexpected_messages"] += 1
                 log.warning("a %s does not belong here; ignored", type(message).__name__)
 
-    def _count_stale(self, session: CloudSession, message: DraftWindow | CloseSession) -> bool:
-        """Whether the message is of an older life of its session, and refused for that.
+    def _addressed(self, message: DraftWindow | Ack) -> None:
+        """A message that names its session by a handle. One that is not known is of a session that
+        this worker has lost; its edge opens it again."""
+        session = self._handles.get(message.handle)
+        if session is None:
+            self._send(EVERYBODY, cloud.unknown_session(message))
+        elif session.handle != message.handle:
+            self._stale(session, message)
+        elif isinstance(message, Ack):
+            session.post(AckArrived(message, now_ms()))
+        else:
+            session.post(WindowArrived(message, now_ms()))
+
+    def _stale(self, session: CloudSession, message: DraftWindow | Ack | CloseSession) -> None:
+        """A message of an older life of its session is refused.
 
         It does not name its sender, so nobody is sent a fault; the first one of each incarnation
         here is logged.
         """
-        present = session.state.incarnation
-        if message.incarnation >= present:
-            return False
         self._counters["stale_messages"] += 1
-        if session.stale_logged < present:
-            session.stale_logged = present
+        if session.stale_logged < session.incarnation:
+            session.stale_logged = session.incarnation
             log.warning(
-                "session %s: a %s of incarnation %d is ignored, %d runs here; others are counted",
-                message.session, type(message).__name__, message.incarnation, present,
+                "session %s: a %s of an older incarnation is ignored, %d runs here; others are "
+                "counted",
+                session.state.session, type(message).__name__, session.incarnation,
             )  # fmt: skip
-        return True
-
-    def _tell(self, session: CloudSession, event: Event) -> None:
-        """An event for a session; one that is impossible is survived as if it had not been."""
-        try:
-            session.handle(event)
-        except ImpossibleEventError as error:
-            self._impossible(session, error)
 
     def _impossible(self, session: CloudSession, error: ImpossibleEventError) -> None:
+        """It is survived as if it had not been."""
         self._counters["impossible_events"] += 1
         log.error(
             "session %s: %s; ignored. Before:\n%s",
@@ -207,7 +211,10 @@ class CloudWorker:
 
     def _unhandled(self, message: AnyMessage, error: Exception) -> None:
         """A message raised: its session ends here, and its edge may try elsewhere."""
-        session = self._sessions.get(getattr(message, "session", ""))
+        if isinstance(message, DraftWindow | Ack):
+            session = self._handles.get(message.handle)
+        else:
+            session = self._sessions.get(getattr(message, "session", ""))
         if session is not None:
             self._failed(session, error)
 
@@ -224,7 +231,7 @@ class CloudWorker:
         if fault is None and method is not None:
             fault = self._incapable(message, method)
         if fault is None and known is not None:
-            fault = cloud.check_reopen(known.state, message)
+            fault = cloud.check_reopen(known.incarnation, message)
         if fault is None and known is None:
             fault = self._no_room(message.session)
         if fault is not None or method is None:
@@ -232,24 +239,35 @@ class CloudWorker:
             if fault is not None:
                 self._send(message.edge, fault)
         elif known is not None:
-            self._tell(known, OpenArrived(message))
+            higher = message.incarnation > known.incarnation
+            known.open_again(message, self._new_handle(known) if higher else known.handle)
         else:
             self._begin(message, method)
 
     def _begin(self, message: OpenSession, method: methods.Method) -> None:
         """A new session; it is kept only once its engine has opened it."""
         session = CloudSession(
-            self._model, self._scheduler, self._gauge, self._send, self._controller.report
-        )
+            self._model, self._scheduler, self._thread, self._gauge, self._send,
+            self._controller.report, self._failed,
+        )  # fmt: skip
+        handle = self._new_handle(session)
         try:
-            session.begin(message, method, self._name, self._limits)
+            session.begin(message, method, self._name, self._limits, handle)
         except Exception as error:
             log.exception("session %s could not be opened", message.session)
+            del self._handles[handle]
             if session.cache is not None:
                 session.close()
             self._send_failure(message.edge, message.session, error)
             return
         self._sessions[message.session] = session
+
+    def _new_handle(self, session: CloudSession) -> int:
+        """One that no session has, nor is likely to have had in another life of this worker."""
+        while (handle := secrets.randbits(31)) in self._handles:
+            pass
+        self._handles[handle] = session
+        return handle
 
     def _incapable(self, message: OpenSession, method: methods.Method) -> Fault | None:
         """Why the target cannot serve the method, or None."""
@@ -292,8 +310,10 @@ class CloudWorker:
         state = session.state
         session.close()
         self._sessions.pop(state.session, None)
+        for handle in [h for h, s in self._handles.items() if s is session]:
+            del self._handles[handle]
         self._ended.append((state.session, session.story))
-        closed = SessionClosed(state.session, self._name, state.incarnation, reason[:200])
+        closed = SessionClosed(state.session, self._name, session.incarnation, reason[:200])
         self._controller.report(closed)
 
     def _soon(self, call: Callable[..., None], *args: object) -> None:
@@ -301,23 +321,15 @@ class CloudWorker:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
 
-    def _completed(self, events: Sequence[tuple[CloudSession, Event]]) -> None:
-        """What a pass has completed."""
-        for session, event in events:
-            if not session.closed:
-                try:
-                    session.completed(event)
-                except ImpossibleEventError as error:
-                    self._impossible(session, error)
-                except Exception as error:  # noqa: BLE001 - ends only this session
-                    self._failed(session, error)
-
     def _failed(self, session: CloudSession, error: Exception) -> None:
-        """A model job raised: the session ends here, its edge may try elsewhere."""
+        """A model job or an event raised: the session ends here, its edge may try elsewhere."""
         if session.closed:
             return
+        if isinstance(error, ImpossibleEventError):
+            self._impossible(session, error)
+            return
         log.error("session %s: %s", session.state.session, error, exc_info=error)
-        self._send_failure(session.state.edge, session.state.session, error)
+        self._send_failure(session.edge, session.state.session, error)
         self._drop(session, "failed")
 
     def _send_failure(self, edge: str, session: str, error: Exception) -> None:
@@ -349,15 +361,14 @@ class CloudWorker:
         await writer.run_forever(told)
 
     async def drain(self, limit_s: float) -> None:
-        """Send the edges elsewhere and let running passes end."""
+        """Send the edges elsewhere and let the running pass end."""
         self._leaving = True
         for session in list(self._sessions.values()):
             fault = Fault(session.state.session, FaultCode.OVERLOADED, "this worker is leaving")
-            self._send(session.state.edge, fault)
-        running = [session.wait_idle() for session in self._sessions.values()]
+            self._send(session.edge, fault)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await asyncio.gather(*running)
+                await self._thread.call(lambda: None)
         for session in list(self._sessions.values()):
             self._drop(session, "worker left")
 

@@ -1,12 +1,14 @@
 """One session in the cloud worker's shell: runs the effects of `decoding.cloud` in order.
 
-Model work goes to the scheduler; a rollback goes with the next piece of it, as the model is called
-on its own thread alone.
+Its state machine lives on the model thread, beside the passes it asks for: what a pass decides is
+decided there, and the next pass begins without a word to the event loop. What arrives is posted
+to that thread; what is to be sent comes back to the loop, which owns the sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -24,16 +26,16 @@ from decoding.cloud_events import (
     OpenArrived,
     Prefill,
     Report,
+    ReportOwn,
     ReportWindow,
     Send,
-    WindowArrived,
 )
 from decoding.engine import Target
 from decoding.methods import Method
 from decoding.story import Story
-from decoding.verification import window_report
+from decoding.verification import OwnPasses, Reported, own_report, window_report
 from engines.energy import PowerGauge
-from engines.thread import now_ms
+from engines.thread import ModelThread, now_ms
 
 
 class SendToEdge(Protocol):
@@ -46,35 +48,42 @@ class CloudSession:
     """State machine and cache of one session.
 
     Attributes:
-        cache, state: also read on the model thread.
+        cache, state: the model thread's; the state may be read anywhere.
+        edge, incarnation, handle: whose it is, by the latest message that opened it.
         story: what happened to it last.
 
     Args:
         gauge: measures the energy of passes.
-        send: delivers messages to an edge.
-        report: delivers a message to the controller.
+        send: delivers messages to an edge, on the event loop.
+        report: delivers a message to the controller, on the event loop.
+        failed: gets what an event raises, on the event loop.
     """
 
     def __init__(
         self,
         target: Target[Any],
         scheduler: Scheduler[Any],
+        thread: ModelThread,
         gauge: PowerGauge,
         send: SendToEdge,
         report: Callable[[Message], None],
+        failed: Callable[[CloudSession, Exception], None],
     ) -> None:
         self._target = target
         self._scheduler = scheduler
+        self._thread = thread
         self._gauge = gauge
         self._send = send
         self._report = report
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
         self._keep: int | None = None
         self._afterwards = Afterwards()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.cache: Any = None
         self.state: cloud.CloudState
         self.closed = False
+        self.edge = ""
+        self.incarnation = self.handle = 0
         self.story = Story()
         self.stale_logged = 0  # the incarnation up to which an older one's message was logged
         self.last_used_ms = now_ms()
@@ -82,75 +91,116 @@ class CloudSession:
     @property
     def busy(self) -> bool:
         """Whether work of it waits or runs."""
-        return not self._idle.is_set()
+        return not isinstance(self.state.stage, cloud.Idle)
 
-    async def wait_idle(self) -> None:
-        """Return once no work waits or runs."""
-        await self._idle.wait()
+    # --- on the event loop --------------------------------------------------------------------
 
-    def begin(self, message: OpenSession, method: Method, name: str, limits: cloud.Limits) -> None:
+    def begin(
+        self, message: OpenSession, method: Method, name: str, limits: cloud.Limits, handle: int
+    ) -> None:
         """Open; the message has passed `cloud.check_open`.
 
         Raises:
             Exception: what the engine raises; then there is nothing to close.
         """
-        self.state, effects = cloud.begin(message, method, name, limits)
+        self._opened(message, handle)
+        self.state, effects = cloud.begin(message, method, name, limits, handle)
         self.story.begun(now_ms(), message)
         self.cache = self._target.open(self.state.sampling)
-        self._run(effects)
+        self._tell(self._run(effects, self._scheduler.submit))
 
-    def handle(self, event: Event) -> None:
-        """One event in, its effects out. Messages of an older life do not keep it alive."""
-        at_ms = now_ms()
-        before = self.state.stage
-        self.state, effects = cloud.step(self.state, event)
-        self.story.told(at_ms, event, effects, before.value, self.state.stage.value)
-        if not isinstance(event, OpenArrived | WindowArrived) or (
-            event.message.incarnation == self.state.incarnation
-        ):
-            self.last_used_ms = at_ms
-        self._run(effects)
+    def open_again(self, message: OpenSession, handle: int) -> None:
+        """The message has passed `cloud.check_reopen`; `handle` is for a higher incarnation."""
+        if message.incarnation > self.incarnation:
+            self._opened(message, handle)
+        self.post(OpenArrived(message, self.handle))
 
-    def completed(self, event: Event) -> None:
-        """The work that was waited for is done."""
-        self._idle.set()
-        self.handle(event)
+    def _opened(self, message: OpenSession, handle: int) -> None:
+        self.edge, self.incarnation, self.handle = message.edge, message.incarnation, handle
+
+    def post(self, event: Event) -> None:
+        """Something has arrived for the session."""
+        self.last_used_ms = now_ms()
+        self._thread.post(partial(self.completed, event))
+
+    def _tell(self, effects: list[Effect]) -> None:
+        """Feedback of one pass goes together. Reports wait until it has left."""
+        if self.closed:
+            return
+        messages = [effect.message for effect in effects if isinstance(effect, Send)]
+        if messages:
+            self._send(self.edge, *messages)
+        whose = self._whose()
+        for effect in effects:
+            match effect:
+                case Report(message):
+                    self._report(message)
+                case ReportWindow():
+                    self._afterwards.add(partial(self._report_window, effect, whose))
+                case ReportOwn(own):
+                    self._afterwards.add(partial(self._report_own, own, whose))
+                case _:
+                    pass
+
+    def _whose(self) -> Reported:
+        state = self.state
+        return Reported(state.session, self.incarnation, self.edge, state.client, state.method.name)
+
+    def _report_window(self, effect: ReportWindow, whose: Reported) -> None:
+        judged = effect.judged
+        own_ms = judged.verify_ms * judged.share if judged.pass_tokens else 0.0
+        self._report(window_report(judged, whose, self._gauge.joules(own_ms / 1e3)))
+
+    def _report_own(self, own: OwnPasses, whose: Reported) -> None:
+        self._report(own_report(own, whose, self._gauge.joules(own.model_ms / 1e3)))
 
     def close(self) -> None:
         """Forget work that waits; the cache goes back to the target, on the model thread. Reports
         that wait are made first: after its end they would open the session anew."""
-        self._afterwards.run()
         self.closed = True
-        self._idle.set()
+        self._afterwards.run()
+        own = self.state.own
+        if own.num_tokens:
+            self._report_own(own, self._whose())
         self._scheduler.close(self)
 
-    def _run(self, effects: tuple[Effect, ...]) -> None:
-        """Feedback of one pass goes together: the edge must not draft after the first of it what
-        a later one makes void."""
-        messages = [effect.message for effect in effects if isinstance(effect, Send)]
-        if messages:
-            self._send(self.state.edge, *messages)
+    # --- on the model thread ------------------------------------------------------------------
+
+    def completed(self, event: Event) -> None:
+        """One event in, its effects out: of work that is done, or of what has arrived."""
+        if self.closed:
+            return
+        try:
+            self._advance(event)
+        except Exception as error:  # noqa: BLE001 - ends only this session
+            self._to_loop(self._failed, self, error)
+
+    def _advance(self, event: Event) -> None:
+        at_ms, before = now_ms(), self.state.stage
+        self.state, effects = cloud.step(self.state, event)
+        self.story.told(at_ms, event, effects, before.name, self.state.stage.name)
+        told = self._run(effects, self._scheduler.take)
+        if told:
+            self._to_loop(self._tell, told)
+
+    def _run(
+        self,
+        effects: tuple[Effect, ...],
+        take: Callable[[CloudSession, Prefill | Forward | FetchRow, int | None], None],
+    ) -> list[Effect]:
+        """Ask for model work; a rollback goes with the next piece of it. Returns the rest."""
+        told: list[Effect] = []
         for effect in effects:
             match effect:
-                case Send():
-                    pass
-                case Report(message):
-                    self._report(message)
-                case ReportWindow():
-                    self._afterwards.add(partial(self._report_window, effect))
                 case Crop(length):
                     self._keep = length if self._keep is None else min(self._keep, length)
                 case Prefill() | Forward() | FetchRow():
                     keep, self._keep = self._keep, None
-                    self._idle.clear()
-                    self._scheduler.submit(self, effect, keep)
+                    take(self, effect, keep)
+                case _:
+                    told.append(effect)
+        return told
 
-    def _report_window(self, effect: ReportWindow) -> None:
-        state, feedback, verified = self.state, effect.feedback, effect.verification
-        own_ms = feedback.verify_ms * verified.share if feedback.pass_tokens else 0.0
-        self._report(
-            window_report(
-                verified, feedback, state.edge, state.client, state.method.name,
-                self._gauge.joules(own_ms / 1e3),
-            )
-        )  # fmt: skip
+    def _to_loop(self, call: Callable[..., None], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has left
+            self._loop.call_soon_threadsafe(call, *args)

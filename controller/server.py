@@ -134,19 +134,18 @@ class Controlled:
 
 def report_entry(report: WindowReport, session: Controlled) -> ReportEntry:
     """A report for telemetry, with the credit that stood before it."""
-    feedback = report.feedback
     return ReportEntry(
-        at_ms=time.time_ns() // 1_000_000, request="", session=feedback.session,
+        at_ms=time.time_ns() // 1_000_000, request="", session=report.session,
         client=report.client, edge=report.edge, cloud=session.cloud, method=report.method,
-        epoch=feedback.epoch, seq=feedback.seq, outcome=feedback.outcome.value,
-        num_drafted=report.num_drafted, num_accepted=feedback.num_accepted,
-        has_next=feedback.next_token is not None, threshold=feedback.threshold,
+        incarnation=report.incarnation, number=report.number, outcome=report.outcome.value,
+        num_drafted=report.num_drafted, num_accepted=report.num_accepted,
+        num_own=report.num_own, threshold=report.threshold,
         credit=session.control.credit, credit_delta=session.control.credit_delta,
         expected_accepted=report.expected_accepted, mean_jsd=report.mean_jsd,
         num_scored=report.num_scored, log_likelihood=report.log_likelihood,
         num_greedy=report.num_greedy,
         regret=report.regret, edge_ms=report.edge_ms, cloud_ms=report.cloud_ms,
-        rework_ms=report.rework_ms, verify_ms=feedback.verify_ms, queue_ms=feedback.queue_ms,
+        rework_ms=report.rework_ms, verify_ms=report.verify_ms, queue_ms=report.queue_ms,
         energy_j=report.energy_j,
     )  # fmt: skip
 
@@ -245,7 +244,7 @@ class Controller:
         )  # fmt: skip
 
     def _judged(self, report: WindowReport) -> None:
-        session, incarnation = report.feedback.session, report.feedback.incarnation
+        session, incarnation = report.session, report.incarnation
         ended = self._ended.get(session)
         if ended is not None and incarnation <= ended.incarnation:
             self._judged_late(report, ended)
@@ -258,7 +257,9 @@ class Controller:
             )  # fmt: skip
             self._keep(known)
         self._trace(report, known)
-        control = self._policies(known.method).after(known.control, report)
+        control = known.control
+        if report.num_drafted:
+            control = self._policies(known.method).after(control, report)
         # Also without a change: a session that is reported about is not forgotten.
         now = replace(
             known, control=control, updated_at=time.time(),
@@ -272,6 +273,8 @@ class Controller:
         """The session is over; its client's next one still learns from it."""
         self._counters["late_messages"] += 1
         self._trace(report, ended)
+        if not report.num_drafted:
+            return
         control = self._policies(ended.method).after(ended.control, report)
         self._ended[ended.session] = replace(ended, control=control)
         self._carry(ended.client, control.history)

@@ -78,6 +78,8 @@ def _refused_at(windows: Sequence[WindowEntry], num_tokens: int) -> dict[int, in
 
 def why(window: WindowEntry, lossless: bool) -> str:
     """Feedback in words."""
+    if window.outcome == "own":
+        return "the target's own, without a draft"
     if not window.rollback:
         return "all accepted" if window.num_accepted == window.num_drafted else "the answer ended"
     if window.outcome == "prehit_rejected":

@@ -18,13 +18,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bus.store import DraftSpan, Rollback, TimelineEntry, WindowSpan
+from bus.store import DraftSpan, PassSpan, Rollback, TimelineEntry, WindowSpan
 from dashboard.charts import Trace, method_label
 
 EDGE_Y, LINK_Y, CLOUD_Y = 2.0, 1.0, 0.0
 """Heights of the lanes."""
 _HALF_LANE = 0.3
 _STANDS, _VAIN, _PASS, _ROLLBACK = "#3b82f6", "#f59e0b", "#10a37f", "#ef4444"
+_OWN = "#8b5cf6"
 _TEXT, _GRID, _RIM = "#7b818c", "rgba(123, 129, 140, 0.25)", "rgba(0, 0, 0, 0.3)"
 
 Span = tuple[float, float, str]
@@ -39,7 +40,7 @@ class Lanes:
         stands, vain: drafting, by whether the tokens were accepted.
         up, up_vain: windows on their way to the cloud; the latter came to nothing.
         down: feedback on their way back.
-        passes: of the target.
+        passes: of the target, over drafts; own: those without.
         prehits: (ms, text) of windows that the kept row rejected, without a pass.
         rollbacks: (ms, text).
     """
@@ -50,6 +51,7 @@ class Lanes:
     up_vain: tuple[Span, ...]
     down: tuple[Span, ...]
     passes: tuple[Span, ...]
+    own: tuple[Span, ...]
     prehits: tuple[tuple[float, str], ...]
     rollbacks: tuple[tuple[float, str], ...]
 
@@ -76,6 +78,11 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
             for w, left_ms in ends
             if w.pass_tokens
         ),
+        own=tuple(
+            (event.at_ms, event.end_ms, "the target writes a token by itself")
+            for event in entry.events
+            if isinstance(event, PassSpan)
+        ),
         prehits=tuple(
             (left_ms, f"{_window_text(w)}: first token rejected")
             for w, left_ms in ends
@@ -90,17 +97,18 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
 
 
 def _one_way_ms(window: WindowSpan) -> float:
-    """Half of what link and hand-overs took of a judged window's time."""
-    at_cloud_ms = window.queue_ms + window.verify_ms
-    return max(0.0, window.end_ms - window.at_ms - at_cloud_ms) / 2
+    """Half of the round trip, as far as the window was in flight so long."""
+    return min(window.rtt_ms, window.end_ms - window.at_ms) / 2
 
 
 def _window_text(window: WindowSpan) -> str:
-    return f"window {window.seq}, {window.num_tokens} tokens"
+    return f"window {window.number}, {window.num_tokens} tokens"
 
 
 def _verdict_text(window: WindowSpan) -> str:
-    return f"{_num_standing(window)} of {window.num_tokens} tokens of window {window.seq} accepted"
+    return (
+        f"{_num_standing(window)} of {window.num_tokens} tokens of window {window.number} accepted"
+    )
 
 
 def _num_standing(window: WindowSpan) -> int:
@@ -148,6 +156,7 @@ def timeline_figure(entry: TimelineEntry, source: str = "measured") -> go.Figure
         _ways("window that came to nothing", lanes.up_vain, down=True, colour=_VAIN),
         _ways("feedback on its way back", lanes.down, down=False, colour=_PASS),
         _bars("the target verifies: one pass", lanes.passes, CLOUD_Y, _PASS),
+        _bars("the target writes by itself", lanes.own, CLOUD_Y, _OWN),
         _marks("first token rejected, no pass", lanes.prehits, CLOUD_Y, "x-thin"),
         _marks("rollback", lanes.rollbacks, EDGE_Y + _HALF_LANE + 0.1, "triangle-down"),
     ]
@@ -156,7 +165,7 @@ def timeline_figure(entry: TimelineEntry, source: str = "measured") -> go.Figure
 
 
 def _title(entry: TimelineEntry, source: str) -> str:
-    ends = [event.end_ms for event in entry.events if isinstance(event, WindowSpan)]
+    ends = [event.end_ms for event in entry.events if isinstance(event, WindowSpan | PassSpan)]
     seconds = max(ends, default=0.0) / 1e3
     return f"One answer with {method_label(entry.method)}, {seconds:.1f} s ({source})"
 

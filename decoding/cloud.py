@@ -170,16 +170,16 @@ def check_open(message: OpenSession, digest: str, limits: Limits) -> Fault | Non
     return None
 
 
-def check_reopen(state: CloudState, message: OpenSession) -> Fault | None:
-    """Why an open session cannot be opened again so, or None; for the sender, who may not be the
-    session's edge any more."""
-    if message.incarnation >= state.incarnation:
+def check_reopen(incarnation: int, message: OpenSession) -> Fault | None:
+    """Why a session of which `incarnation` is open cannot be opened again so, or None; for the
+    sender, who may not be the session's edge any more."""
+    if message.incarnation >= incarnation:
         return None
     return refusal(
         message.session,
         FaultCode.STALE_INCARNATION,
-        f"incarnation {message.incarnation} is older than {state.incarnation}, which runs here: "
-        "another edge worker has taken the request over",
+        f"incarnation {message.incarnation} is older than {incarnation}, which runs here: another "
+        "edge worker has taken the request over",
     )
 
 

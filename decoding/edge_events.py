@@ -157,7 +157,7 @@ class WindowJudged(Struct, frozen=True):
         num_accepted: its leading tokens that stand; num_committed: tokens that this feedback
             commits because of it, the target's own included.
         length: of the text afterwards, prompt included.
-        verify_ms, queue_ms, pass_tokens: of the pass, in the first of a feedback; else 0.
+        verify_ms, queue_ms: of the pass; pass_tokens: the same in the first of a feedback, else 0.
         budget: tokens allowed in flight until this feedback; `in_flight`: how many there were.
         rtt_ms: the last round trip measured. at_ms: when the feedback came.
     """

@@ -135,8 +135,7 @@ def _fact(
         num_committed=0, rolled_back=False, length=length, threshold=0.0,
         window=state.control.window, credit=state.control.credit, budget=state.flow.budget,
         in_flight=len(state.drafted), draft_ms=0.0,
-        verify_ms=feedback.verify_ms if first else 0.0,
-        queue_ms=feedback.queue_ms if first else 0.0,
+        verify_ms=feedback.verify_ms, queue_ms=feedback.queue_ms,
         pass_tokens=feedback.pass_tokens if first else 0, rtt_ms=state.rtt_ms, at_ms=now_ms,
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ class Story:
             f"{at_ms - (self._began_ms or 0.0):.0f} ms  {_describe(event)}  "
             + (after if before == after else f"{before} → {after}".removeprefix(" → "))
             + (f"  [{', '.join(names)}]" if names else "")
-            for at_ms, event, names, before, after in self._events
+            for at_ms, event, names, before, after in tuple(self._events)  # another thread may add
         ]
 
 

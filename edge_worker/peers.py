@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import ConfigurationError, TokenizerMismatchError
 from bus.protocol.messages import Message
 from bus.store import Store, WorkerRecord
-from bus.transport.sockets import Listener, OnFailure, Outbox, Sockets
+from bus.transport.sockets import Listener, Outbox, Sockets
 
 log = logging.getLogger(__name__)
 
 SEEK_INTERVAL_S = 0.25
 
-Receive = Callable[[AnyMessage, int], None]
+Receive = Callable[["Peer", AnyMessage, int], None]
+Failed = Callable[["Peer", AnyMessage, Exception], None]
 
 
 class Peer:
@@ -41,12 +43,13 @@ class Peer:
         return self._outbox.send(message)
 
     def listen(
-        self, receive: Receive, failed: OnFailure, silenced: Callable[[Peer, str], None]
+        self, receive: Receive, failed: Failed, silenced: Callable[[Peer, str], None]
     ) -> None:
-        """Hand every message of this worker, and its size, to `receive`.
+        """Hand this worker, every message of it, and its size to `receive`.
 
         Args:
-            failed: called with a message that `receive` could not handle, and the reason.
+            failed: called with this worker, a message that `receive` could not handle, and the
+                reason.
             silenced: called with the reason if the listener itself fails.
         """
 
@@ -55,7 +58,9 @@ class Peer:
                 self.silenced = True
                 silenced(self, str(task.exception()))
 
-        self._task = asyncio.create_task(self._listener.deliver(receive, failed))
+        self._task = asyncio.create_task(
+            self._listener.deliver(partial(receive, self), partial(failed, self))
+        )
         self._task.add_done_callback(ended)
 
     def close(self) -> None:
@@ -79,7 +84,7 @@ class Peers:
         edge: str,
         digest: str,
         receive: Receive,
-        failed: OnFailure,
+        failed: Failed,
     ) -> None:
         self._store = store
         self._sockets = sockets

@@ -41,7 +41,7 @@ from decoding.edge_events import (
 from decoding.engine import Drafter
 from decoding.story import Story
 from edge_worker.memory import PathMemory
-from edge_worker.peers import Peers
+from edge_worker.peers import Peer, Peers
 from edge_worker.session import EdgeSession, SessionContext
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import spec_of
@@ -264,25 +264,38 @@ class EdgeWorker:
 
     # --- arriving ---------------------------------------------------------------------------
 
-    def _received(self, message: AnyMessage, size: int) -> None:
-        running = self._running.get(getattr(message, "session", ""))
-        if running is not None:
-            running.session.received(size)
-        self.on_message(message)
+    def _received(self, peer: Peer, message: AnyMessage, size: int) -> None:
+        running = self._addressed(peer, message)
+        if running is None:
+            return  # of a session that has ended, or another edge's
+        running.session.received(size)
+        self._hand_over(running.session, message)
 
-    def _unhandled(self, message: AnyMessage, error: Exception) -> None:
+    def _unhandled(self, peer: Peer, message: AnyMessage, error: Exception) -> None:
         """A message raised where it arrived: its session ends, saying why."""
-        running = self._running.get(getattr(message, "session", ""))
+        running = self._addressed(peer, message)
         if running is not None:
             why = f"a {type(message).__name__} could not be handled: {error}"
             running.session.handle(Ended(FinishReason.ERROR, why))
 
+    def _addressed(self, peer: Peer, message: AnyMessage) -> Running | None:
+        """Whose message of a cloud worker it is: by its handle there, or by the session's name."""
+        handle = message.handle if isinstance(message, Feedback | Fault) else None
+        if handle is None:
+            return self._running.get(getattr(message, "session", ""))
+        sessions = ((running, running.session) for running in self._running.values())
+        return next(
+            (running for running, s in sessions if s.peer is peer and s.handle_there == handle),
+            None,
+        )
+
     def on_message(self, message: Message) -> None:
-        """Hand a message of a cloud worker or the controller to its session."""
+        """Hand a message of the controller to its session."""
         running = self._running.get(getattr(message, "session", ""))
-        if running is None:
-            return  # of a session that has ended, or another edge's
-        session = running.session
+        if running is not None:
+            self._hand_over(running.session, message)
+
+    def _hand_over(self, session: EdgeSession, message: Message) -> None:
         match message:
             case SessionReady():
                 session.handle(Opened(message, now_ms()))
@@ -291,7 +304,8 @@ class EdgeWorker:
             case ControlUpdate():
                 session.handle(ControlArrived(message, now_ms()))
             case Fault():
-                log.warning("fault for %s: %s: %s", message.session, message.code, message.detail)
+                name = session.state.spec.session
+                log.warning("fault for %s: %s: %s", name, message.code, message.detail)
                 self._counters["faults"] += 1
                 session.handle(FaultArrived(message, now_ms()))
             case _:

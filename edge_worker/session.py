@@ -98,8 +98,9 @@ class EdgeSession:
         self._turns = context.thread.turns(self._failed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._crop_to: int | None = None
-        self._piece: Piece | None = None
-        self._kept: tuple[bool, ...] = ()
+        self._pieces: list[Piece] = []
+        self._committed: Commit | None = None  # what of the latest is not in a piece yet,
+        self._texts: list[str] = []  # and the text of each of its tokens
         self._cache: Any = None
         self._turn = next(context.turns)
         self._asked: list[Peer] = []  # full ones, which keep a place in their row for us
@@ -136,12 +137,12 @@ class EdgeSession:
             self._failed(error)
 
     def _advance(self, event: Event) -> None:
-        before = self.state.phase
+        before = self.state.stage
         self.state, effects = edge.step(self.state, event)
-        after = self.state.phase
-        self.story.told(now_ms(), event, effects, before.value, after.value)
+        after = self.state.stage
+        self.story.told(now_ms(), event, effects, before.name, after.name)
         self._run(effects)
-        if before is not after is edge.Phase.RUNNING:
+        if isinstance(after, edge.Running) and not isinstance(before, edge.Running):
             self._leave_rows()
 
     def _log_story(self, why: str) -> None:
@@ -156,7 +157,13 @@ class EdgeSession:
 
     @property
     def finished(self) -> bool:
-        return self.state.phase is edge.Phase.FINISHED
+        return isinstance(self.state.stage, edge.Finished)
+
+    @property
+    def handle_there(self) -> int | None:
+        """By which the cloud worker knows this session; None where it does not."""
+        stage = self.state.stage
+        return stage.handle if isinstance(stage, edge.Running) else None
 
     def close(self) -> None:
         """Stop drafting and waiting; a window that is being drafted ends at its next token. The
@@ -213,7 +220,7 @@ class EdgeSession:
             self._failed(error)
 
     def _tell(self, effects: list[Commit | WindowJudged | Finish]) -> None:
-        """Hand what one step has decided to the writer, as one piece."""
+        """Hand what one step has decided to the writer, a piece for each window."""
         over = self._answer.stopped  # what was judged after a stop string is not the user's
         for effect in effects:
             match effect:
@@ -225,7 +232,7 @@ class EdgeSession:
                     self._finish(FinishReason.STOP if self._answer.stopped else reason, error)
                 case _:
                     pass
-        self._write_piece()
+        self._write_pieces()
         if self._answer.stopped and not self.finished:
             self.handle(StopMatched(self._answer.num_tokens))
 
@@ -233,26 +240,39 @@ class EdgeSession:
         """Turn tokens into text, no further than a stop string."""
         texts = self._answer.push_each(effect.tokens)
         kept = len(texts)
-        self._kept = effect.accepted[:kept]
         self._meter.committed(kept, None if self.peer is None else self.peer.record)
-        self._piece = Piece(
-            effect.start, effect.tokens[:kept], effect.accepted[:kept], "".join(texts),
-            tuple(map(len, texts)), probe=self._meter.probe,
-        )  # fmt: skip
+        self._committed = replace(
+            effect, tokens=effect.tokens[:kept], accepted=effect.accepted[:kept]
+        )
+        self._texts = texts
 
     def _judged(self, effect: WindowJudged) -> None:
-        assert self._piece is not None
-        effect = within(effect, self._kept)
+        """What a window has brought, of the text just committed."""
+        effect = within(effect, len(self._texts))
+        count, committed, texts = effect.num_committed, self._committed, self._texts
+        if committed is None or not count:
+            return  # a stop string came before it
         self._meter.judged(effect)
-        self._piece = self._piece.with_entry(self._meter.entry(effect, self.peer))
+        self._pieces.append(
+            Piece(
+                committed.start, committed.tokens[:count], committed.accepted[:count],
+                "".join(texts[:count]), tuple(map(len, texts[:count])),
+                self._meter.entry(effect, self.peer), self._meter.probe,
+            )
+        )  # fmt: skip
+        self._committed = replace(
+            committed, start=committed.start + count, tokens=committed.tokens[count:],
+            accepted=committed.accepted[count:],
+        )  # fmt: skip
+        self._texts = texts[count:]
 
     def _finish(self, reason: FinishReason, error: str) -> None:
         rest = "" if self._answer.stopped else self._answer.flush()
-        if self._piece is not None:
-            self._piece = self._piece.with_text(rest)
+        if self._pieces:
+            self._pieces[-1] = self._pieces[-1].with_text(rest)
         elif rest:
-            self._piece = Piece(self._answer.num_tokens, (), (), rest)
-        self._write_piece()
+            self._pieces.append(Piece(self._answer.num_tokens, (), (), rest))
+        self._write_pieces()
         entries: list[TelemetryEntry] = [self._meter.closing(reason)]
         if self._context.timelines:
             entries.append(self._meter.timeline_entry())
@@ -261,9 +281,9 @@ class EdgeSession:
             spec, cloud = self.state.spec, self.peer.record.worker_id
             self._context.memory.keep(cloud, spec.method.name, self.state.measures)
 
-    def _write_piece(self) -> None:
-        piece, self._piece = self._piece, None
-        if piece is not None:
+    def _write_pieces(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        for piece in pieces:
             self._writer.put(piece)
 
     def _send(self, message: Message) -> None:
@@ -382,7 +402,7 @@ class EdgeSession:
         self._crop(crop_to)
         window = self._context.drafter.draft(
             self._cache, feed, effect.count, self.state.eos,
-            stop=lambda: self.state.job != effect.job or not self.state.drafting,
+            stop=lambda: self.state.job is None or self.state.job.number != effect.job,
         )  # fmt: skip
         return replace(window, draft_ms=now_ms() - began_ms)
 

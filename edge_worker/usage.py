@@ -25,18 +25,14 @@ class FirstPass:
 
     def __init__(self) -> None:
         self.num_tokens = 0
-        self._lasts = True
         self._end_ms: float | None = None
         self._last_ms = 0.0
 
     def judged(self, effect: WindowJudged) -> None:
-        """Feedback: windows that shared the first pass follow it without one of their own."""
-        feedback = effect.feedback
+        """What a feedback says of one window; the first pass is that of the first feedback."""
         if self._end_ms is None:
             self._end_ms = effect.at_ms
-        elif feedback.pass_tokens or feedback.outcome is Outcome.PREHIT_REJECTED:
-            self._lasts = False
-        if self._lasts:
+        if effect.at_ms == self._end_ms:
             self.num_tokens += effect.num_committed
         self._last_ms = effect.at_ms
 
@@ -46,17 +42,19 @@ class FirstPass:
         return 0.0 if self._end_ms is None else (self._last_ms - self._end_ms) / 1e3
 
 
-def within(effect: WindowJudged, kept: Sequence[bool]) -> WindowJudged:
-    """Feedback restricted to the tokens that became part of the answer: a stop string may end it in
-    the middle of an accepted window, and tokens after it are not counted.
+def within(effect: WindowJudged, num_kept: int) -> WindowJudged:
+    """Facts of a window restricted to the tokens that became part of the answer: a stop string may
+    end it in the middle of what a feedback commits, and tokens after it are not counted.
 
     Args:
-        kept: of the tokens that stay, whether each was drafted.
+        num_kept: tokens that stay, of those that are committed because of the window.
     """
-    feedback = effect.feedback
-    accepted = min(feedback.num_accepted, sum(kept))
+    lost = effect.num_committed - min(num_kept, effect.num_committed)
+    after = effect.num_committed - effect.num_accepted  # the target's own, lost first
     return replace(
-        effect, num_committed=len(kept), feedback=replace(feedback, num_accepted=accepted)
+        effect,
+        num_committed=effect.num_committed - lost,
+        num_accepted=effect.num_accepted - max(0, lost - max(0, after)),
     )
 
 
@@ -81,6 +79,7 @@ class UsageMeter:
         self._windows = 0
         self._rollbacks = 0
         self._passes = 0
+        self._own_passes = 0
         self._prehit_rejections = 0
         self._first_pass = FirstPass()
         self._written_tokens = 0
@@ -117,20 +116,19 @@ class UsageMeter:
         self.timeline.sent(message, now_ms())
 
     def judged(self, effect: WindowJudged) -> None:
-        """Count a window's feedback."""
-        feedback = effect.feedback
+        """Count what a feedback says of a window, or of a pass without one."""
         self.timeline.judged(effect)
         self._first_pass.judged(effect)
-        self._passes += feedback.pass_tokens > 0
-        self._prehit_rejections += feedback.outcome is Outcome.PREHIT_REJECTED
-        self._windows += 1
+        self._passes += effect.pass_tokens > 0
+        self._own_passes += effect.pass_tokens > 0 and not effect.num_drafted
+        self._prehit_rejections += effect.outcome is Outcome.PREHIT_REJECTED
+        self._windows += effect.num_drafted > 0
         self._drafted_tokens += effect.num_drafted
-        self._accepted_tokens += effect.feedback.num_accepted
+        self._accepted_tokens += effect.num_accepted
         self._rollbacks += effect.rolled_back
 
     def entry(self, effect: WindowJudged, peer: Peer | None) -> WindowEntry:
         """The telemetry entry of one judged window; its bytes are those since the last entry."""
-        feedback = effect.feedback
         bytes_up = self.bytes_up - self._bytes_told[0]
         bytes_down = self.bytes_down - self._bytes_told[1]
         self._bytes_told = (self.bytes_up, self.bytes_down)
@@ -143,19 +141,19 @@ class UsageMeter:
             edge=self._spec.edge,
             cloud=self._cloud,
             method=self._spec.method.name,
-            epoch=feedback.epoch,
-            seq=feedback.seq,
-            outcome=Outcome(feedback.outcome).value,
+            incarnation=effect.incarnation,
+            number=effect.number,
+            outcome=effect.outcome.value,
             num_drafted=effect.num_drafted,
-            num_accepted=feedback.num_accepted,
+            num_accepted=effect.num_accepted,
             num_committed=effect.num_committed,
             rollback=effect.rolled_back,
-            threshold=feedback.threshold,
+            threshold=effect.threshold,
             window=effect.window,
             credit=effect.credit,
             draft_ms=effect.draft_ms,
-            verify_ms=feedback.verify_ms,
-            queue_ms=feedback.queue_ms,
+            verify_ms=effect.verify_ms,
+            queue_ms=effect.queue_ms,
             rtt_ms=effect.rtt_ms,
             bytes_up=bytes_up,
             bytes_down=bytes_down,
@@ -184,7 +182,8 @@ class UsageMeter:
             lossless=self._spec.method.lossless,
             wasted_tokens=max(0, self._written_tokens - self._accepted_tokens),
             passes=self._passes,
-            passes_saved=self._windows - self._passes,
+            own_passes=self._own_passes,
+            passes_saved=max(0, self._windows - (self._passes - self._own_passes)),
             prehit_rejections=self._prehit_rejections,
             edge_idle=shares.edge_idle,
             cloud_idle=shares.cloud_idle,

@@ -38,9 +38,6 @@ class Piece:
     entry: WindowEntry | None = None
     probe: str = ""
 
-    def with_entry(self, entry: WindowEntry) -> Piece:
-        return replace(self, entry=entry)
-
     def with_text(self, text: str) -> Piece:
         return replace(self, text=self.text + text)
 
@@ -63,7 +60,8 @@ class ResultWriter:
     def put(self, piece: Piece) -> None:
         """Write `piece` after all that was put before."""
         self._put.append(piece)
-        self._writes.put_nowait(partial(self._append, piece))
+        due_s = asyncio.get_running_loop().time() + DELAY_S
+        self._writes.put_nowait(partial(self._append, piece, due_s))
 
     def end(self, reason: FinishReason, error: str, usage: Usage, *entries: TelemetryEntry) -> None:
         """End the answer after all that was put before, and add `entries` to telemetry. A second
@@ -95,9 +93,9 @@ class ResultWriter:
             log.warning("%s", error)
             self._lost()
 
-    async def _append(self, piece: Piece) -> None:
+    async def _append(self, piece: Piece, due_s: float) -> None:
         """Write one piece; a Redis restored from an older copy gets what it has lost first."""
-        await asyncio.sleep(DELAY_S)
+        await asyncio.sleep(max(0.0, due_s - asyncio.get_running_loop().time()))
         try:
             await self._append_one(piece)
         except ResultGapError as gap:

@@ -273,7 +273,11 @@ class MeasuredSetting:
         told = await told_of(
             self._store, answer.session, self._telemetry_read, _REPORTS_S, with_timeline=True
         )
-        heard = [r for w in told.windows if (r := told.reports.get((w.epoch, w.seq))) is not None]
+        heard = [
+            r
+            for w in told.windows
+            if (r := told.reports.get((w.incarnation, w.number))) is not None
+        ]
         return WindowRow(
             key=self._setting.key(name, question), windows=told.windows,
             expected=tuple(r.expected_accepted / max(r.num_drafted, 1) for r in heard),

@@ -33,7 +33,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     `drafted_tokens` are those in judged windows, `acceptance` is accepted ÷ drafted.
     `wasted_tokens` were drafted and not accepted, be it that nobody judged them. `passes` are
-    target passes; a window that failed at pre-hit or shared a pass is one of `passes_saved`.
+    target passes, of which the target ran `own_passes` by itself, without a draft; a window that
+    failed at pre-hit, shared a pass or was overtaken is one of `passes_saved`.
     `decode_tokens` came in `decode_seconds`, from the feedback of the first pass on to the last:
     a speed of decoding that neither prefill nor what was drafted during it touches. `edge_idle`,
     `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
@@ -59,6 +60,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     lossless: bool = True
     wasted_tokens: Count = 0
     passes: Count = 0
+    own_passes: Count = 0
     passes_saved: Count = 0
     prehit_rejections: Count = 0
     edge_idle: float = 0.0

@@ -56,10 +56,13 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
-    """One window and its feedback. `outcome` is a `bus.protocol.messages.Outcome` value."""
+    """One window and its feedback; or, of outcome `own` and number 0, text without a window.
 
-    epoch: int
-    seq: int
+    `outcome` is a `bus.protocol.messages.Outcome` value.
+    """
+
+    incarnation: int
+    number: int
     outcome: str
     num_drafted: int
     num_accepted: int
@@ -98,12 +101,12 @@ class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
     """A window was in flight, from its first sending to its feedback.
 
     `outcome` is a `bus.protocol.messages.Outcome` value, or `dropped` where an earlier window's
-    rejection made it void. `pass_tokens` is above 0 where a target pass began with it.
+    rejection made it void. `pass_tokens` is above 0 where a target pass began with it; `rtt_ms` is
+    the round trip as it was last measured.
     """
 
     at_ms: float
-    epoch: int
-    seq: int
+    number: int
     start: int
     num_tokens: int
     end_ms: float = 0.0
@@ -112,6 +115,15 @@ class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
     verify_ms: float = 0.0
     queue_ms: float = 0.0
     pass_tokens: int = 0
+    rtt_ms: float = 0.0
+
+
+class PassSpan(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
+    """The target wrote by itself; placed in time as if its feedback took half a round trip."""
+
+    at_ms: float
+    end_ms: float
+    num_tokens: int
 
 
 class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):
@@ -121,7 +133,7 @@ class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):
     length: int
 
 
-TimelineEvent = DraftSpan | WindowSpan | Rollback
+TimelineEvent = DraftSpan | WindowSpan | PassSpan | Rollback
 
 
 class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):
@@ -139,12 +151,12 @@ class ReportEntry(_Entry, frozen=True, kw_only=True, tag="report"):
     empty.
     """
 
-    epoch: int
-    seq: int
+    incarnation: int
+    number: int
     outcome: str
     num_drafted: int
     num_accepted: int
-    has_next: bool
+    num_own: int
     threshold: float
     credit: float
     credit_delta: float
