@@ -128,7 +128,8 @@ def begin(
             tokens=spec.prompt + committed,
             text_hash=text_hash,
             draft_hash=text_hash,
-        )
+        ),
+        0.0,
     )
     return state, (SeekPeer("new session"),)
 
@@ -146,7 +147,7 @@ def step(state: EdgeState, event: Event) -> Step:
             if not isinstance(state.stage, Seeking):
                 raise ImpossibleEventError(f"a worker was found in stage {state.stage.name}")
             if measures is not None and not state.measures.known:
-                state = with_flow(replace(state, measures=measures))
+                state = with_flow(replace(state, measures=measures), now_ms)
             state = replace(state, eos=eos)
             reason = state.end_reached()  # a session taken over may have been at its end
             return _open(state, now_ms) if reason is None else _finish(state, reason)
@@ -158,7 +159,7 @@ def step(state: EdgeState, event: Event) -> Step:
             return _feedback(state, message, now_ms)
         case ControlArrived(message, now_ms):
             control = state.control.updated(message, now_ms)
-            return with_flow(replace(state, control=control)), ()
+            return with_flow(replace(state, control=control), now_ms), ()
         case FaultArrived(message, now_ms):
             return _fault(state, message, now_ms)
         case Tick(now_ms):
@@ -352,7 +353,7 @@ def _extended(state: EdgeState, feedback: Feedback, new: tuple[int, ...], now_ms
     if (reason := state.end_reached()) is not None:
         state, more = _finish(state, reason)
         return state, effects + more
-    state, more = _draft_more(with_flow(state), now_ms)
+    state, more = _draft_more(with_flow(state, now_ms), now_ms)
     state, acks = _acknowledge(state, now_ms)
     return state, effects + more + acks
 

@@ -15,16 +15,27 @@ MAX_FEED = 2
 """Tokens a draft job may run before its first own one and still be a measure of a step."""
 
 
-def with_flow(state: EdgeState) -> EdgeState:
-    """`state` with what its pace wants to keep in flight."""
-    pace = state.spec.method.pace
+def with_flow(state: EdgeState, now_ms: float) -> EdgeState:
+    """`state` with what its pace wants to keep in flight.
+
+    After a time without drafts, what was known of acceptance counts for little.
+    """
+    pace, idle_ms = state.spec.method.pace, state.idle_since_ms
     view = PaceView(
         window=state.control.window,
         ahead=not state.flow.awaits,
         growth=state.growth,
         forecast=forecast(state.measures) if pace.forecasts else None,
+        idle_ms=0.0 if idle_ms is None else now_ms - idle_ms,
     )
-    return replace(state, flow=pace.flow(view))
+    flow = pace.flow(view)
+    if not flow.message:
+        return replace(state, flow=flow, idle_since_ms=now_ms if idle_ms is None else idle_ms)
+    if idle_ms is not None:
+        acceptance = state.measures.acceptance.recalled()
+        measures = replace(state.measures, acceptance=acceptance)
+        state = replace(state, measures=measures, idle_since_ms=None)
+    return replace(state, flow=flow)
 
 
 def draft_measured(state: EdgeState, job: Job, event: Drafted) -> EdgeState:

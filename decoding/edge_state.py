@@ -172,6 +172,7 @@ class EdgeState(Struct, frozen=True):
         last_number: of the newest window or acknowledgement; sent: the latest of them and when they
             went, by which round trips are measured.
         flow: what the pace wants in flight, by `growth` = Π(1 + η_j) and `measures`.
+        idle_since_ms: since when the flow is nothing at all.
         last_incarnation: the last one this owner may use. unused: the present one was refused
             before any window went out under it.
         setbacks: times the session had to be opened again, failures: times a cloud worker failed,
@@ -195,6 +196,7 @@ class EdgeState(Struct, frozen=True):
     sent: tuple[tuple[int, float], ...] = ()
     flow: Flow = Flow(message=0, budget=0, awaits=True)
     growth: float = 1.0
+    idle_since_ms: float | None = None
     measures: Measures = Measures()
     rtt_ms: float = 0.0
     last_incarnation: int = MAX_INCARNATION

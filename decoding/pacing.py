@@ -18,6 +18,14 @@ without one (pre-hit). A draft too slow for that has each message run as it come
     G(m) = N  ÷  (m·c + g + R + q + t(m + 1) + t(s)·a^(m+1)/(1 − a^s')),  or where that is less
            N  ÷  ((m·c + g)/(1 − a^m) + R + q + t(m + 1))
 
+A target that runs on by itself writes a token a pass, t(1), from each rejection on, until the draft,
+which hears of it a round trip later, has overtaken it after x tokens; from there on a token takes
+what the draft takes. Of drafts that reach so far, a^x are still right. A token then takes
+
+    T = t(1)·(1 − a^x) + (max(c + g/m, β) + β·s·(1 − a))·a^x     x = ½ + (R + q + g)/(t(1) − c − g/m)
+
+against t(1) of the target alone, with what passes take while nothing is drafted.
+
 All of this is this project's choice [ours]; the ceiling of a single chain, N tokens per
 N·c + R + t(1), is what both fall short of. `e2sci bench simulate` shows how near G comes to what
 the state machines then do.
@@ -55,6 +63,8 @@ one alone [ours]: both forget within some 40 passes."""
 RUN_SHARE = 0.5
 """Of the tokens far ahead, how many are run at all [ours]: in simulation 0.3 to 0.5 are alike, and
 1 costs 2 % of the goodput."""
+LEAST_ALONE = 3.0
+"""Passes beside which nothing was drafted, before their time is believed [ours]."""
 LEAST_CHANCE = 1e-3
 """Tokens accepted less probably are never drafted, even where verifying them is free [ours]."""
 ETA_GAIN = 1 / 8
@@ -232,6 +242,8 @@ class Forecast(Struct, frozen=True):
         message: m of the fastest drafting ahead, `ahead` its goodput.
         bdp: tokens drafted in one round trip, wait and verification, the bandwidth-delay product.
         useful: the last token ahead that is worth verifying, see `useful_ahead`.
+        drafting_ms, alone_ms: what a token takes of a target that runs on, with drafts and without;
+            the second None before passes without drafts have been measured.
     """
 
     window: int
@@ -240,6 +252,8 @@ class Forecast(Struct, frozen=True):
     ahead: float
     bdp: float
     useful: int
+    drafting_ms: float
+    alone_ms: float | None
 
 
 class _Line(Struct, frozen=True):
@@ -289,7 +303,20 @@ def forecast(measures: Measures) -> Forecast | None:
         ahead=best.goodput,
         bdp=(measures.path_ms + at_cloud_ms) / (ahead.step_ms + gap_ms / best.message),
         useful=best.useful,
+        drafting_ms=running_on_ms(best, a, ahead, away_ms, gap_ms),
+        alone_ms=alone.pass_ms(1) if measures.alone.passes.weight >= LEAST_ALONE else None,
     )
+
+
+def running_on_ms(plan: AheadPlan, a: float, costs: _Line, away_ms: float, gap_ms: float) -> float:
+    """T, see the module's text: a token of a target that runs on while drafts come."""
+    own_ms, draft_ms = costs.pass_ms(1), costs.step_ms + gap_ms / plan.message
+    if draft_ms >= own_ms:
+        return own_ms  # it never overtakes
+    overtaking = 0.5 + (away_ms + gap_ms) / (own_ms - draft_ms)
+    reach: float = a**overtaking
+    led_ms = max(draft_ms, costs.per_token_ms) + costs.per_token_ms * plan.waiting * (1.0 - a)
+    return own_ms * (1.0 - reach) + led_ms * reach
 
 
 def lockstep_goodput(window: int, a: float, costs: _Line, away_ms: float, gap_ms: float) -> float:

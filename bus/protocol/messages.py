@@ -69,8 +69,8 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 class Outcome(StrEnum):
     """What became of a window, or of a pass without one.
 
-    `PREHIT_REJECTED`: rejected although none of its tokens was run. `OWN`: the target has written by
-    itself.
+    `PREHIT_REJECTED`: rejected although none of its tokens was run. `OWN`: the target has written
+    by itself.
     """
 
     ACCEPTED = "accepted"
@@ -148,7 +148,8 @@ class DraftRows(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token
     (docs/invariants.md, Sample from what is sent) in canonical order, probability falling and then
-    id rising: both ends must add up and draw in the same order, and the edge has sorted them anyway.
+    id rising: both ends must add up and draw in the same order, and the edge has sorted them
+    anyway.
     """
 
     q_ids: bytes  # i32[W, K], K ≥ 1

@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from math import log
 
-from decoding.methods import e2sci, fsd, plc, plc_literal, sd
+from decoding.methods import auto, e2sci, fsd, plc, plc_literal, sd
 from decoding.methods.base import Method
 from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
@@ -21,7 +21,7 @@ __all__ = ["Method", "find", "names"]
 _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD, *e2sci.METHODS,
+        auto.METHOD, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD, *e2sci.METHODS,
     )
 }  # fmt: skip
 

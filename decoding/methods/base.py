@@ -86,19 +86,21 @@ class PaceView(Struct, frozen=True):
         ahead: whether it was not lockstep the last time.
         growth: Π(1 + η_j) since the last rollback (`decoding.pacing.eta`).
         forecast: None before everything it needs has been measured.
+        idle_ms: how long nothing has been drafted.
     """
 
     window: int
     ahead: bool
     growth: float
     forecast: Forecast | None
+    idle_ms: float = 0.0
 
 
 class Flow(Struct, frozen=True):
     """How tokens flow to the cloud from now on.
 
     Attributes:
-        message: tokens a window.
+        message: tokens a window; 0: nothing is drafted.
         budget: most tokens drafted and not judged yet, those being drafted included.
         awaits: lockstep: nothing is drafted after a window before its feedback.
     """

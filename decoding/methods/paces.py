@@ -11,6 +11,12 @@ factor by which BBR's window exceeds its own, for delays that vary."""
 STAY_AHEAD = 1.1
 """How much faster lockstep must be predicted before a full pipeline is drained for it [ours]."""
 
+LEAST_GAIN = 1.03
+"""How much faster drafting must be predicted before anything is drafted [ours]."""
+PROBE, PROBE_MS = 4, 2000.0
+"""Where it does not pay, so many tokens are drafted after so long without any [ours]."""
+NOTHING = Flow(message=0, budget=0, awaits=False)
+
 
 class Lockstep:
     """One window in flight, after which the target's own token follows as a bonus.
@@ -60,6 +66,30 @@ class Ahead:
 def _budget(forecast: Forecast, growth: float) -> int:
     room = min(max(growth, MIN_ROOM), MAX_ROOM) * forecast.bdp
     return max(forecast.message + 1, min(round(room), forecast.useful))
+
+
+class WherePaying:
+    """For a target that runs on by itself: as `Ahead`, where that is predicted to be faster than
+    nothing at all.
+
+    What the target takes alone is measured first, by not drafting for a few passes. Where drafts do
+    not pay, a window is drafted now and then all the same, to see whether that has changed.
+    """
+
+    name = "auto"
+    forecasts = True
+
+    def flow(self, view: PaceView) -> Flow:
+        forecast = view.forecast
+        if forecast is None:
+            return Flow(view.window, view.window, awaits=False)
+        if forecast.alone_ms is None:
+            return NOTHING
+        if forecast.drafting_ms * LEAST_GAIN <= forecast.alone_ms:
+            return Flow(forecast.message, _budget(forecast, view.growth), awaits=False)
+        if view.idle_ms >= PROBE_MS:
+            return Flow(PROBE, PROBE, awaits=False)
+        return NOTHING
 
 
 class AheadLiterally:

@@ -1,0 +1,16 @@
+"""`auto`: exact, and never slower than the target alone: it drafts where that is predicted to pay."""
+
+from __future__ import annotations
+
+from decoding.methods.base import Control, Method
+from decoding.methods.exact import ExactRule
+from decoding.methods.paces import WherePaying
+
+METHOD = Method(
+    name="auto",
+    summary="exact; the target never waits, drafts where that pays (lossless)",
+    acceptance=ExactRule(),
+    pace=WherePaying(),
+    control=Control.FIXED,
+    runs_on=True,
+)
