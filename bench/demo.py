@@ -28,7 +28,7 @@ EXACT_PROMPTS = (
     "Why is the sky blue? Answer in two sentences.",
     "Write a Python function that returns the n-th Fibonacci number.",
 )
-"""Answered by the default method, `sd`."""
+"""Answered by the default method, `auto`."""
 CREDIT_PROMPT = "Tom has 5 apples and buys 7 more, then gives away 4. How many are left?"
 CREDIT_METHOD = "e2sci"
 MAX_NEW_TOKENS = 64

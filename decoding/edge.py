@@ -241,7 +241,7 @@ def _draft_more(state: EdgeState, now_ms: float) -> Step:
     if state.in_flight and flow.awaits:
         return state, ()
     room = min(flow.budget, state.num_remaining) - len(state.drafted)
-    count = min(flow.message, room)
+    count = min(flow.message, room, state.spec.draft_context - len(state.text))
     if count <= 0 or (state.drafted and state.drafted[-1] in state.eos):
         return state, ()
     text, number = state.text, state.last_job + 1

@@ -69,7 +69,8 @@ class SessionSpec(Struct, frozen=True):
     Attributes:
         prompt: token ids, at least one.
         tokenizer_digest: both ends must agree on it.
-        drafts: whether there is anything to draft with.
+        drafts: whether there is anything to draft with. draft_context: how much text that holds;
+            beyond, the target goes on by itself.
     """
 
     session: str
@@ -81,6 +82,7 @@ class SessionSpec(Struct, frozen=True):
     max_new_tokens: int
     tokenizer_digest: str
     drafts: bool = True
+    draft_context: int = 2**31 - 1
 
 
 class Control(Struct, frozen=True):

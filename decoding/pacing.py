@@ -22,7 +22,8 @@ A target that runs on by itself writes a token a pass, t(1), from each rejection
 which hears of it a round trip later, has overtaken it after x tokens; from there on a token takes
 what the draft takes. Of drafts that reach so far, a^x are still right. A token then takes
 
-    T = t(1)·(1 − a^x) + (max(c + g/m, β) + β·s·(1 − a))·a^x     x = ½ + (R + q + g)/(t(1) − c − g/m)
+    T = t(1)·(1 − a^x) + (max(c + g/m, β) + β·s·(1 − a))·a^x
+    x = ½ + (R + q + g)/(t(1) − c − g/m)
 
 against t(1) of the target alone, with what passes take while nothing is drafted.
 

@@ -44,7 +44,7 @@ from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
 from edge_worker.session import EdgeSession, SessionContext
 from edge_worker.settings import EdgeSettings
-from edge_worker.specs import spec_of
+from edge_worker.specs import EdgeModel, spec_of
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
@@ -54,6 +54,7 @@ from engines.thread import ModelThread, now_ms
 from engines.torch.drafter import ModelDrafter
 from engines.torch.oracle import OracleDraft
 from engines.torch.prefixes import PrefixCache
+from engines.torch.thin import NoDrafter
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,10 @@ async def serve(settings: EdgeSettings) -> None:
         thread.close()
 
 
-def _load(settings: EdgeSettings) -> ModelDrafter:
+def _load(settings: EdgeSettings) -> EdgeModel:
     spec, dtype, device = settings.draft, settings.dtype, settings.device
+    if settings.drafter is DrafterKind.NONE and settings.oracle is None:
+        return NoDrafter.load(spec)
     model: ModelDrafter
     if settings.oracle is None:
         model = ModelDrafter.load(spec, dtype, device, settings.num_sparse)
@@ -110,7 +113,7 @@ def _load(settings: EdgeSettings) -> ModelDrafter:
     return model
 
 
-def _drafter(settings: EdgeSettings, model: ModelDrafter) -> Drafter[Any]:
+def _drafter(settings: EdgeSettings, model: EdgeModel) -> Drafter[Any]:
     """Who drafts: an oracle stands alone."""
     kind = DrafterKind.MODEL if settings.oracle else settings.drafter
     return drafter_of(kind, model)
@@ -133,7 +136,7 @@ class EdgeWorker:
     def __init__(
         self,
         settings: EdgeSettings,
-        model: ModelDrafter,
+        model: EdgeModel,
         thread: ModelThread,
         sockets: Sockets,
         store: Store,
@@ -222,7 +225,10 @@ class EdgeWorker:
         request = claim.request
         if request is None:
             raise RequestError(claim.problem or "it cannot be read")
-        spec = await self._aside(len(request.prompt), spec_of, request, self._model, self.name)
+        drafts = not isinstance(self._model, NoDrafter)
+        spec = await self._aside(
+            len(request.prompt), spec_of, request, self._model, self.name, drafts
+        )
         answer = AnswerText(self._model.tokenizer, request.stop)
         streamed = claim.streamed_tokens
         await self._aside(len(streamed), answer.push, streamed)

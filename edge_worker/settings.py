@@ -32,7 +32,8 @@ class EdgeSettings(WorkerSettings):
     drafter: DrafterKind = Field(
         DrafterKind.LOOKUP_MODEL,
         description="Who drafts: 'model', 'lookup' (repeats what followed the same words earlier "
-        "in prompt and answer; costs nothing), or 'lookup+model' (lookup where it has something).",
+        "in prompt and answer; costs nothing), 'lookup+model' (lookup where it has something), or "
+        "'none' (a thin client: no model is loaded, the target writes by itself).",
     )
     oracle: Path | None = Field(
         None,

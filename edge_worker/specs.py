@@ -9,10 +9,20 @@ from decoding.edge_state import SessionSpec
 from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
+from engines.torch.thin import NoDrafter
+
+EdgeModel = ModelDrafter | NoDrafter
 
 
-def spec_of(request: GenerationRequest, model: ModelDrafter, edge: str) -> SessionSpec:
+def spec_of(
+    request: GenerationRequest, model: EdgeModel, edge: str, drafts: bool = True
+) -> SessionSpec:
     """Check the request against what the edge's model can do.
+
+    Where the target writes on by itself, what the draft cannot hold is left to it.
+
+    Args:
+        drafts: whether the edge has anything to draft with.
 
     Raises:
         RequestError: the text says what is wrong and what to do.
@@ -23,11 +33,17 @@ def spec_of(request: GenerationRequest, model: ModelDrafter, edge: str) -> Sessi
         raise RequestError(f"unknown method {request.method!r}; known methods: {offered}")
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
-    if total > model.context_length:
+    if not method.runs_on and not drafts:
+        raise RequestError(
+            f"method {method.name!r} needs a draft and this edge has none (drafter 'none'); use "
+            "auto"
+        )
+    if not method.runs_on and total > model.context_length:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens and max_new_tokens is "
-            f"{request.max_new_tokens}: {total} together, the model's context holds "
-            f"{model.context_length}. Shorten the prompt or ask for fewer tokens"
+            f"{request.max_new_tokens}: {total} together, the context of the draft {model.name} "
+            f"holds {model.context_length}. Shorten the prompt, ask for fewer tokens, or use auto, "
+            "with which the target goes on by itself"
         )
     return SessionSpec(
         session=session_id(request.id),
@@ -40,4 +56,6 @@ def spec_of(request: GenerationRequest, model: ModelDrafter, edge: str) -> Sessi
         ),
         max_new_tokens=request.max_new_tokens,
         tokenizer_digest=model.tokenizer_digest,
+        drafts=drafts,
+        draft_context=model.context_length,
     )

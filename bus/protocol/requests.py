@@ -173,7 +173,7 @@ class GenerationRequest(BaseModel):
 
     id: _Identifier
     prompt: Annotated[str, AfterValidator(_prompt)]
-    method: _Identifier = "sd"
+    method: _Identifier = "auto"
     max_new_tokens: Annotated[_Whole, _within(1, MAX_TOKENS)] = 256
     temperature: Annotated[_Real, AfterValidator(_temperature)] = 0.0
     top_p: Annotated[_Real, AfterValidator(_share)] = 1.0
