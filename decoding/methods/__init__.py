@@ -21,7 +21,8 @@ __all__ = ["Method", "find", "names"]
 _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        auto.METHOD, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD, *e2sci.METHODS,
+        auto.METHOD, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
+        *e2sci.METHODS,
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`auto`: exact, and never slower than the target alone: it drafts where that is predicted to pay."""
+"""`auto`: exact; it drafts where that is predicted to be faster than the target alone."""
 
 from __future__ import annotations
 
