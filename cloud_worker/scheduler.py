@@ -191,8 +191,8 @@ class Scheduler(Generic[Cache]):
                 more = min(share, work.num_left - batch[work], budget)
                 batch[work] += more
                 budget -= more
-        chunk = self._costs.chunk(sum(batch[work] for work in windows))
         prompts = [work for work in batch if work.begun is None]
+        chunk = self._costs.chunk(sum(batch[work] for work in windows)) if prompts else 0
         for index, work in enumerate(prompts):
             batch[work] = min(work.num_left, max(1, chunk // (len(prompts) - index)))
             chunk -= batch[work]
