@@ -73,7 +73,7 @@ async def _measure_windows(
         pin(stack)
         async with Client(redis_url=stack.redis_url) as client:
             for prompt in (PROMPTS * prompts)[:prompts]:
-                await client.generate(prompt, max_new_tokens=max_new_tokens)
+                await client.generate(prompt, method="sd", max_new_tokens=max_new_tokens)
                 tick()
         entries = await read_telemetry(stack.redis_url)
         return _summarize([entry for entry in entries if isinstance(entry, WindowEntry)])

@@ -108,6 +108,47 @@ def lookup(
 
 
 @app.command()
+def floor(
+    rtt_ms: Annotated[
+        str, typer.Option(help="Round trips of the emulated link, in ms.")
+    ] = "0,10,40,80,160,300",
+    draft_kinds: Annotated[
+        str,
+        typer.Option(
+            "--drafts",
+            help="model (the pair's own), wrong (an oracle that is always wrong), paused (the "
+            "pair's own on an edge that is held for a second in each answer).",
+        ),
+    ] = "model,wrong,paused",
+    method: Annotated[str, typer.Option(help="How to decode.")] = "auto",
+    prompts: Annotated[int, typer.Option(min=1, max=6, help="How many prompts.")] = 6,
+    max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 400,
+    pair: options.Pair = None,
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """Whether a method is ever slower than the target alone over the same link.
+
+    Real processes, edge and cloud on one core each, both in turns. Nothing else should run.
+    """
+    target, (draft,) = options.checked_drafts(pair, None, None)
+    from bench.floor import DRAFTS, FloorPlan
+    from bench.floor import run as run_floor
+
+    kinds = tuple(draft_kinds.split(","))
+    if unknown := [kind for kind in kinds if kind not in DRAFTS]:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is none of {', '.join(DRAFTS)}", param_hint="--drafts"
+        )
+    plan = FloorPlan(
+        tuple(options.number(part, 60_000) for part in rtt_ms.split(",")), kinds,
+        options.checked_method(method), prompts, max_new_tokens, target, draft,
+        options.checked_dtype(dtype),
+    )  # fmt: skip
+    run_floor(plan, json)
+
+
+@app.command()
 def pace(
     out: Annotated[
         Path, typer.Option(help="Directory of the rows; a run that was cut off goes on there.")
