@@ -15,7 +15,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def summarise(rows: Sequence[FloorRow]) -> list[FloorCell]:
 class _Measured:
     """One link with one draft."""
 
-    def __init__(self, plan: FloorPlan, rtt_ms: float, draft: str, tick: object) -> None:
+    def __init__(self, plan: FloorPlan, rtt_ms: float, draft: str, tick: Callable[[], None]) -> None:
         self._plan, self._rtt_ms, self._draft = plan, rtt_ms, draft
         self._tick = tick
         self._prompts = PROMPTS[: plan.prompts]
