@@ -15,6 +15,9 @@ from edge_worker.peers import Peer
 from edge_worker.timeline import Timeline
 from engines.thread import now_ms
 
+OWN_PASSES = 16
+"""Passes of the target by itself that one entry of telemetry adds up."""
+
 
 class FirstPass:
     """What the first target pass of a session gave, and how long ago that was.
@@ -92,6 +95,7 @@ class UsageMeter:
         self._dtype = ""
         self._bitwise = True
         self._bytes_told = (0, 0)
+        self._own_committed = self._own_waiting = 0  # of passes without an entry yet
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -127,8 +131,18 @@ class UsageMeter:
         self._accepted_tokens += effect.num_accepted
         self._rollbacks += effect.rolled_back
 
-    def entry(self, effect: WindowJudged, peer: Peer | None) -> WindowEntry:
-        """The telemetry entry of one judged window; its bytes are those since the last entry."""
+    def entry(self, effect: WindowJudged, peer: Peer | None) -> WindowEntry | None:
+        """The telemetry entry of one judged window; its bytes are those since the last entry.
+
+        Passes without a window have one entry for `OWN_PASSES` of them, or are counted with the
+        next window: None where they wait for that.
+        """
+        self._own_committed += effect.num_committed
+        self._own_waiting += 1
+        if not effect.num_drafted and self._own_waiting < OWN_PASSES:
+            return None
+        effect = replace(effect, num_committed=self._own_committed)
+        self._own_committed = self._own_waiting = 0
         bytes_up = self.bytes_up - self._bytes_told[0]
         bytes_down = self.bytes_down - self._bytes_told[1]
         self._bytes_told = (self.bytes_up, self.bytes_down)

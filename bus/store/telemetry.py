@@ -56,7 +56,8 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
-    """One window and its feedback; or, of outcome `own` and number 0, text without a window.
+    """One window and its feedback, with text without a window that came before it; or, of outcome
+    `own` and number 0, such text alone.
 
     `outcome` is a `bus.protocol.messages.Outcome` value.
     """
