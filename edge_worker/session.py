@@ -273,7 +273,9 @@ class EdgeSession:
         elif rest:
             self._pieces.append(Piece(self._answer.num_tokens, (), (), rest))
         self._write_pieces()
-        entries: list[TelemetryEntry] = [self._meter.closing(reason)]
+        entries: list[TelemetryEntry] = [
+            *self._meter.rest(self.peer), self._meter.closing(reason),
+        ]  # fmt: skip
         if self._context.timelines:
             entries.append(self._meter.timeline_entry())
         self._writer.end(reason, error, self._meter.usage(), *entries)

@@ -96,6 +96,7 @@ class UsageMeter:
         self._bitwise = True
         self._bytes_told = (0, 0)
         self._own_committed = self._own_waiting = 0  # of passes without an entry yet
+        self._own: WindowJudged | None = None
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -137,12 +138,19 @@ class UsageMeter:
         Passes without a window have one entry for `OWN_PASSES` of them, or are counted with the
         next window: None where they wait for that.
         """
-        self._own_committed += effect.num_committed
-        self._own_waiting += 1
+        effect = replace(effect, num_committed=self._own_committed + effect.num_committed)
+        self._own_committed, self._own_waiting = effect.num_committed, self._own_waiting + 1
+        self._own = effect
         if not effect.num_drafted and self._own_waiting < OWN_PASSES:
             return None
-        effect = replace(effect, num_committed=self._own_committed)
-        self._own_committed = self._own_waiting = 0
+        return self._entry(effect, peer)
+
+    def rest(self, peer: Peer | None) -> list[WindowEntry]:
+        """The entry of passes that still wait for one, if any do."""
+        return [self._entry(self._own, peer)] if self._own is not None else []
+
+    def _entry(self, effect: WindowJudged, peer: Peer | None) -> WindowEntry:
+        self._own_committed, self._own_waiting, self._own = 0, 0, None
         bytes_up = self.bytes_up - self._bytes_told[0]
         bytes_down = self.bytes_down - self._bytes_told[1]
         self._bytes_told = (self.bytes_up, self.bytes_down)
