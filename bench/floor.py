@@ -153,7 +153,9 @@ def summarise(rows: Sequence[FloorRow]) -> list[FloorCell]:
 class _Measured:
     """One link with one draft."""
 
-    def __init__(self, plan: FloorPlan, rtt_ms: float, draft: str, tick: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: FloorPlan, rtt_ms: float, draft: str, tick: Callable[[], None]
+    ) -> None:
         self._plan, self._rtt_ms, self._draft = plan, rtt_ms, draft
         self._tick = tick
         self._prompts = PROMPTS[: plan.prompts]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -11,11 +13,11 @@ from itertools import groupby
 
 import msgspec
 
-from bench.answers import read_answer
-from bench.exactness.design import SEED, DesignCell, Installation, sampling_at
+from bench.exactness.design import SEED, DesignCell, Disturbance, Installation, sampling_at
 from bench.reference import generate_alone
 from bus.client import Client
-from bus.protocol.errors import LocalError
+from bus.protocol.errors import LocalError, RequestFailedError
+from bus.protocol.messages import FinishReason
 from bus.settings import BusSettings
 from bus.store import Store
 from engines.tokenizer import encode_prompt
@@ -25,6 +27,11 @@ from launch.stack import Stack, StackOptions
 _PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 """Threads sleep while they wait: where there are more of them than cores, spinning takes many times
 as long."""
+_LEASE_S = 3.0
+"""A killed edge's answer goes on elsewhere after so long."""
+_PAUSE_S = 1.5
+_EVERY = 4
+"""Of the answers of a disturbed cell one in so many is disturbed, the first among them."""
 _TUNING_S = 10.0
 _POLL_S = 0.05
 
@@ -108,7 +115,8 @@ async def answers_together(
         drafter=installation.drafter, threads=installation.threads,
     )  # fmt: skip
     async with AsyncExitStack() as exits:
-        stack = Stack(options, log=lambda _: None, quiet=True, env=_PASSIVE)
+        env = _PASSIVE | {"E2SCI_LEASE_S": str(_LEASE_S)}
+        stack = Stack(options, log=lambda _: None, quiet=True, env=env)
         await exits.enter_async_context(stack)
         client = await exits.enter_async_context(Client(redis_url=stack.redis_url))
         store = await Store.connect(BusSettings.load(redis_url=stack.redis_url))
@@ -118,19 +126,55 @@ async def answers_together(
         for cell in cells:
             await _tune(store, cell)
             began = time.perf_counter()
-            answers = [await _answer(client, cell, asked, text, tick) for text in asked.prompts]
+            answers = []
+            for index, text in enumerate(asked.prompts):
+                disturbed = cell.disturbance if index % _EVERY == 0 else Disturbance.NONE
+                answers.append(
+                    await _answer(client, cell, asked, text, _Disturber(stack, disturbed))
+                )
+                tick()
             seconds = time.perf_counter() - began
             found.append(CellAnswers(cell, tuple(answers), seconds, dtype))
         return found
 
 
-async def _answer(client: Client, cell: DesignCell, asked: Asked, text: str, tick: Tick) -> Tokens:
-    answer = await read_answer(
-        client, text, method=cell.request_method, max_new_tokens=asked.max_new_tokens,
+@dataclass(slots=True)
+class _Disturber:
+    """Disturbs an answer once, in its middle."""
+
+    stack: Stack
+    kind: Disturbance
+
+    async def __call__(self) -> None:
+        action, _, role = self.kind.value.partition("-")
+        if action == "none":
+            return
+        pid = self.stack.process(f"{role}-1").pid
+        self.kind = Disturbance.NONE
+        if action == "kill":
+            os.kill(pid, signal.SIGKILL)
+            return
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(_PAUSE_S)
+        os.kill(pid, signal.SIGCONT)
+
+
+async def _answer(
+    client: Client, cell: DesignCell, asked: Asked, text: str, disturb: _Disturber
+) -> Tokens:
+    """Raises RequestFailedError where it ends with an error."""
+    request = await client.submit(
+        text, method=cell.request_method, max_new_tokens=asked.max_new_tokens,
         temperature=cell.temperature, top_p=cell.sampling.top_p, seed=SEED,
     )  # fmt: skip
-    tick()
-    return answer.token_ids
+    tokens: list[int] = []
+    async for chunk in client.stream(request):
+        tokens += chunk.token_ids
+        if chunk.end is not None and chunk.end.finish_reason is FinishReason.ERROR:
+            raise RequestFailedError(f"{cell}, the answer to {text[:40]!r}: {chunk.end.error}")
+        if len(tokens) >= asked.max_new_tokens // 4:
+            await disturb()
+    return tuple(tokens)
 
 
 async def _tune(store: Store, cell: DesignCell) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import combinations
 from typing import Any
 
@@ -21,18 +22,31 @@ from decoding.methods.paces import Lockstep
 from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind
 
-WINDOWS = (1, 4, 7, 16, 2)
+WINDOWS = (1, 8, 4, 16)
 LINKS = ("loopback", "5g", "wan", "lossy")
 TEMPERATURES = (0.0, 0.8, 1.2)
 TOP_P = {0.8: 0.9}
 """Top-p that goes with a temperature; elsewhere 1."""
 DRAFTERS = (DrafterKind.MODEL.value, DrafterKind.LOOKUP_MODEL.value)
 THREADS = (1, 2)
+
+
+class Disturbance(StrEnum):
+    """What happens in the middle of some answers of a cell."""
+
+    NONE = "none"
+    KILL_EDGE = "kill-edge"
+    KILL_CLOUD = "kill-cloud"
+    PAUSE_EDGE = "pause-edge"
+    PAUSE_CLOUD = "pause-cloud"
+
+
+DISTURBANCES = tuple(kind.value for kind in Disturbance)
 SEED = 1234
 OWN_WINDOW = 0
 """The level of methods without a set window."""
 _NUM_SALTS = 12
-_FACTORS = ("link", "window", "method", "threads", "drafter", "temperature")
+_FACTORS = ("link", "window", "method", "threads", "drafter", "temperature", "disturbance")
 """In the order in which levels are left out, where several factors have equally many."""
 
 Row = dict[str, Any]
@@ -59,12 +73,14 @@ class DesignCell:
 
     Attributes:
         window: tokens; None where it is not set.
+        disturbance: of some of its answers.
     """
 
     method: str
     window: int | None
     temperature: float
     installation: Installation
+    disturbance: Disturbance = Disturbance.NONE
 
     @property
     def greedy(self) -> bool:
@@ -90,7 +106,7 @@ class DesignCell:
         inst = self.installation
         return (
             f"{self.method}{window} T={self.temperature:g} {inst.link} {inst.drafter} "
-            f"{inst.threads} thread{'s' * (inst.threads > 1)}"
+            f"{inst.threads} thread{'s' * (inst.threads > 1)} {self.disturbance.value}"
         )
 
 
@@ -135,6 +151,7 @@ class Factors:
     temperatures: tuple[float, ...] = TEMPERATURES
     drafters: tuple[str, ...] = DRAFTERS
     threads: tuple[int, ...] = THREADS
+    disturbances: tuple[str, ...] = DISTURBANCES
     named: frozenset[str] = frozenset()
 
 
@@ -190,6 +207,7 @@ def _levels(factors: Factors) -> Levels:
         "threads": factors.threads,
         "drafter": factors.drafters,
         "temperature": factors.temperatures,
+        "disturbance": factors.disturbances,
     }
 
 
@@ -295,6 +313,7 @@ def _cell(row: Row) -> DesignCell:
     return DesignCell(
         row["method"], row["window"] or None, row["temperature"],
         Installation(row["link"], row["drafter"], row["threads"]),
+        Disturbance(row["disturbance"]),
     )  # fmt: skip
 
 
@@ -304,7 +323,7 @@ def _place(cell: DesignCell, levels: Levels) -> tuple[int, ...]:
     values = (
         ("link", inst.link), ("drafter", inst.drafter), ("threads", inst.threads),
         ("temperature", cell.temperature), ("method", cell.method),
-        ("window", cell.window or OWN_WINDOW),
+        ("window", cell.window or OWN_WINDOW), ("disturbance", cell.disturbance.value),
     )  # fmt: skip
     return tuple(list(levels[factor]).index(value) for factor, value in values)
 

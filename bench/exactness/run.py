@@ -104,7 +104,8 @@ def _cell_dict(verdict: CellVerdict) -> dict[str, Any]:
     difference = verdict.difference
     return {
         "method": cell.method, "window": cell.window, "temperature": cell.temperature,
-        **asdict(cell.installation), "seconds": verdict.seconds,
+        **asdict(cell.installation), "disturbance": cell.disturbance.value,
+        "seconds": verdict.seconds,
         "identical": verdict.num_identical, "excused": verdict.num_excused,
         "epsilon": verdict.epsilon, "worst_shortfall": verdict.worst_shortfall,
         "first_difference": None if difference is None else asdict(difference),
@@ -125,7 +126,9 @@ def _table(verdict: Verdict) -> Table:
         title=f"{asked.target} and {asked.draft}, {verdict.dtype}: {len(verdict.cells)} cells × "
         f"{len(asked.prompts)} prompts × {asked.max_new_tokens} tokens (measured)"
     )
-    columns = ("method", "W", "T", "link", "drafter", "threads", "s", "identical", "excused")
+    columns = (
+        "method", "W", "T", "link", "drafter", "threads", "disturbed", "s", "identical", "excused",
+    )  # fmt: skip
     for column in columns:
         table.add_column(column, justify="left" if column in {"method", "link"} else "right")
     table.add_column("first difference")
@@ -134,7 +137,8 @@ def _table(verdict: Verdict) -> Table:
         table.add_row(
             cell.method, "own" if cell.window is None else str(cell.window),
             f"{cell.temperature:g}", inst.link, inst.drafter, str(inst.threads),
-            f"{one.seconds:.1f}", f"{one.num_identical} of {one.num_prompts}",
+            cell.disturbance.value, f"{one.seconds:.1f}",
+            f"{one.num_identical} of {one.num_prompts}",
             str(one.num_excused), _noted(one),
         )  # fmt: skip
     return table
