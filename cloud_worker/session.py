@@ -1,8 +1,8 @@
 """One session in the cloud worker's shell: runs the effects of `decoding.cloud` in order.
 
 Its state machine lives on the model thread, beside the passes it asks for: what a pass decides is
-decided there, and the next pass begins without a word to the event loop. What arrives is posted
-to that thread; what is to be sent comes back to the loop, which owns the sockets.
+decided there, feedback leaves from there, and the next pass begins without a word to the event
+loop. What arrives is posted to that thread; reports are made on the loop.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class CloudSession:
 
     Args:
         gauge: measures the energy of passes.
-        send: delivers messages to an edge, on the event loop.
+        send: delivers messages to an edge, from any thread.
         report: delivers a message to the controller, on the event loop.
         failed: gets what an event raises, on the event loop.
     """
@@ -124,12 +124,9 @@ class CloudSession:
         self._thread.post(partial(self.completed, event))
 
     def _tell(self, effects: list[Effect]) -> None:
-        """Feedback of one pass goes together. Reports wait until it has left."""
+        """Make reports; those of windows wait until feedback has left."""
         if self.closed:
             return
-        messages = [effect.message for effect in effects if isinstance(effect, Send)]
-        if messages:
-            self._send(self.edge, *messages)
         whose = self._whose()
         for effect in effects:
             match effect:
@@ -188,7 +185,11 @@ class CloudSession:
         effects: tuple[Effect, ...],
         take: Callable[[CloudSession, Prefill | Forward | FetchRow, int | None], None],
     ) -> list[Effect]:
-        """Ask for model work; a rollback goes with the next piece of it. Returns the rest."""
+        """Send feedback, that of one pass together, and ask for model work; a rollback goes with
+        the next piece of it. Returns the rest, which is for the event loop."""
+        messages = [effect.message for effect in effects if isinstance(effect, Send)]
+        if messages:
+            self._send(self.edge, *messages)
         told: list[Effect] = []
         for effect in effects:
             match effect:
@@ -197,6 +198,8 @@ class CloudSession:
                 case Prefill() | Forward() | FetchRow():
                     keep, self._keep = self._keep, None
                     take(self, effect, keep)
+                case Send():
+                    pass
                 case _:
                     told.append(effect)
         return told

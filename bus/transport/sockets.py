@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -339,12 +340,23 @@ class Outbox(_Sender):
 
 
 class Publisher(_Sender):
-    """PUB to all who listen to a topic."""
+    """PUB to all who listen to a topic, from any thread: one at a time (libzmq asks for a full
+    memory barrier between two threads that use a socket, which a lock is)."""
+
+    def __init__(self, socket: PlainSocket, counters: Counter[str]) -> None:
+        super().__init__(socket, counters)
+        self._lock = threading.Lock()
 
     def publish(self, edge: str, *messages: Message) -> None:
         """Publish to one edge: `[topic, message, …]`, which arrive together. Raises as
         `Outbox.send`."""
-        self._send([topic_of(edge), *map(encode, messages)])
+        parts = [topic_of(edge), *map(encode, messages)]
+        with self._lock:
+            self._send(parts)
+
+    def close(self) -> None:
+        with self._lock:
+            super().close()
 
 
 def topic_of(edge: str) -> bytes:
