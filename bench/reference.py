@@ -79,7 +79,7 @@ def replay_choices(
     The answer is replayed token by token; entry i belongs to `tokens[i]`.
     """
     found = []
-    for index, logits in enumerate(_replay(target, prompt, tokens, window=1)):
+    for index, logits in enumerate(replay_logits(target, prompt, tokens)):
         if sampling.greedy:
             second, first = np.partition(logits, -2)[-2:]
             found.append(OwnChoice(int(np.argmax(logits)), float(first - second), 1.0))
@@ -101,7 +101,7 @@ def replay_shortfalls(
     target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]
 ) -> list[float]:
     """At each token of an answer: how far its logit lies below the maximum (0 for the argmax)."""
-    replay = _replay(target, prompt, tokens, window=1)
+    replay = replay_logits(target, prompt, tokens)
     return [
         float(logits.max() - logits[token]) for logits, token in zip(replay, tokens, strict=True)
     ]
@@ -154,6 +154,13 @@ def replay_windows(
     return max(
         (float(np.abs(a - b).max()) for a, b in zip(single, windowed, strict=True)), default=0.0
     )
+
+
+def replay_logits(
+    target: TargetModel, prompt: Sequence[int], tokens: Sequence[int]
+) -> Iterator[Float64Array]:
+    """float64[V] logits before each token of an answer, which is replayed token by token."""
+    return _replay(target, prompt, tokens, window=1)
 
 
 def _replay(

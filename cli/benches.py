@@ -17,6 +17,7 @@ app = typer.Typer(invoke_without_command=True)
 app.callback()(evaluation.evaluate)
 app.command("draft")(drafts.bench_draft)
 app.command()(fidelity.exactness)
+app.command()(fidelity.coupling)
 app.command("int8")(fidelity.bench_int8)
 
 

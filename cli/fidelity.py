@@ -1,4 +1,5 @@
-"""`e2sci bench exactness` and `bench int8`: is the text the target's own, and the target as good?
+"""`e2sci bench exactness`, `bench coupling` and `bench int8`: is the text the target's own, how
+often does a draft meet it, and is the target as good?
 
 As in `cli.main`, what loads torch is imported where it is used.
 """
@@ -16,7 +17,7 @@ from cli import evaluation, options
 if TYPE_CHECKING:
     from bench.exactness.design import Factors
 
-__all__ = ["bench_int8", "exactness"]
+__all__ = ["bench_int8", "coupling", "exactness"]
 
 
 def exactness(
@@ -55,7 +56,7 @@ def exactness(
     ] = None,
     temperature: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=10, help="May be given several times.", show_default="0, 0.8"),
+        typer.Option(min=0, max=10, help="May be given several times.", show_default="0, 0.8, 1.2"),
     ] = None,
     pair: options.Pair = None,
     target: options.Target = None,
@@ -65,8 +66,8 @@ def exactness(
     """Is the text of every lossless method the target's own, token for token?
 
     Every two of methods, windows, links, temperatures, drafters and numbers of threads meet in
-    some cell. At temperature 0 a cell's answers are compared with the target alone, above with
-    other cells. Exit status 1 where they differ by more than rounding of the number format
+    some cell. A cell's answers are compared with those of the target alone at its temperature, with
+    the same seed. Exit status 1 where they differ by more than rounding of the number format
     explains.
     """
     from bench.exactness.answers import Asked
@@ -102,6 +103,29 @@ def _exactness_factors(
     }
     given = {name: tuple(dict.fromkeys(levels)) for name, levels in asked.items() if levels}
     return Factors(**given, named=frozenset(given))
+
+
+def coupling(
+    prompts: options.OwnPrompts = 20,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    dtype: options.Dtype = "auto",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    json: options.Json = False,
+) -> None:
+    """How often is a draft's token the target's own, and how often would residual sampling accept?
+
+    On the target's own answers at temperatures 0, 0.8 with top-p 0.9, and 1.2.
+    """
+    from bench.coupling import run as run_coupling
+    from bench.exactness.answers import Asked
+    from bench.exactness.run import own_prompts
+
+    specs = options.checked_models(pair, target, draft)
+    run_coupling(
+        Asked(own_prompts(prompts), max_new_tokens, *specs, options.checked_dtype(dtype)), json
+    )
 
 
 def bench_int8(

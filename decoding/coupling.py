@@ -25,7 +25,7 @@ import numpy.typing as npt
 from bus.protocol.arrays import Float32Array, Float64Array, Int32Array
 from decoding.engine import Choice
 from decoding.sampling import SparseDistribution
-from decoding.uniforms import WORDS, Purpose, UInt64Array, opened, words
+from decoding.uniforms import Purpose, UInt64Array, opened, words, words_at
 
 IntArray = Int32Array | npt.NDArray[np.int64]
 
@@ -62,6 +62,8 @@ def choose(
     Returns:
         The token, and the lead of its log p + g over the next.
     """
+    if kept is not None and kept.size == 1:
+        return Choice(int(kept[0]), float("inf"))  # whatever its noise
     if kept is not None:
         return _best(kept, logits[kept], temperature, _words_at(seed, position, kept))
     raw = words(seed, position, Purpose.NOISE, 0, logits.size)
@@ -95,6 +97,8 @@ def _word_of(gumbel: float) -> np.uint64:
 
 def choose_sparse(q: SparseDistribution, seed: int, position: int) -> int:
     """The token that the seed chooses from a draft's distribution, with the same noise."""
+    if q.ids.size == 1:
+        return int(q.ids[0])
     by_id = np.argsort(q.ids)
     ids = q.ids[by_id]
     scores = np.log(q.probs[by_id]) + _gumbel(_words_at(seed, position, ids))
@@ -126,8 +130,4 @@ def _words_at(seed: int, position: int, ids: IntArray) -> UInt64Array:
     size = int(ids.max()) + 1
     if ids.size * _IDS_PER_BLOCK >= size:
         return words(seed, position, Purpose.NOISE, 0, size)[ids]
-    found = [
-        words(seed, position, Purpose.NOISE, token // WORDS, WORDS)[token % WORDS]
-        for token in ids.tolist()
-    ]
-    return np.array(found, dtype=np.uint64)
+    return words_at(seed, position, Purpose.NOISE, ids)

@@ -9,6 +9,7 @@ number, so a resent window, a restarted worker or another window split cannot ch
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,21 @@ def words(seed: int, position: int, purpose: Purpose, first_block: int, count: i
     counter = [first_block, position, 0, 0]
     drawn: UInt64Array = Philox(key=[seed, int(purpose)], counter=counter).random_raw(count)
     return drawn
+
+
+def words_at(
+    seed: int, position: int, purpose: Purpose, indices: npt.NDArray[np.integer]
+) -> UInt64Array:
+    """uint64[n], single ones of these words, at indices, int[n]: one generator that is set back to
+    each block, which takes a fifth of the time that a new one does."""
+    generator = Philox(key=[seed, int(purpose)], counter=[0, position, 0, 0])
+    state: Any = generator.state
+    found = np.empty(indices.size, np.uint64)
+    for place, (block, word) in enumerate(zip(*np.divmod(indices, WORDS), strict=True)):
+        state["state"]["counter"][0] = block
+        generator.state = state
+        found[place] = generator.random_raw(WORDS)[word]
+    return found
 
 
 def opened(raw: UInt64Array) -> Float64Array:

@@ -46,8 +46,9 @@ SEED = 1234
 OWN_WINDOW = 0
 """The level of methods without a set window."""
 _NUM_SALTS = 12
-_FACTORS = ("link", "window", "method", "threads", "drafter", "temperature", "disturbance")
-"""In the order in which levels are left out, where several factors have equally many."""
+_FACTORS = ("window", "link", "threads", "drafter", "method", "disturbance", "temperature")
+"""In the order in which levels are left out, where several factors have equally many; temperatures
+only where nothing else can be."""
 
 Row = dict[str, Any]
 Levels = Mapping[str, Sequence[Any]]
@@ -216,7 +217,8 @@ def _without_one(levels: Levels, named: frozenset[str]) -> Levels | None:
     free = [f for f in _FACTORS if _attribute(f) not in named and _num_given(f, levels) > 1]
     if not free:
         return None
-    factor = max(free, key=lambda f: _num_given(f, levels))  # the first of equals
+    others = [factor for factor in free if factor != "temperature"] or free
+    factor = max(others, key=lambda f: _num_given(f, levels))  # the first of equals
     given = [level for level in levels[factor] if factor != "window" or level != OWN_WINDOW]
     fewer = dict(levels) | {factor: given[:-1]}
     kept = levels["window"] if factor != "window" else [*given[:-1], OWN_WINDOW]

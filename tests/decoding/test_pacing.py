@@ -207,7 +207,7 @@ def test_lockstep_before_anything_is_known_and_where_it_is_predicted_faster() ->
     assert Ahead().flow(view(None)).message == 4
     for made in (None, slow):
         assert Ahead().flow(view(made)).awaits
-        assert Ahead().flow(view(made, greedy=False)).message == (5 if made is None else 6)
+        assert Ahead().flow(view(made, bonus=False)).message == (5 if made is None else 6)
     assert Ahead().flow(view(slow)).message == 5
     assert not Ahead().flow(view(slow, ahead=True)).awaits  # a full pipeline is not drained for 1 %
     assert Ahead().flow(view(replace(AHEAD, ahead=0.008), ahead=True)).awaits
@@ -232,13 +232,13 @@ worlds = st.fixed_dictionaries(
 @settings(max_examples=100, deadline=None)
 @given(worlds, st.floats(0, 100), st.booleans())
 def test_any_world_gives_a_flow_that_moves(
-    world: dict[str, float], growth: float, greedy: bool
+    world: dict[str, float], growth: float, bonus: bool
 ) -> None:
     made = predicted(**world)
     assert math.isfinite(made.ahead)
     assert made.ahead > 0
     assert 1 <= made.window <= MAX_LOCKSTEP_WINDOW
-    flow = Ahead().flow(view(made, growth, greedy=greedy))
+    flow = Ahead().flow(view(made, growth, bonus=bonus))
     assert 1 <= flow.message <= flow.budget
     if not flow.awaits:
         assert flow.message <= MAX_MESSAGE
