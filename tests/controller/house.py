@@ -30,9 +30,7 @@ REPORT = WindowReport(
     verify_ms=10.0, queue_ms=0.5, energy_j=None, num_scored=1, log_likelihood=-0.5, num_greedy=1,
     regret=0.25,
 )  # fmt: skip
-OWN = replace(
-    REPORT, number=0, outcome=Outcome.OWN, num_drafted=0, num_accepted=0, num_own=32
-)
+OWN = replace(REPORT, number=0, outcome=Outcome.OWN, num_drafted=0, num_accepted=0, num_own=32)
 POLICY = FixedPolicy(threshold=0.125, window=4)
 
 
