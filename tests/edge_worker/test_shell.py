@@ -26,6 +26,7 @@ from bus.store import (
     Keys,
     PassSpan,
     SessionEntry,
+    TelemetryEntry,
     TimelineEntry,
     WindowEntry,
     stories,
@@ -34,7 +35,7 @@ from decoding import edge
 from edge_worker import server
 from edge_worker.session import EdgeSession
 from edge_worker.specs import spec_of
-from tests.edge_worker.shell import Drafter, House, ToyTokenizer
+from tests.edge_worker.shell import PATIENCE_S, Drafter, House, ToyTokenizer
 
 
 @pytest.mark.parametrize("method", ["sd", "plc", "auto"])
@@ -42,6 +43,16 @@ async def test_answers_are_the_targets_own(house: House, method: str) -> None:
     house.cloud()
     house.start()
     await asyncio.gather(*(house.answers(f"r{i}", method=method) for i in range(5)))
+
+
+async def told(house: House, name: str) -> list[TelemetryEntry]:
+    """Telemetry of a request with its timeline, which comes last and after the answer's end."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            entries = [e for _, e in await house.store.telemetry.read() if e.request == name]
+            if any(isinstance(entry, TimelineEntry) for entry in entries):
+                return entries
+            await asyncio.sleep(0.005)
 
 
 async def test_a_session_that_drafts_nothing_reads_what_the_target_writes(
@@ -55,7 +66,7 @@ async def test_a_session_that_drafts_nothing_reads_what_the_target_writes(
     house.start(timeline=True)
     await house.answers("r0", method="auto")  # the listener hears from now on
     await house.answers("r1", method="auto")
-    entries = [entry for _, entry in await house.store.telemetry.read() if entry.request == "r1"]
+    entries = await told(house, "r1")
     windows = [entry for entry in entries if isinstance(entry, WindowEntry)]
     assert {(w.outcome, w.number, w.num_drafted) for w in windows} == {("own", 0, 0)}
     assert sum(w.num_committed for w in windows) == 24
