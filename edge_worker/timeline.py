@@ -96,10 +96,10 @@ class Timeline:
         """Of the time seen so far."""
         if not self._windows and not self._own:
             return Shares()
-        passes = [*list(self._own)[:1], *list(self._own)[-1:]]
-        begins = [span.at_ms for span in list(self._drafts)[:1]] + [p.at_ms for p in passes]
-        ends = [span.end_ms for span in list(self._windows)[-1:]] + [p.end_ms for p in passes]
-        begin_ms, end_ms = min(begins), max(ends)
+        firsts = [each[0] for each in (self._drafts, self._windows, self._own) if each]
+        lasts = [each[-1] for each in (self._windows, self._own) if each]
+        begin_ms = min(span.at_ms for span in firsts)
+        end_ms = max(span.end_ms for span in lasts)
         drafting = _union([(d.at_ms, d.end_ms) for d in self._drafts])
         flying = _union([(w.at_ms, w.end_ms) for w in self._windows])
         whole_ms, flying_ms = max(end_ms - begin_ms, 1e-9), max(_length(flying), 1e-9)

@@ -69,7 +69,7 @@ def test_groups_are_windows_behind_five_good_or_bad_ones() -> None:
 def window(number: int, accepted: int) -> WindowEntry:
     return WindowEntry(
         at_ms=number, request="r", session="s", client="c", edge="e", cloud="k", method="sd:2",
-        epoch=0, seq=number, outcome="accepted", num_drafted=4, num_accepted=accepted,
+        incarnation=1, number=number, outcome="accepted", num_drafted=4, num_accepted=accepted,
         num_committed=accepted, rollback=False, threshold=0.1, window=4, credit=0.5, draft_ms=10.0,
         verify_ms=80.0, queue_ms=0.0, rtt_ms=1.0, bytes_up=1, bytes_down=1,
     )  # fmt: skip

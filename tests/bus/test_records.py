@@ -19,6 +19,7 @@ from bus.store import (
     Store,
     TimelineEntry,
     Usage,
+    PassSpan,
     WindowSpan,
     WorkerRecord,
 )
@@ -172,15 +173,16 @@ SESSION = SessionEntry(
 TIMELINE = TimelineEntry(
     at_ms=3, request="r", session="s", client="c", edge="e", cloud="k", method="plc",
     events=(
-        DraftSpan(0.5, 20.0, 3, 4), WindowSpan(20.0, 0, 1, 3, 4, 61.5, "partial", 1, 40.0, 0.5, 5),
-        Rollback(61.5, 5),
+        DraftSpan(0.5, 20.0, 3, 4), PassSpan(1.5, 11.5, 1),
+        WindowSpan(20.0, 1, 3, 4, 61.5, "partial", 1, 40.0, 0.5, 5, 9.0), Rollback(61.5, 5),
     ),
 )  # fmt: skip
 
 
 REPORT = ReportEntry(
-    at_ms=4, request="", session="s", client="c", edge="e", cloud="k", method="e2sci", epoch=1,
-    seq=2, outcome="partial", num_drafted=4, num_accepted=2, has_next=True, threshold=0.15,
+    at_ms=4, request="", session="s", client="c", edge="e", cloud="k", method="e2sci",
+    incarnation=1, number=2, outcome="partial", num_drafted=4, num_accepted=2, num_own=1,
+    threshold=0.15,
     credit=0.625, credit_delta=-0.125, expected_accepted=2.5, mean_jsd=0.25, num_scored=3,
     log_likelihood=-1.5, num_greedy=2, regret=0.5, edge_ms=100.0, cloud_ms=60.0, rework_ms=5.0,
     verify_ms=50.0, queue_ms=10.0,
@@ -193,7 +195,7 @@ async def test_telemetry_is_read_as_it_was_added(
     await store.telemetry.add()
     await store.telemetry.add(WINDOW, SESSION, TIMELINE, REPORT)
     with caplog.at_level(logging.WARNING):
-        await redis.xadd(keys.telemetry, {"kind": "window", "seq": "x"})
+        await redis.xadd(keys.telemetry, {"kind": "window", "number": "x"})
         await redis.xadd(keys.telemetry, {"kind": "future"})
         await redis.xadd(keys.telemetry, {"kind": "timeline", "events": "[[7]"})
         await store.telemetry.add(WINDOW)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,11 +13,11 @@ import pytest
 from bench.reference import generate_alone
 from bus.protocol.arrays import pack_tokens
 from bus.protocol.messages import (
+    Ack,
     DraftWindow,
     Feedback,
     Message,
     OpenSession,
-    Outcome,
     SessionReady,
 )
 from bus.runtime.worker import new_record
@@ -71,7 +71,12 @@ class House:
         await listener.deliver(lambda message, _size: heard.append(message))
 
     async def ask(
-        self, message: Message, kind: type[Any], edge: str = "edge-1", **expected: Any
+        self,
+        message: Message,
+        kind: type[Any],
+        edge: str = "edge-1",
+        wanted: Callable[[Any], Any] = lambda _: True,
+        **expected: Any,
     ) -> Any:
         """Send until an answer of this kind comes, as an edge does."""
         heard = self.heard.setdefault(edge, [])
@@ -81,11 +86,41 @@ class House:
             for _ in range(100):
                 await asyncio.sleep(0.002)
                 for answer in heard:
-                    if isinstance(answer, kind) and all(
-                        getattr(answer, name) == value for name, value in expected.items()
-                    ):
+                    fits = isinstance(answer, kind) and wanted(answer)
+                    if fits and all(getattr(answer, k) == v for k, v in expected.items()):
                         return answer
         raise AssertionError(f"no {kind.__name__} {expected} among {heard}")
+
+    async def opens(self, target: TargetModel, edge: str = "edge-1", **changes: Any) -> int:
+        """Open a session; returns its handle."""
+        message = opening(target, edge=edge, **changes)
+        ready = await self.ask(
+            message, SessionReady, edge, session=message.session, incarnation=message.incarnation
+        )
+        handle: int = ready.handle
+        return handle
+
+    async def judges(self, message: DraftWindow, edge: str = "edge-1") -> Feedback:
+        """What is committed because of a window."""
+        feedback: Feedback = await self.ask(
+            message, Feedback, edge, lambda answer: answer.tokens, handle=message.handle
+        )
+        return feedback
+
+    async def reads(
+        self, handle: int, num_tokens: int, acknowledged: int = 0, edge: str = "edge-1"
+    ) -> tuple[int, ...]:
+        """Text beyond what is acknowledged, once it has so many tokens."""
+        length = len(PROMPT) + acknowledged
+        feedback = await self.ask(
+            Ack(handle, 1, length, again=True), Feedback, edge,
+            lambda answer: len(answer.token_ids) >= num_tokens, handle=handle, start=length,
+        )  # fmt: skip
+        text: tuple[int, ...] = feedback.token_ids
+        return text
+
+    def session(self, name: str = "s1") -> CloudSession:
+        return self.worker._sessions[name]
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async def wait() -> None:
@@ -99,13 +134,9 @@ class House:
 
     async def answers_truly(self, target: TargetModel, session: str = "still-alive") -> None:
         """The worker lives: a new session is opened and a window of the target's own accepted."""
-        await self.ask(opening(target, session=session), SessionReady, session=session)
-        alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 4, NEVER))
-        message = window(alone[:3], session=session)
-        answer = await self.ask(message, Feedback, session=session)
-        assert (answer.outcome, answer.num_accepted, answer.next_token) == (
-            Outcome.ACCEPTED, 3, alone[3],
-        )  # fmt: skip
+        handle = await self.opens(target, session=session)
+        alone = own_text(target, 4)
+        assert (await self.judges(window(handle, alone[:3]))).token_ids == alone
 
 
 Start = Callable[..., House]
@@ -164,5 +195,14 @@ def opening(target: TargetModel, **changes: Any) -> OpenSession:
     return msgspec.structs.replace(plain, **changes)
 
 
-def window(tokens: list[int] | tuple[int, ...], **changes: Any) -> DraftWindow:
-    return drafted_window(**{"start": len(PROMPT), "tokens": tuple(tokens), **changes})
+def window(
+    handle: int, tokens: Sequence[int], after: tuple[int, ...] = (), **changes: Any
+) -> DraftWindow:
+    """Drafted after the prompt and the tokens `after`, which it acknowledges."""
+    common = {"handle": handle, "acknowledged": len(PROMPT) + len(after)}
+    return drafted_window((*PROMPT, *after), tuple(tokens), len(PROMPT), **(common | changes))
+
+
+def own_text(target: TargetModel, num_tokens: int) -> tuple[int, ...]:
+    """What the target writes after the prompt."""
+    return tuple(generate_alone(target, list(PROMPT), SamplingParams(), num_tokens, NEVER))

@@ -14,19 +14,29 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bus.protocol.arrays import pack_tokens
-from bus.protocol.bounds import SessionCoupling
-from bus.protocol.messages import DraftWindow, Feedback, OpenSession
+from bus.protocol.messages import Ack, Feedback
 from cloud_worker import scheduler as module
 from cloud_worker.costs import FIRST_CHUNK, LARGEST_CHUNK, SMALLEST_CHUNK, PassCosts
 from cloud_worker.scheduler import BUDGET, Scheduler
 from decoding import cloud, methods
-from decoding.cloud_events import Crop, Event, FetchRow, Forward, Prefill, Send, WindowArrived
+from decoding.cloud_events import (
+    AckArrived,
+    Crop,
+    Event,
+    FetchRow,
+    Forward,
+    Prefill,
+    Send,
+    WindowArrived,
+)
 from decoding.engine import Segment, TargetRow
-from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget
+from decoding.methods import Method
+from tests.sessions import OPENING, drafted_window
+from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget, target_alone
 
 PAIR = ToyPair()
 LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
-SD = methods.sd.METHOD
+SD, AUTO = methods.sd.METHOD, methods.auto.METHOD
 
 
 class Thread:
@@ -76,61 +86,75 @@ class Recorded(ToyTarget):
 
 @dataclass(eq=False)
 class Client:
-    """A session at the cloud whose edge drafts windows of `window` tokens, one after the other."""
+    """A session at the cloud whose edge drafts windows of `window` tokens, one after the other;
+    with 0 none: then it only acknowledges, where `acks`."""
 
     scheduler: Scheduler[ToyCache]
     target: ToyTarget
     prompt: tuple[int, ...]
     window: int
     temperature: float = 0.0
+    method: Method = SD
+    lease: int = 256
+    most: int = 24
+    acks: bool = True
     text: tuple[int, ...] = ()
     feedbacks: list[Feedback] = field(default_factory=list)
     error: Exception | None = None
-    most: int = 24
 
     def __post_init__(self) -> None:
-        message = OpenSession(
-            session="s", client="c", edge="e", incarnation=1, epoch=0, next_seq=0, method="sd",
-            prompt=pack_tokens(self.prompt), committed=b"", seed=5, max_new_tokens=99,
-            temperature=self.temperature, top_p=1.0, top_k=0,
-            coupling=SessionCoupling.GUMBEL, tokenizer_digest="d",
+        message = replace(
+            OPENING, method=self.method.name, prompt=pack_tokens(self.prompt),
+            max_new_tokens=self.most, temperature=self.temperature,
         )  # fmt: skip
-        self.text, self.epoch = self.prompt, 0
+        self.text, self.number = self.prompt, 0
         self.keep: int | None = None
-        self.state, effects = cloud.begin(message, SD, "cloud", LIMITS)
+        limits = replace(LIMITS, lease=self.lease)
+        self.state, effects = cloud.begin(message, self.method, "cloud", limits, handle=1)
         self.cache = self.target.open(self.state.sampling)
-        self.run(effects)
-        self.send_window(0)
+        self.run(effects, self.scheduler.submit)
+        self.go_on()
 
-    def send_window(self, seq: int) -> None:
-        draft = ToyDraft(PAIR, self.state.sampling, self.text[:-1])
-        start, tokens, ids, probs = draft.draft(self.text[-1:], self.window, frozenset())
-        message = DraftWindow(
-            session="s", incarnation=1, epoch=self.epoch, seq=seq, start=start,
-            tokens=pack_tokens(tokens), q_ids=ids.tobytes(), q_probs=probs.tobytes(),
-            threshold=0.1, control_version=0, draft_ms=1.0, edge_ms=1.0,
-            rework_ms=0.0, rtt_ms=1.0, awaits=True,
-        )  # fmt: skip
-        self.handle(WindowArrived(message, 0.0))
+    @property
+    def ended(self) -> bool:
+        return len(self.text) >= len(self.prompt) + self.most
 
-    def handle(self, event: Event) -> None:
+    def go_on(self) -> None:
+        self.number += 1
+        if self.window:
+            draft = ToyDraft(PAIR, self.state.sampling, self.text[:-1])
+            _, tokens, _, _ = draft.draft(self.text[-1:], self.window, frozenset())
+            message = drafted_window(
+                self.text, tokens, len(self.prompt), number=self.number,
+                acknowledged=len(self.text),
+            )  # fmt: skip
+            self.completed(WindowArrived(message, 0.0))
+        elif self.acks:
+            self.completed(AckArrived(Ack(1, self.number, len(self.text)), 0.0))
+
+    def completed(self, event: Event) -> None:
         self.state, effects = cloud.step(self.state, event)
-        self.run(effects)
+        self.run(effects, self.scheduler.take)
 
-    def run(self, effects: tuple[Any, ...]) -> None:
+    def run(self, effects: tuple[Any, ...], take: Callable[[Any, Any, int | None], None]) -> None:
         for effect in effects:
             match effect:
                 case Crop(length):
                     self.keep = length if self.keep is None else min(length, self.keep)
                 case Prefill() | Forward() | FetchRow():
-                    self.scheduler.submit(self, effect, self.keep)
+                    take(self, effect, self.keep)
                     self.keep = None
                 case Send(Feedback() as feedback):
-                    self.feedbacks.append(replace(feedback, verify_ms=0.0, queue_ms=0.0))
-                    self.text = self.state.tokens
-                    self.epoch = self.state.epoch
-                    if len(self.text) < len(self.prompt) + self.most:
-                        self.send_window(feedback.seq + 1)
+                    self.feedbacks.append(
+                        replace(feedback, held_ms=0.0, verify_ms=0.0, queue_ms=0.0)
+                    )
+                    self.text = self.text[: feedback.start] + feedback.token_ids
+                    if not self.ended:
+                        self.go_on()
+
+    def alone(self) -> tuple[int, ...]:
+        """What the target writes without any of this."""
+        return target_alone(PAIR, self.prompt, self.state.sampling, self.most, frozenset())
 
 
 class House:
@@ -140,19 +164,17 @@ class House:
         self.thread, self.target = Thread(), Recorded()
         scheduler: Any = Scheduler
         self.scheduler: Scheduler[ToyCache] = scheduler(
-            self.target, self.thread, Gauge(), self.deliver, self.failed
+            self.target, self.thread, Gauge(), self.failed
         )
         self.clients: list[Client] = []
-
-    def deliver(self, events: Any) -> None:
-        for client, event in events:
-            client.handle(event)
 
     def failed(self, client: Any, error: Exception) -> None:
         client.error = error
 
-    def add(self, prompt: tuple[int, ...], window: int = 4, temperature: float = 0.0) -> Client:
-        client = Client(self.scheduler, self.target, prompt, window, temperature)
+    def add(
+        self, prompt: tuple[int, ...], window: int = 4, temperature: float = 0.0, **fields: Any
+    ) -> Client:
+        client = Client(self.scheduler, self.target, prompt, window, temperature, **fields)
         self.clients.append(client)
         return client
 
@@ -163,27 +185,35 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 COMPANY = st.lists(
-    st.tuples(st.integers(1, 90), st.integers(1, 30), st.sampled_from([0.0, 1.0])),
-    min_size=2, max_size=6,
+    st.tuples(
+        st.integers(1, 90), st.sampled_from([(SD, 1), (SD, 9), (AUTO, 0), (AUTO, 4)]),
+        st.sampled_from([0.0, 1.0]),
+    ),
+    min_size=2, max_size=5,
 )  # fmt: skip
 
 
 @given(COMPANY)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_sessions_text_is_the_same_alone_and_in_company(
-    company: list[tuple[int, int, float]],
+    company: list[tuple[int, tuple[Method, int], float]],
 ) -> None:
     together = House()
-    for seed, (length, window, temperature) in enumerate(company):
-        together.add(prompt(length, seed), window, temperature)
+    for seed, (length, (method, window), temperature) in enumerate(company):
+        together.add(prompt(length, seed), window, temperature, method=method, most=12)
         together.thread.turn()  # they come one after the other
     together.thread.run()
     for client in together.clients:
         alone = House()
-        again = alone.add(client.prompt, client.window, client.temperature)
+        again = alone.add(
+            client.prompt, client.window, client.temperature, method=client.method, most=12
+        )
         alone.thread.run()
+        assert client.ended
         assert client.text == again.text
-        assert client.feedbacks == again.feedbacks
+        assert client.text[len(client.prompt) :][: client.most] == client.alone()
+        if client.method is SD:
+            assert client.feedbacks == again.feedbacks
 
 
 def test_every_session_with_work_is_in_every_pass() -> None:
@@ -195,6 +225,25 @@ def test_every_session_with_work_is_in_every_pass() -> None:
     assert windows
     assert all(min(rows) >= 1 for rows in windows)
     assert max(map(sum, house.target.passes)) <= 20 + max(BUDGET, LARGEST_CHUNK)
+
+
+def test_sessions_that_run_on_have_a_row_each_in_every_pass() -> None:
+    house = House()
+    one, other = (house.add(prompt(1, seed), window=0, method=AUTO) for seed in range(2))
+    house.thread.run()
+    assert house.target.passes == [[1, 1]] * 24
+    assert (one.text[1:], other.text[1:]) == (one.alone(), other.alone())
+
+
+def test_a_session_that_runs_on_stops_at_its_lease_until_it_is_acknowledged() -> None:
+    house = House()
+    client = house.add((5,), window=0, method=AUTO, lease=4, acks=False)
+    house.thread.run()
+    assert client.text[1:] == client.alone()[:4]
+    client.acks = True
+    client.go_on()
+    house.thread.run()
+    assert client.text[1:] == client.alone()
 
 
 def test_what_is_over_is_shared_equally_by_those_who_want_it(
@@ -225,11 +274,25 @@ def test_a_long_prompt_leaves_room_for_the_others() -> None:
     assert len(long.text) >= 1500 + long.most
 
 
-def test_a_failure_ends_the_session_it_belongs_to() -> None:
+def test_a_long_prompt_does_not_stop_who_runs_on() -> None:
+    house = House()
+    writing = house.add((1, 2), window=0, method=AUTO, most=400)
+    house.thread.turn()
+    long = house.add(prompt(900, 3), window=2)
+    house.thread.run()
+    beside = [rows for rows in house.target.passes if len(rows) == 2]
+    assert sum(map(max, beside)) >= 899
+    assert all(min(rows) == 1 for rows in beside)
+    assert len(writing.text) > len(beside)
+    assert len(long.text) >= 900 + long.most
+
+
+@pytest.mark.parametrize(("method", "window"), [(SD, 4), (AUTO, 0), (AUTO, 4)])
+def test_a_failure_ends_the_session_it_belongs_to(method: Method, window: int) -> None:
     house, expected = House(), House()
     for seed in range(3):
-        house.add(prompt(5, seed))
-        expected.add(prompt(5, seed))
+        house.add(prompt(5, seed), window, method=method)
+        expected.add(prompt(5, seed), window, method=method)
     house.thread.turn()
     house.target.broken = house.clients[1].cache
     house.thread.run()
@@ -248,6 +311,28 @@ def test_a_session_that_ends_drops_its_work_and_gives_its_cache_back() -> None:
     assert house.target.closed == [one.cache]
     assert not one.feedbacks
     assert len(other.text) >= len(other.prompt) + other.most
+
+
+@pytest.mark.parametrize(("method", "window"), [(SD, 4), (AUTO, 0)])
+def test_a_session_may_end_while_a_pass_runs(
+    monkeypatch: pytest.MonkeyPatch, method: Method, window: int
+) -> None:
+    """What the pass brings it is dropped, and so is the work it asks for because of that."""
+    house = House()
+    ending, other = (house.add(prompt(1, n), window, method=method) for n in range(2))
+    run = house.target.run
+
+    def closing(batch: Any) -> Any:
+        if len(house.target.passes) == 2:
+            house.scheduler.close(ending)
+        return run(batch)
+
+    monkeypatch.setattr(house.target, "run", closing)
+    house.thread.run()
+    assert house.target.closed == [ending.cache]
+    assert [len(rows) for rows in house.target.passes[:4]] == [2, 2, 2, 1]
+    assert ending.text[1:] == ending.alone()[: len(ending.text) - 1]
+    assert other.ended
 
 
 # --- costs ------------------------------------------------------------------------------------

@@ -9,14 +9,15 @@ import pytest
 
 from bench.reference import generate_alone
 from bus.protocol.arrays import pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import (
+    Ack,
+    DraftRows,
     DraftWindow,
     Fault,
     FaultCode,
-    Feedback,
     Outcome,
     SessionOpened,
-    SessionReady,
     WindowReport,
 )
 from cloud_worker.costs import FIRST_CHUNK
@@ -28,9 +29,11 @@ from tests.cloud_worker.conftest import (
     PROMPT,
     Start,
     opening,
+    own_text,
     window,
 )
 from tests.engines.tiny import CONTEXT_LENGTH
+from tests.sessions import drafted_rows, drafted_window
 
 # --- answers ----------------------------------------------------------------------------------
 
@@ -39,47 +42,63 @@ async def test_a_session_is_opened_and_windows_are_judged_by_the_target(
     start: Start, target: TargetModel
 ) -> None:
     house = start()
-    assert await house.ask(opening(target), SessionReady) == SessionReady("s1", 1, "cloud-1")
-    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 8, NEVER))
-    answer = await house.ask(window(alone[:3]), Feedback)
-    assert (answer.outcome, answer.num_accepted, answer.next_token, answer.committed_length) == (
-        Outcome.ACCEPTED, 3, alone[3], len(PROMPT) + 4,
-    )  # fmt: skip
+    handle = await house.opens(target)
+    alone = own_text(target, 9)
     wrong = (alone[5] + 1) % target.vocab_size
-    second = window((alone[4], wrong, 7), seq=1, start=len(PROMPT) + 4)
-    answer = await house.ask(second, Feedback, seq=1)
-    assert (answer.outcome, answer.num_accepted, answer.next_token) == (
-        Outcome.PARTIAL, 1, alone[5],
-    )  # fmt: skip
-    third = window(alone[6:8], seq=2, epoch=1, start=len(PROMPT) + 6)
-    answer = await house.ask(third, Feedback, seq=2)
-    assert (answer.outcome, answer.num_accepted) == (Outcome.ACCEPTED, 2)
+    text: tuple[int, ...] = ()
+    for number, drafted in enumerate((alone[:3], (alone[4], wrong, 7), alone[6:8]), 1):
+        feedback = await house.judges(window(handle, drafted, text, number=number))
+        assert feedback.start == len(PROMPT) + len(text)
+        text += feedback.token_ids
+        assert len(text) == (4, 6, 9)[number - 1]
+    assert text == alone
     assert house.reported(SessionOpened)[0].edge == "edge-1"
     await house.until(lambda: len(house.reported(WindowReport)) == 3)  # they follow a little later
-    assert [report.num_drafted for report in house.reported(WindowReport)] == [3, 3, 2]
+    reports = [(r.number, r.outcome, r.num_accepted) for r in house.reported(WindowReport)]
+    assert reports == [(1, Outcome.ACCEPTED, 3), (2, Outcome.PARTIAL, 1), (3, Outcome.ACCEPTED, 2)]
 
 
-async def test_sampled_windows_end_in_a_recovered_token(start: Start, target: TargetModel) -> None:
+async def test_with_residual_coupling_a_draw_follows_a_rejection(
+    start: Start, target: TargetModel
+) -> None:
     house = start()
-    await house.ask(opening(target, temperature=1.0), SessionReady)
+    sampled = {"temperature": 1.0, "coupling": SessionCoupling.RESIDUAL}
+    handle = await house.opens(target, **sampled)
     cache = target.open(SamplingParams(temperature=1.0))
     target.forward(cache, PROMPT, [np.arange(3, dtype=np.int32)])
     row = target.row(cache, 0, Want(0, full=True)).full
     assert row is not None
     unlikely = int(row[2:].argmin()) + 2
-    answer = await house.ask(window((unlikely, 3)), Feedback)
-    assert (answer.outcome, answer.num_accepted) == (Outcome.PARTIAL, 0)
-    assert answer.next_token not in (unlikely, None)
-    again = await house.ask(window((unlikely, 3)), Feedback)
-    assert again == answer  # from its last feedback
+    message = window(handle, (unlikely, 3), rows=drafted_rows((unlikely, 3)))
+    answer = await house.judges(message)
+    assert len(answer.token_ids) == 1
+    assert answer.token_ids != (unlikely,)
+    again = await house.judges(message)
+    assert (again.start, again.tokens) == (answer.start, answer.tokens)
+
+
+async def test_a_session_has_one_handle_for_each_incarnation(
+    start: Start, target: TargetModel
+) -> None:
+    house = start()
+    first = await house.opens(target)
+    assert await house.opens(target) == first
+    other = await house.opens(target, session="s2")
+    second = await house.opens(target, incarnation=2)
+    assert await house.opens(target, incarnation=2) == second
+    assert len({first, other, second}) == 3
+    opened = [(m.session, m.incarnation) for m in house.reported(SessionOpened)]
+    assert opened == [("s1", 1), ("s2", 1), ("s1", 2)]
 
 
 async def test_edges_hear_of_their_own_sessions_only(start: Start, target: TargetModel) -> None:
     house = start()
-    await house.ask(opening(target), SessionReady)
-    await house.ask(opening(target, session="s2", edge="edge-2"), SessionReady, "edge-2")
-    assert all(message.session == "s1" for message in house.heard["edge-1"])
-    assert all(message.session == "s2" for message in house.heard["edge-2"])
+    handle = await house.opens(target)
+    other = await house.opens(target, session="s2", edge="edge-2")
+    await house.judges(window(handle, (7,)))
+    await house.judges(window(other, (7,)), "edge-2")
+    assert {message.handle for message in house.heard["edge-1"]} == {handle}
+    assert {message.handle for message in house.heard["edge-2"]} == {other}
 
 
 async def test_a_long_prompt_is_prefilled_in_chunks_and_others_interleave(
@@ -95,31 +114,32 @@ async def test_a_long_prompt_is_prefilled_in_chunks_and_others_interleave(
     monkeypatch.setattr(target, "run", counting)
     house = start()
     prompt = tuple((7 * i) % 280 + 2 for i in range(400))
-    await house.ask(
-        opening(target, prompt=pack_tokens(prompt), max_new_tokens=10, session="long"), SessionReady
+    handle = await house.opens(
+        target, prompt=pack_tokens(prompt), max_new_tokens=10, session="long"
     )
-    alone = list(generate_alone(target, list(prompt), SamplingParams(), 2, NEVER))
-    answer = await house.ask(window(alone[:1], session="long", start=400), Feedback)
-    assert (answer.num_accepted, answer.next_token) == (1, alone[1])
+    alone = tuple(generate_alone(target, list(prompt), SamplingParams(), 2, NEVER))
+    message = drafted_window(prompt, alone[:1], len(prompt), handle=handle)
+    assert (await house.judges(message)).token_ids == alone
     prefill = sizes[:-1]  # the last is the window
     assert (sum(prefill), max(prefill)) == (399, FIRST_CHUNK)
 
 
-async def test_a_window_of_a_session_it_does_not_know_is_answered_to_everybody(
-    start: Start, target: TargetModel
+@pytest.mark.parametrize("message", [window(77, (1, 2)), Ack(77, 3, 9)])
+async def test_a_handle_that_it_does_not_know_is_answered_to_everybody(
+    start: Start, target: TargetModel, message: DraftWindow | Ack
 ) -> None:
     house = start()
     for edge in ("edge-1", "edge-2"):
-        answer = await house.ask(window((1, 2), session="gone", epoch=3, seq=4), Feedback, edge)
-        assert answer.outcome is Outcome.UNKNOWN_SESSION
-        assert (answer.session, answer.incarnation, answer.epoch, answer.seq) == ("gone", 1, 3, 4)
+        fault = await house.ask(message, Fault, edge)
+        assert (fault.session, fault.code, fault.handle) == ("-", FaultCode.UNKNOWN_SESSION, 77)
+    await house.answers_truly(target)
 
 
 @pytest.mark.parametrize(
     ("changes", "code", "text"),
     [
         ({"tokenizer_digest": "another"}, FaultCode.TOKENIZER_MISMATCH, "draft of the target's"),
-        ({"method": "magic"}, FaultCode.UNKNOWN_METHOD, "known: sd"),
+        ({"method": "magic"}, FaultCode.UNKNOWN_METHOD, "known: auto, sd"),
         ({"max_new_tokens": CONTEXT_LENGTH}, FaultCode.CONTEXT_OVERFLOW, "context holds 512"),
         ({"prompt": pack_tokens((5, 100_000))}, FaultCode.BAD_TOKENS, "must lie in"),
         ({"prompt": pack_tokens((5, -1))}, FaultCode.BAD_TOKENS, "must lie in"),
@@ -138,22 +158,50 @@ async def test_what_cannot_be_opened_is_refused_and_counted(
     await house.answers_truly(target)
 
 
+def ids(*tokens: int) -> DraftRows:
+    return drafted_rows((7, 9), q_ids=pack_tokens(tokens))
+
+
 @pytest.mark.parametrize(
-    ("message", "code"),
+    ("tokens", "changes", "code"),
     [
-        (window((7, 9), q_ids=pack_tokens((7, 0, 9, 100_000))), FaultCode.BAD_TOKENS),
-        (window((7, 9), q_ids=pack_tokens((7, 0, 9, -1))), FaultCode.BAD_TOKENS),
-        (window((7, 9), q_ids=pack_tokens((8, 0, 9, 1))), FaultCode.BAD_TOKENS),
-        (window((-7,), q_ids=pack_tokens((8, 0))), FaultCode.BAD_TOKENS),
-        (window((7, 9), start=3), FaultCode.OUT_OF_ORDER),
-        (window((7, 9), epoch=5), FaultCode.OUT_OF_ORDER),
-        (window((7,) * 510), FaultCode.CONTEXT_OVERFLOW),
+        ((7, 9), {"rows": ids(7, 0, 9, 100_000)}, FaultCode.BAD_TOKENS),
+        ((7, 9), {"rows": ids(7, 0, 9, -1)}, FaultCode.BAD_TOKENS),
+        ((7, 9), {"rows": ids(8, 0, 9, 1)}, FaultCode.BAD_TOKENS),
+        ((-7,), {}, FaultCode.BAD_TOKENS),
+        ((100_000,), {}, FaultCode.BAD_TOKENS),
+        ((7, 9), {"start": 3}, FaultCode.BAD_TOKENS),
+        ((7, 9), {"acknowledged": 3}, FaultCode.BAD_TOKENS),
+        ((7, 9), {"acknowledged": 99}, FaultCode.BAD_TOKENS),
+        ((7,) * 510, {}, FaultCode.CONTEXT_OVERFLOW),
     ],
 )
 async def test_windows_that_cannot_be_judged_are_refused(
-    start: Start, target: TargetModel, message: DraftWindow, code: FaultCode
+    start: Start, target: TargetModel, tokens: tuple[int, ...], changes: dict[str, Any],
+    code: FaultCode,
+) -> None:  # fmt: skip
+    house = start()
+    handle = await house.opens(target)
+    assert (await house.ask(window(handle, tokens, **changes), Fault)).code is code
+    await house.answers_truly(target)
+
+
+async def test_a_window_without_the_probabilities_its_method_needs_is_refused(
+    start: Start, target: TargetModel
 ) -> None:
     house = start()
-    await house.ask(opening(target), SessionReady)
-    assert (await house.ask(message, Fault)).code is code
-    await house.answers_truly(target)
+    handle = await house.opens(target, method="e2sci")
+    fault = await house.ask(window(handle, (7, 9)), Fault)
+    assert fault.code is FaultCode.BAD_TOKENS
+    assert "e2sci needs the draft's probabilities" in fault.detail
+
+
+@pytest.mark.parametrize("length", [3, 99])
+async def test_text_that_there_is_not_cannot_be_acknowledged(
+    start: Start, target: TargetModel, length: int
+) -> None:
+    house = start()
+    handle = await house.opens(target)
+    fault = await house.ask(Ack(handle, 1, length), Fault)
+    assert (fault.session, fault.code) == ("s1", FaultCode.BAD_TOKENS)
+    assert f"{length} tokens are acknowledged of 6" in fault.detail

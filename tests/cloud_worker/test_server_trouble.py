@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,15 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from bench.reference import generate_alone
 from bus.protocol.arrays import pack_tokens
 from bus.protocol.codec import AnyMessage
 from bus.protocol.messages import (
+    Ack,
     CloseSession,
     ControlUpdate,
     Fault,
     FaultCode,
-    Feedback,
     Message,
-    Outcome,
     SessionClosed,
     SessionReady,
     WindowReport,
@@ -29,18 +28,19 @@ from bus.runtime.worker import Lifecycle
 from bus.store import Store
 from cloud_worker import afterwards, server
 from cloud_worker.session import CloudSession
-from decoding.cloud_events import Prefilled
-from decoding.sampling import SamplingParams
+from decoding import cloud
+from decoding.cloud_events import Prefilled, RowsReady, WindowArrived
 from engines.torch.target import TargetModel
 from tests.cloud_worker.conftest import (
-    NEVER,
     PATIENCE_S,
     PROMPT,
     Start,
     opening,
+    own_text,
     window,
 )
 from tests.engines.tiny import CONTEXT_LENGTH
+from tests.sessions import drafted_rows
 
 # --- garbage ----------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ async def test_garbage_frames_are_counted_and_harm_nobody(
     start: Start, target: TargetModel
 ) -> None:
     house = start()
-    await house.ask(opening(target), SessionReady)
+    await house.opens(target)
     frames = [b"", b"\xff" * 100, b"\x91" * 2000, b"\x93\x01\x02", b"\x92\x02\x03", bytes(10_000)]
     with zmq.asyncio.Context() as context, context.socket(zmq.PUSH) as stranger:
         stranger.setsockopt(zmq.LINGER, 0)
@@ -65,7 +65,7 @@ async def test_messages_that_belong_elsewhere_are_counted(
 ) -> None:
     house = start()
     house.outbox.send(ControlUpdate("s1", 1, 1, 0.1, 4, 0.0, 0.0))
-    house.outbox.send(SessionReady("s1", 1, "cloud-9"))
+    house.outbox.send(SessionReady("s1", 1, "cloud-9", 7))
     await house.until(lambda: house.counters["unexpected_messages"] == 2)
     await house.answers_truly(target)
 
@@ -78,6 +78,12 @@ async def test_valid_messages_in_any_order_harm_nobody(start: Start, target: Tar
     def some(most: int) -> int:
         return int(draw.integers(0, most))
 
+    alone = own_text(target, 4)
+
+    def any_handle() -> int:
+        known = sorted(house.worker._handles)
+        return known[some(len(known))] if known and some(8) else some(9)
+
     def any_message() -> Message:
         session, incarnation = f"s{some(3)}", some(3)
         committed = tuple(int(t) for t in draw.integers(0, 290, some(4)))
@@ -86,16 +92,20 @@ async def test_valid_messages_in_any_order_harm_nobody(start: Start, target: Tar
                 return CloseSession(session, incarnation, "")
             case 1:
                 return opening(
-                    target, session=session, incarnation=incarnation, epoch=some(2),
-                    next_seq=some(2), committed=pack_tokens(committed),
+                    target, session=session, incarnation=incarnation,
+                    committed=pack_tokens(committed), method=("sd", "auto", "e2sci")[some(3)],
                     temperature=(0.0, 1.0, 1e-3, 100.0)[some(4)], top_k=some(3),
                     top_p=(1.0, 0.5, 1e-9)[some(3)],
                 )  # fmt: skip
+            case 2:
+                return Ack(any_handle(), some(5), len(PROMPT) + some(4), bool(some(2)))
             case _:
                 tokens = tuple(int(t) for t in draw.integers(0, 290, 1 + some(4)))
+                after = alone[: some(4)]
                 return window(
-                    tokens, session=session, incarnation=incarnation, epoch=some(2),
-                    seq=some(3), start=len(PROMPT) + some(3),
+                    any_handle(), tokens, after, number=some(5),
+                    start=len(PROMPT) + (len(after) if some(4) else some(9)),
+                    rows=drafted_rows(tokens) if some(2) else None,
                 )  # fmt: skip
 
     for _ in range(20):
@@ -103,22 +113,21 @@ async def test_valid_messages_in_any_order_harm_nobody(start: Start, target: Tar
             house.outbox.send(any_message())
         await asyncio.sleep(0.01)
     await house.answers_truly(target)
-    assert house.counters["failed_jobs"] == 0
+    assert house.counters["failed_jobs"] == house.counters["impossible_events"] == 0
 
 
 async def test_a_model_that_fails_ends_its_session_only(
     start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = start()
-    await house.ask(opening(target), SessionReady)
+    handle = await house.opens(target)
     with monkeypatch.context() as broken:
 
         def failing(*_: Any) -> Any:
             raise RuntimeError("out of memory")
 
         broken.setattr(target, "run", failing)
-        fault = await house.ask(window((7, 9)), Fault)
-    assert fault.code is FaultCode.MODEL_FAILED
+        fault = await house.ask(window(handle, (7, 9)), Fault, code=FaultCode.MODEL_FAILED)
     assert "out of memory" in fault.detail
     assert house.counters["failed_jobs"] >= 1
     assert house.reported(SessionClosed)[0].reason == "failed"
@@ -147,31 +156,52 @@ async def test_a_message_that_cannot_be_handled_ends_its_session_only(
     start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = start()
-    await house.ask(opening(target), SessionReady)
-    handle = CloudSession.handle
+    handle = await house.opens(target)
+    post = CloudSession.post
 
     def failing(session: CloudSession, event: Any) -> None:
         if session.state.session == "s1":
             raise LookupError("a bug")
-        handle(session, event)
+        post(session, event)
 
-    monkeypatch.setattr(CloudSession, "handle", failing)
-    fault = await house.ask(window((7, 9)), Fault)
-    assert (fault.code, fault.detail) == (FaultCode.MODEL_FAILED, "the target failed: a bug")
+    monkeypatch.setattr(CloudSession, "post", failing)
+    fault = await house.ask(window(handle, (7, 9)), Fault, code=FaultCode.MODEL_FAILED)
+    assert fault.detail == "the target failed: a bug"
     await house.answers_truly(target)
+
+
+@pytest.mark.parametrize("event", [WindowArrived, RowsReady])
+async def test_a_step_that_raises_on_the_model_thread_ends_its_session_only(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch, event: type[Any]
+) -> None:
+    house = start()
+    writing = await house.opens(target, session="s2", method="auto", max_new_tokens=40)
+    handle = await house.opens(target)
+    step = cloud.step
+
+    def failing(state: cloud.CloudState, arrived: Any) -> Any:
+        if state.session == "s1" and isinstance(arrived, event):
+            raise LookupError("a bug")
+        return step(state, arrived)
+
+    monkeypatch.setattr(cloud, "step", failing)
+    fault = await house.ask(window(handle, (7, 9)), Fault, code=FaultCode.MODEL_FAILED)
+    assert (fault.session, fault.detail) == ("s1", "the target failed: a bug")
+    assert [(m.session, m.reason) for m in house.reported(SessionClosed)] == [("s1", "failed")]
+    assert await house.reads(writing, 40) == own_text(target, 40)
 
 
 async def test_an_impossible_event_is_counted_and_survived(
     start: Start, target: TargetModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     house = start()
-    await house.ask(opening(target), SessionReady)
-    (session,) = house.worker._sessions.values()
-    house.worker._completed([(session, Prefilled(99, 0.0))])
-    assert house.counters["impossible_events"] == 1
+    handle = await house.opens(target)
+    house.session().post(Prefilled(99, 0.0))
+    await house.until(lambda: house.counters["impossible_events"] == 1)
     assert "Prefilled of job 99" in caplog.text
     assert "OpenSession" in caplog.text  # the story
-    await house.answers_truly(target)
+    alone = own_text(target, 3)
+    assert (await house.judges(window(handle, alone[:2]))).token_ids == alone
 
 
 async def test_an_older_life_is_told_so_and_does_not_keep_the_session_alive(
@@ -179,7 +209,8 @@ async def test_an_older_life_is_told_so_and_does_not_keep_the_session_alive(
 ) -> None:
     monkeypatch.setattr(server, "EXPIRY_CHECK_S", 0.01)
     house = start(session_ttl_s=0.3)
-    await house.ask(opening(target, incarnation=9), SessionReady)
+    old = await house.opens(target, incarnation=7)
+    await house.opens(target, incarnation=9)
     fault = await house.ask(opening(target, incarnation=8, edge="edge-2"), Fault, edge="edge-2")
     assert fault.code is FaultCode.STALE_INCARNATION
     assert "incarnation 8 is older than 9" in fault.detail
@@ -188,7 +219,8 @@ async def test_an_older_life_is_told_so_and_does_not_keep_the_session_alive(
 
     def asked_in_vain() -> bool:
         house.outbox.send(opening(target, incarnation=8, edge="edge-2"))
-        house.outbox.send(window((7, 9), incarnation=8))
+        house.outbox.send(window(old, (7, 9)))
+        house.outbox.send(Ack(old, 9, len(PROMPT)))
         return bool(house.reported(SessionClosed))
 
     await house.until(asked_in_vain)
@@ -202,13 +234,11 @@ async def test_a_report_that_waits_is_sent_before_the_end(
     """After it, it would open the session anew at the controller."""
     monkeypatch.setattr(afterwards, "DELAY_S", 1000.0)
     house = start()
-    await house.ask(opening(target), SessionReady)
-    (session,) = house.worker._sessions.values()
-    await house.until(lambda: not session.busy)
-    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 2, NEVER))
-    await house.ask(window(alone), Feedback)
+    handle = await house.opens(target)
+    await house.until(lambda: not house.session().busy)
+    await house.judges(window(handle, own_text(target, 2)))
     assert house.reported(WindowReport) == []
-    house.worker._drop(session, "length")
+    house.worker._drop(house.session(), "length")
     assert [type(report) for report in house.controller.reports[-2:]] == [
         WindowReport, SessionClosed,
     ]  # fmt: skip
@@ -216,16 +246,16 @@ async def test_a_report_that_waits_is_sent_before_the_end(
 
 async def test_places_are_given_in_the_order_of_asking(start: Start, target: TargetModel) -> None:
     house = start(max_sessions=1, evict_idle_s=1000.0)
-    await house.ask(opening(target), SessionReady)
+    await house.opens(target)
     for name in ("s2", "s3"):
         await house.ask(opening(target, session=name), Fault, session=name)
     house.outbox.send(CloseSession("s1", 1, "length"))
     fault = await house.ask(opening(target, session="s3"), Fault, session="s3")
     assert "0 sessions are open, 2 wait" in fault.detail
-    await house.ask(opening(target, session="s2"), SessionReady, session="s2")
+    await house.opens(target, session="s2")
     house.outbox.send(CloseSession("s3", 1, "cancelled"))
     house.outbox.send(CloseSession("s2", 1, "length"))
-    await house.ask(opening(target, session="s4"), SessionReady, session="s4")
+    await house.opens(target, session="s4")
 
 
 # --- number and age of sessions ---------------------------------------------------------------
@@ -233,7 +263,7 @@ async def test_places_are_given_in_the_order_of_asking(start: Start, target: Tar
 
 async def test_a_full_worker_sends_edges_elsewhere(start: Start, target: TargetModel) -> None:
     house = start(max_sessions=1, evict_idle_s=1000.0)
-    await house.ask(opening(target), SessionReady)
+    await house.opens(target)
     fault = await house.ask(opening(target, session="s2"), Fault)
     assert (fault.session, fault.code) == ("s2", FaultCode.OVERLOADED)
     await house.ask(opening(target), SessionReady)  # the one it has goes on
@@ -243,28 +273,27 @@ async def test_a_full_worker_frees_the_session_idle_for_longest(
     start: Start, target: TargetModel
 ) -> None:
     house = start(max_sessions=2, evict_idle_s=0.0)
-    for session in ("s1", "s2"):
-        await house.ask(opening(target, session=session), SessionReady, session=session)
-    alone = list(generate_alone(target, list(PROMPT), SamplingParams(), 2, NEVER))
-    await house.ask(window(alone), Feedback)  # s1 is used, s2 is not
-    await house.ask(opening(target, session="s3"), SessionReady, session="s3")
+    used, idle = [await house.opens(target, session=name) for name in ("s1", "s2")]
+    await house.judges(window(used, own_text(target, 2)))
+    await house.until(lambda: not house.session("s2").busy)
+    await house.opens(target, session="s3")
     assert house.counters["evictions"] == 1
     assert [(m.session, m.reason) for m in house.reported(SessionClosed)] == [("s2", "evicted")]
-    answer = await house.ask(window(alone, session="s2"), Feedback, session="s2")
-    assert answer.outcome is Outcome.UNKNOWN_SESSION
+    fault = await house.ask(window(idle, own_text(target, 2)), Fault, handle=idle)
+    assert fault.code is FaultCode.UNKNOWN_SESSION
 
 
 async def test_a_closed_session_is_freed_but_not_by_an_older_life_of_its_own(
     start: Start, target: TargetModel
 ) -> None:
     house = start(max_sessions=1, evict_idle_s=1000.0)
-    await house.ask(opening(target, incarnation=5), SessionReady)
+    await house.opens(target, incarnation=5)
     house.outbox.send(CloseSession("s1", 4, "late"))
     house.outbox.send(CloseSession("unknown", 4, "late"))
     fault = await house.ask(opening(target, session="s2"), Fault)
     assert fault.code is FaultCode.OVERLOADED
     house.outbox.send(CloseSession("s1", 5, "length"))
-    await house.ask(opening(target, session="s2"), SessionReady, session="s2")
+    await house.opens(target, session="s2")
     assert [(m.session, m.reason) for m in house.reported(SessionClosed)] == [("s1", "length")]
 
 
@@ -272,17 +301,64 @@ async def test_messages_of_an_older_life_are_counted_and_logged_once(
     start: Start, target: TargetModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     house = start()
-    await house.ask(opening(target, incarnation=5), SessionReady)
+    old = await house.opens(target, incarnation=4)
+    current = await house.opens(target, incarnation=5)
     for _ in range(3):
-        house.outbox.send(window((7, 9), incarnation=4))
+        house.outbox.send(window(old, (7, 9)))
+    house.outbox.send(Ack(old, 1, len(PROMPT), again=True))
     house.outbox.send(CloseSession("s1", 4, "late"))
-    await house.until(lambda: house.counters["stale_messages"] == 4)
+    await house.until(lambda: house.counters["stale_messages"] == 5)
     lines = [line for line in caplog.messages if "is ignored, 5 runs here" in line]
     assert len(lines) == 1
-    assert "a DraftWindow of incarnation 4" in lines[0]
-    await house.ask(opening(target, incarnation=6), SessionReady, incarnation=6)
-    house.outbox.send(window((7, 9), incarnation=5))
+    assert "a DraftWindow of an older incarnation" in lines[0]
+    await house.opens(target, incarnation=6)
+    house.outbox.send(Ack(current, 1, len(PROMPT)))
     await house.until(lambda: any("is ignored, 6 runs here" in line for line in caplog.messages))
+    assert house.session().state.tokens == PROMPT
+    await house.answers_truly(target)
+
+
+async def test_with_its_session_all_of_its_handles_are_forgotten(
+    start: Start, target: TargetModel
+) -> None:
+    house = start()
+    handles = [await house.opens(target, incarnation=number) for number in (1, 2, 3)]
+    other = await house.opens(target, session="s2")
+    house.outbox.send(CloseSession("s1", 3, "length"))
+    await house.until(lambda: house.reported(SessionClosed))
+    assert set(house.worker._handles) == {other}
+    for handle in handles:
+        fault = await house.ask(window(handle, (7,)), Fault, handle=handle)
+        assert fault.code is FaultCode.UNKNOWN_SESSION
+    assert house.counters["stale_messages"] == 0
+
+
+@pytest.mark.parametrize("method", ["sd", "auto"])
+async def test_a_session_may_be_closed_while_its_pass_runs(
+    start: Start, target: TargetModel, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    house = start()
+    runs, may_end, run = threading.Event(), threading.Event(), target.run
+
+    def slow(batch: Any) -> Any:
+        runs.set()
+        assert may_end.wait(PATIENCE_S)
+        return run(batch)
+
+    with monkeypatch.context() as slowed:
+        slowed.setattr(target, "run", slow)
+        await house.opens(target, method=method)
+        await house.until(runs.is_set)
+        house.outbox.send(CloseSession("s1", 1, "cancelled"))
+        await house.until(lambda: house.reported(SessionClosed))
+        house.heard["edge-1"].clear()
+        may_end.set()
+        await house.worker._thread.call(lambda: None)
+    assert house.worker._handles == {}
+    assert not house.worker._scheduler._work
+    await house.answers_truly(target)
+    assert house.counters["failed_jobs"] == house.counters["impossible_events"] == 0
+    assert not [m for m in house.heard["edge-1"] if getattr(m, "session", "") == "s1"]
 
 
 async def test_sessions_nobody_uses_expire(
@@ -290,7 +366,7 @@ async def test_sessions_nobody_uses_expire(
 ) -> None:
     monkeypatch.setattr(server, "EXPIRY_CHECK_S", 0.01)
     house = start(session_ttl_s=0.2)
-    await house.ask(opening(target), SessionReady)
+    await house.opens(target)
     lifecycle = Lifecycle(house.worker._settings, store, house.record)
     watching = asyncio.create_task(house.worker.watch(lifecycle))
     await house.until(lambda: house.reported(SessionClosed))
@@ -304,7 +380,7 @@ async def test_a_worker_that_leaves_tells_its_edges_and_takes_nobody_new(
     start: Start, target: TargetModel
 ) -> None:
     house = start()
-    await house.ask(opening(target), SessionReady)
+    await house.opens(target)
     house.heard["edge-1"].clear()
     await house.worker.drain(PATIENCE_S)
     await house.until(
@@ -333,4 +409,4 @@ async def test_the_registry_record_says_what_it_runs(start: Start, target: Targe
 
 
 def test_messages_are_what_the_codec_knows() -> None:
-    assert isinstance(window((1,)), AnyMessage)
+    assert isinstance(window(1, (1,)), AnyMessage)

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from bus.protocol.messages import (
     ControlUpdate,
-    Feedback,
     Message,
     Outcome,
     SessionOpened,
@@ -23,9 +24,13 @@ from decoding.control import ControlState, FixedPolicy
 PATIENCE_S = 20.0
 OPENED = SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1)
 REPORT = WindowReport(
-    Feedback("s1", 1, 0, 0, 5, Outcome.ACCEPTED, 1, None, 0.25, 10.0, 0.5, 3),
-    "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25,
+    session="s1", incarnation=1, number=1, edge="edge-1", client="c1", method="sd",
+    outcome=Outcome.ACCEPTED, num_drafted=2, num_accepted=2, num_own=1, threshold=0.25,
+    expected_accepted=1.5, mean_jsd=0.25, edge_ms=1.0, cloud_ms=2.0, rework_ms=3.0,
+    verify_ms=10.0, queue_ms=0.5, energy_j=None, num_scored=1, log_likelihood=-0.5, num_greedy=1,
+    regret=0.25,
 )  # fmt: skip
+OWN = replace(REPORT, number=0, outcome=Outcome.OWN, num_drafted=0, num_accepted=0, num_own=32)
 POLICY = FixedPolicy(threshold=0.125, window=4)
 
 

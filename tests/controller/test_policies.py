@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from bus.protocol.errors import ConfigurationError
-from bus.protocol.messages import Feedback, Outcome, WindowReport
+from bus.protocol.messages import Outcome
 from bus.store import Role, WorkerRecord
 from controller.calibration import About, Calibration, load_calibration
 from controller.policies import EXPLORED_THRESHOLDS, EXPLORED_WINDOWS, SHIPPED, Policies
@@ -16,13 +17,11 @@ from controller.settings import ControllerSettings
 from decoding.control import FixedPolicy
 from decoding.credit import CreditLaw, CreditPolicy, ExplorePolicy
 from decoding.predictor import NeuralPredictor
+from tests.controller import house
 from tests.decoding.test_predictor import layers
 from training.calibration.table import Price, Table
 
-REPORT = WindowReport(
-    Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3),
-    "edge-1", "c1", "e2sci", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25,
-)  # fmt: skip
+REPORT = replace(house.REPORT, method="e2sci", outcome=Outcome.PARTIAL, num_accepted=1)
 
 NUMBERS = {"threshold": 0.25, "window": 6, "base_threshold": 0.1, "credit_memory": 7}
 POLICIES = Policies(ControllerSettings.load(calibration="none", **NUMBERS))

@@ -10,10 +10,11 @@ from bus.protocol.messages import (
     ControlUpdate,
     SessionClosed,
 )
-from bus.store import WorkerRecord
+from bus.store import ReportEntry, WorkerRecord
 from decoding.control import FixedPolicy
 from tests.controller.house import (
     OPENED,
+    OWN,
     REPORT,
     Counting,
     Start,
@@ -59,6 +60,24 @@ async def test_a_changed_decision_is_saved_and_published(start: Start) -> None:
     assert (update.window, update.credit, update.credit_delta) == (3, 0.5, 0.25)
     record = await house.saved("s1", version=3)
     assert (record.window, record.credit, record.credit_delta) == (3, 0.5, 0.25)
+
+
+async def test_passes_without_drafts_change_no_credit_and_are_traced(start: Start) -> None:
+    house = await start(Counting(), reports=True)
+    house.send(OPENED, OWN, REPORT, OWN, OWN)
+    house.send(SessionClosed("s1", "cloud-1", 1, "length"), OWN)
+
+    async def traced() -> list[ReportEntry]:
+        entries = [entry for _, entry in await house.store.telemetry.read()]
+        reports = [entry for entry in entries if isinstance(entry, ReportEntry)]
+        return reports if len(reports) == 5 else []
+
+    entries = await eventually(traced)
+    assert [(e.outcome, e.num_own, e.credit) for e in entries] == [
+        ("own", 32, 0.0), ("accepted", 1, 0.0), *[("own", 32, 0.5)] * 3,
+    ]  # fmt: skip
+    (ended,) = await house.store.sessions.ended()
+    assert (ended.version, ended.history) == (2, (0.25,))
 
 
 async def test_a_session_that_moves_keeps_what_was_decided_for_it(start: Start) -> None:

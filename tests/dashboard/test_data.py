@@ -61,7 +61,7 @@ async def test_more_windows_than_one_reply_holds(
     store: Store, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dashboard.data._PAGE", 3)
-    await store.telemetry.add(*(window("a", seq=seq) for seq in range(10)))
+    await store.telemetry.add(*(window("a", number=number) for number in range(10)))
     assert totals(read(feed)).windows == 10
 
 

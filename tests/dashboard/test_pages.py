@@ -143,7 +143,7 @@ async def test_a_request_is_shown_window_by_window(page: Page, store: Store) -> 
     flags = (True, True, True, False)
     await store.commit_window(claim, 0, (1, 2, 3, 4), flags, "a <b> c", entry, (1, 2, 3, 1))
     await store.queue.finish(claim, End(FinishReason.LENGTH, usage=Usage(completion_tokens=4)))
-    events = (DraftSpan(0.0, 40.0, 1, 4), WindowSpan(40.0, 0, 0, 1, 4, 140.0, "partial", 3, 80.0))
+    events = (DraftSpan(0.0, 40.0, 1, 4), WindowSpan(40.0, 1, 1, 4, 140.0, "partial", 3, 80.0))
     await store.telemetry.add(
         TimelineEntry(
             at_ms=AT_MS, request=claim.request_id, session="s", client="c", edge="edge-1",

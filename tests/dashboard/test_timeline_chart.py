@@ -6,18 +6,27 @@ from typing import Any
 
 import pytest
 
-from bus.store import DraftSpan, Rollback, TimelineEntry, TimelineEvent, WindowSpan
+from bus.store import DraftSpan, PassSpan, Rollback, TimelineEntry, TimelineEvent, WindowSpan
 from dashboard.timeline_chart import CLOUD_Y, EDGE_Y, lanes_of, timeline_figure
+
+
+def judged(
+    number: int, at_ms: float, end_ms: float, outcome: str = "accepted", **facts: Any
+) -> WindowSpan:
+    """Of two tokens; over a link with a round trip of 40 ms, and passes of 60."""
+    common = {"num_tokens": 2, "num_accepted": 1, "verify_ms": 60.0, "rtt_ms": 40.0}
+    return WindowSpan(at_ms, number, end_ms=end_ms, outcome=outcome, **(common | facts))
+
 
 # A round trip of 40 ms and passes of 60. Two tokens stand; of the next two the second falls, which
 # makes a window in flight void, and the draft under way is interrupted after one token.
 EVENTS: tuple[TimelineEvent, ...] = (
     DraftSpan(0.0, 20.0, 3, 2),
-    WindowSpan(20.0, 0, 0, 3, 2, 120.0, "accepted", 2, verify_ms=60.0, pass_tokens=3),
+    judged(1, 20.0, 120.0, start=3, num_accepted=2, pass_tokens=3),
     DraftSpan(20.0, 40.0, 5, 2),
-    WindowSpan(40.0, 0, 1, 5, 2, 185.0, "partial", 1, verify_ms=60.0, queue_ms=45.0, pass_tokens=2),
+    judged(2, 40.0, 185.0, "partial", start=5, queue_ms=45.0, pass_tokens=2),
     DraftSpan(40.0, 60.0, 7, 2),
-    WindowSpan(60.0, 0, 2, 7, 2, 185.0, "dropped"),
+    WindowSpan(60.0, 3, 7, 2, 185.0, "dropped"),
     DraftSpan(176.0, 186.0, 9, 1),
     Rollback(185.0, 7),
 )
@@ -52,15 +61,12 @@ def test_a_window_nobody_judged_travels_as_long_as_others_and_comes_to_nothing()
 
 
 def test_windows_that_share_a_pass_show_it_once() -> None:
-    shared = (
-        WindowSpan(0.0, 0, 0, 3, 1, 100.0, "accepted", 1, verify_ms=60.0, pass_tokens=2),
-        WindowSpan(10.0, 0, 1, 4, 1, 100.0, "accepted", 1, verify_ms=60.0),
-    )
+    shared = (judged(1, 0.0, 100.0, start=3, pass_tokens=2), judged(2, 10.0, 100.0, start=5))
     assert len(lanes_of(entry(*shared)).passes) == 1
 
 
 def test_a_window_whose_verdict_came_with_a_later_one_stands() -> None:
-    events = (DraftSpan(0.0, 9.0, 3, 2), WindowSpan(9.0, 0, 0, 3, 2, 80.0, "accepted"))
+    events = (DraftSpan(0.0, 9.0, 3, 2), WindowSpan(9.0, 1, 3, 2, 80.0, "accepted"))
     assert times(lanes_of(entry(*events)).stands) == [(0.0, 9.0)]
 
 
@@ -68,7 +74,7 @@ def test_what_is_drafted_anew_at_the_same_place_is_not_taken_for_what_was_thrown
     events = (
         DraftSpan(0.0, 10.0, 5, 1),
         DraftSpan(20.0, 30.0, 5, 1),
-        WindowSpan(30.0, 1, 0, 5, 1, 90.0, "accepted", 1, verify_ms=50.0, pass_tokens=2),
+        judged(2, 30.0, 90.0, start=5, num_tokens=1, pass_tokens=2),
     )
     lanes = lanes_of(entry(*events))
     assert times(lanes.vain) == [(0.0, 10.0)]
@@ -76,11 +82,29 @@ def test_what_is_drafted_anew_at_the_same_place_is_not_taken_for_what_was_thrown
 
 
 def test_a_rejection_without_a_pass_is_a_mark_at_the_cloud() -> None:
-    window = WindowSpan(0.0, 0, 0, 3, 1, 40.0, "prehit_rejected")
+    window = judged(1, 0.0, 40.0, "prehit_rejected", start=3, num_accepted=0, verify_ms=0.0)
     lanes = lanes_of(entry(window, Rollback(40.0, 4)))
     assert [at_ms for at_ms, _ in lanes.prehits] == [20.0]
     assert lanes.passes == ()
     assert [at_ms for at_ms, _ in lanes.rollbacks] == [40.0]
+
+
+def test_passes_without_a_draft_are_the_targets_own() -> None:
+    own = (PassSpan(10.0, 70.0, 1), PassSpan(70.0, 130.0, 1))
+    lanes = lanes_of(entry(judged(1, 40.0, 210.0, start=5, pass_tokens=3), *own))
+    assert times(lanes.own) == [(10.0, 70.0), (70.0, 130.0)]
+    assert times(lanes.passes) == [(130.0, 190.0)]
+    figure = timeline_figure(entry(*own))
+    (bars,) = figure.data
+    assert (bars.name, set(bars.y)) == ("the target writes by itself", {CLOUD_Y})
+    assert figure.layout.title.text.endswith("0.1 s (measured)")
+
+
+def test_feedback_left_when_the_link_says_however_long_the_window_waited() -> None:
+    """A window that the text has overtaken waits long, and not on its way."""
+    lanes = lanes_of(entry(judged(1, 0.0, 500.0, start=3), judged(2, 0.0, 30.0, start=5)))
+    assert times(lanes.up) == [(0.0, 20.0), (0.0, 15.0)]
+    assert times(lanes.down) == [(480.0, 500.0), (15.0, 30.0)]
 
 
 def test_the_figure_has_three_lanes_and_a_name_for_each_thing() -> None:

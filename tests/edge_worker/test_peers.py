@@ -11,12 +11,12 @@ import pytest
 
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import TokenizerMismatchError
-from bus.protocol.messages import CloseSession, SessionReady
+from bus.protocol.messages import CloseSession, Fault, FaultCode, SessionReady
 from bus.settings import BusSettings
 from bus.store import Role, Store, WorkerRecord
 from bus.transport.sockets import Inbox, Publisher, Sockets
 from edge_worker import peers as module
-from edge_worker.peers import Peers
+from edge_worker.peers import Peer, Peers
 from tests.arrivals import take
 
 PATIENCE_S = 20.0
@@ -80,8 +80,8 @@ async def peers(
     store: Store, sockets: Sockets, heard: list[tuple[AnyMessage, int]]
 ) -> AsyncIterator[Peers]:
     peers = Peers(
-        store, sockets, "edge-1", "digest", lambda m, size: heard.append((m, size)),
-        lambda _message, _error: None,
+        store, sockets, "edge-1", "digest", lambda _peer, m, size: heard.append((m, size)),
+        lambda _peer, _message, _error: None,
     )  # fmt: skip
     yield peers
     peers.close()
@@ -102,13 +102,45 @@ async def test_messages_go_to_the_worker_and_come_back_with_their_size(
 
     async def answered() -> bool:
         cloud.publisher.publish("edge-2", CLOSE)
-        cloud.publisher.publish("edge-1", SessionReady("s1", 1, "cloud-1"))
+        cloud.publisher.publish("edge-1", SessionReady("s1", 1, "cloud-1", 7))
         return bool(heard)
 
     await eventually(answered)
-    assert {message for message, _ in heard} == {SessionReady("s1", 1, "cloud-1")}
+    assert {message for message, _ in heard} == {SessionReady("s1", 1, "cloud-1", 7)}
     assert size > 0
     assert heard[0][1] > 0
+
+
+async def test_a_message_comes_with_the_worker_that_sent_it(store: Store, sockets: Sockets) -> None:
+    """Two workers may give the same handle to different sessions."""
+    arrived: list[tuple[str, AnyMessage]] = []
+    troubled: list[tuple[str, AnyMessage, str]] = []
+
+    def receive(peer: Peer, message: AnyMessage, _size: int) -> None:
+        arrived.append((peer.record.worker_id, message))
+        if peer.record.worker_id == "cloud-2":
+            raise LookupError("a bug")
+
+    def failed(peer: Peer, message: AnyMessage, error: Exception) -> None:
+        troubled.append((peer.record.worker_id, message, str(error)))
+
+    peers = Peers(store, sockets, "edge-1", "digest", receive, failed)
+    clouds = [CloudWorker(store, sockets, name) for name in ("cloud-1", "cloud-2")]
+    for load, cloud in enumerate(clouds):
+        await cloud.registers(load=load)
+    await found(peers)
+    await peers.find(PATIENCE_S, left="boot-of-cloud-1")
+    message = Fault("-", FaultCode.UNKNOWN_SESSION, "gone", 7)
+
+    async def both() -> bool:
+        for cloud in clouds:
+            cloud.publisher.publish("edge-1", message)
+        return {name for name, _ in arrived} == {"cloud-1", "cloud-2"}
+
+    await eventually(both)
+    assert {m for _, m in arrived} == {message}
+    assert set(troubled) == {("cloud-2", message, "a bug")}
+    peers.close()
 
 
 async def test_the_least_loaded_fitting_worker_is_taken(
@@ -252,10 +284,10 @@ async def test_a_listener_that_fails_is_noticed_and_its_worker_connected_anew(
 ) -> None:
     """Nothing would ever come from it: whoever holds it finds it gone."""
 
-    def failed(_message: AnyMessage, error: Exception) -> None:
+    def failed(_peer: Peer, _message: AnyMessage, error: Exception) -> None:
         raise error
 
-    def receive(message: AnyMessage, size: int) -> None:
+    def receive(_peer: Peer, message: AnyMessage, size: int) -> None:
         heard.append((message, size))
         raise LookupError("a bug")
 

@@ -9,24 +9,74 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bus.protocol.messages import (
     CloseSession,
     ControlUpdate,
+    DraftWindow,
     Fault,
     FaultCode,
+    Feedback,
     FinishReason,
     SessionReady,
 )
 from bus.protocol.requests import session_id
-from bus.store import Keys, WindowEntry, stories
-from tests.edge_worker.shell import Drafter, House, ToyTokenizer
+from bus.store import (
+    Keys,
+    PassSpan,
+    SessionEntry,
+    TelemetryEntry,
+    TimelineEntry,
+    WindowEntry,
+    stories,
+)
+from decoding import edge
+from edge_worker import server
+from edge_worker.session import EdgeSession
+from edge_worker.specs import spec_of
+from tests.edge_worker.shell import PATIENCE_S, Drafter, House, ToyTokenizer
 
 
-async def test_answers_are_the_targets_own(house: House) -> None:
+@pytest.mark.parametrize("method", ["sd", "plc", "auto"])
+async def test_answers_are_the_targets_own(house: House, method: str) -> None:
     house.cloud()
     house.start()
-    await asyncio.gather(*(house.answers(f"r{i}") for i in range(5)))
+    await asyncio.gather(*(house.answers(f"r{i}", method=method) for i in range(5)))
+
+
+async def told(house: House, name: str) -> list[TelemetryEntry]:
+    """Telemetry of a request with its timeline, which comes last and after the answer's end."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            entries = [e for _, e in await house.store.telemetry.read() if e.request == name]
+            if any(isinstance(entry, TimelineEntry) for entry in entries):
+                return entries
+            await asyncio.sleep(0.005)
+
+
+async def test_a_session_that_drafts_nothing_reads_what_the_target_writes(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def thin(*args: Any) -> edge.SessionSpec:
+        return replace(spec_of(*args), drafts=False)
+
+    monkeypatch.setattr(server, "spec_of", thin)
+    house.cloud(pass_s=0.002)
+    house.start(timeline=True)
+    await house.answers("r0", method="auto")  # the listener hears from now on
+    await house.answers("r1", method="auto")
+    entries = await told(house, "r1")
+    windows = [entry for entry in entries if isinstance(entry, WindowEntry)]
+    assert {(w.outcome, w.number, w.num_drafted) for w in windows} == {("own", 0, 0)}
+    assert sum(w.num_committed for w in windows) == 24
+    (usage,) = [entry.usage for entry in entries if isinstance(entry, SessionEntry)]
+    assert usage.own_passes == usage.passes == 24
+    assert (usage.drafted_tokens, usage.windows, usage.wasted_tokens) == (0, 0, 0)
+    assert usage.edge_idle == 1.0
+    (timeline,) = [entry for entry in entries if isinstance(entry, TimelineEntry)]
+    assert [type(event) for event in timeline.events] == [PassSpan] * 24
+    assert not [message for message in house.sent if isinstance(message, DraftWindow)]
 
 
 def broken(drafter: Drafter, name: str, text: str) -> Callable[[], None]:
@@ -57,7 +107,7 @@ async def test_an_engine_that_raises_ends_its_session_only(
 async def test_a_tokenizer_that_raises_while_it_streams_ends_its_session_only(
     house: House,
 ) -> None:
-    """It is called a turn of the loop after the verdict, where nobody waits for it."""
+    """It is called a turn of the loop after the feedback, where nobody waits for it."""
     house.cloud()
     house.start()
 
@@ -78,14 +128,14 @@ async def test_a_message_that_cannot_be_handled_silences_nobody_else(
     house.cloud(pass_s=0.01)
     house.start()
     poisoned = session_id("r1")
-    on_message = house.edge.on_message
+    hand_over = house.edge._hand_over
 
-    def poison(message: Any) -> None:
-        if message.session == poisoned and not isinstance(message, SessionReady):
+    def poison(session: EdgeSession, message: Any) -> None:
+        if session.state.spec.session == poisoned and isinstance(message, Feedback):
             raise LookupError("a bug")
-        on_message(message)
+        hand_over(session, message)
 
-    monkeypatch.setattr(house.edge, "on_message", poison)
+    monkeypatch.setattr(house.edge, "_hand_over", poison)
     await asyncio.gather(
         house.fails("r1", "a Feedback could not be handled: a bug"),
         *(house.answers(f"other-{i}") for i in range(3)),
@@ -110,13 +160,16 @@ async def test_a_request_that_cannot_be_answered_is_refused(
     await house.answers("r2")
 
 
-async def test_a_stop_string_inside_an_accepted_window_ends_what_counts_too(house: House) -> None:
+@pytest.mark.parametrize("method", ["sd:8", "plc", "auto"])
+async def test_a_stop_string_inside_an_accepted_window_ends_what_counts_too(
+    house: House, method: str
+) -> None:
     house.cloud()
     house.start()
     names = [f"r{number}" for number in range(12)]
     for name in names:
         text = ToyTokenizer().decode(house.expected(name))
-        await house.submit(name, stop=(text[3:5],), method="sd:8")
+        await house.submit(name, stop=(text[3:5],), method=method)
     for name in names:
         text = ToyTokenizer().decode(house.expected(name))
         tokens, shown, end = await house.answer(name)
@@ -127,7 +180,9 @@ async def test_a_stop_string_inside_an_accepted_window_ends_what_counts_too(hous
     entries = [entry for _, entry in await house.store.telemetry.read()]
     windows = [entry for entry in entries if isinstance(entry, WindowEntry)]
     assert windows
-    assert all(entry.num_accepted <= entry.num_committed for entry in windows)
+    for name in names:
+        committed = sum(entry.num_committed for entry in windows if entry.request == name)
+        assert committed == len((await house.answer(name))[0])
 
 
 async def test_messages_that_belong_nowhere_are_counted(house: House) -> None:
@@ -135,10 +190,10 @@ async def test_messages_that_belong_nowhere_are_counted(house: House) -> None:
     house.start()
     await house.submit("r1")
     await house.until(house.opens)
-    house.edge.on_message(SessionReady("another", 1, "cloud-1"))
+    house.edge.on_message(SessionReady("another", 1, "cloud-1", 7))
     house.edge.on_message(CloseSession(session_id("r1"), 1, "?"))
     house.edge.on_message(ControlUpdate(session_id("r1"), 1, 1, 0.1, 5, 0.5, 0.0))
-    house.edge.on_message(Fault(session_id("r1"), FaultCode.OUT_OF_ORDER, "once"))
+    house.edge.on_message(Fault(session_id("r1"), FaultCode.UNKNOWN_SESSION, "once", 2**31 - 1))
     assert house.sockets.counters["unexpected_messages"] == 1
     assert house.sockets.counters["faults"] == 1
     assert (await house.answer("r1"))[0] == house.expected("r1")

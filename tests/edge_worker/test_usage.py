@@ -5,17 +5,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from bus.protocol.messages import DraftWindow, Feedback, FinishReason, Outcome
+from bus.protocol.messages import DraftWindow, FinishReason, Outcome
 from bus.store import Role, WorkerRecord
 from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from decoding.sampling import SamplingParams
 from edge_worker.usage import UsageMeter, within
+from tests.sessions import drafted_window
 
 SPEC = SessionSpec(
     "s1", "c1", "edge-1", methods.sd.METHOD, (1, 2, 3), SamplingParams(), 20, "digest"
@@ -23,21 +23,29 @@ SPEC = SessionSpec(
 PEER: Any = SimpleNamespace(record=SimpleNamespace(worker_id="cloud-1"))
 
 
-def window(epoch: int = 2, seq: int = 3, start: int = 5) -> DraftWindow:
+def window(number: int = 3, start: int = 5) -> DraftWindow:
     """Four tokens."""
-    ids, probs = np.arange(4, dtype="<i4"), np.ones(4, "<f2")
-    return DraftWindow(
-        "s1", 1, epoch, seq, start, ids.tobytes(), ids.tobytes(), probs.tobytes(), 0.1, 0,
-        6.0, 0.0, 0.0, 0.0, False,
+    return drafted_window((1, 2, 3), (5, 6, 7, 8), number=number, start=start)
+
+
+def judged(num_drafted: int, num_accepted: int, rolled_back: bool, **facts: Any) -> WindowJudged:
+    """A window after which the target wrote a token."""
+    common = {
+        "outcome": Outcome.PARTIAL if rolled_back else Outcome.ACCEPTED, "incarnation": 1,
+        "number": 3, "num_committed": num_accepted + 1, "length": 9, "threshold": 0.25,
+        "window": 4, "credit": 0.5, "budget": 8, "in_flight": 6, "draft_ms": 6.0,
+        "verify_ms": 10.0, "queue_ms": 0.5, "pass_tokens": 3, "rtt_ms": 9.0, "at_ms": 1000.0,
+    }  # fmt: skip
+    return WindowJudged(
+        num_drafted=num_drafted, num_accepted=num_accepted, rolled_back=rolled_back,
+        **(common | facts),
     )  # fmt: skip
 
 
-def judged(num_drafted: int, num_accepted: int, rolled_back: bool) -> WindowJudged:
-    outcome = Outcome.PARTIAL if rolled_back else Outcome.ACCEPTED
-    feedback = Feedback("s1", 1, 2, 3, 9, outcome, num_accepted, 8, 0.25, 10.0, 0.5, 3)
-    return WindowJudged(
-        feedback, num_drafted, num_accepted + 1, rolled_back, 4, 0.5, 8, 6, 6.0, 9.0, 1000.0
-    )
+def own(at_ms: float = 1000.0, **facts: Any) -> WindowJudged:
+    """A token that the target wrote without a draft."""
+    alone = {"number": 0, "outcome": Outcome.OWN, "pass_tokens": 1, "draft_ms": 0.0}
+    return judged(0, 0, False, at_ms=at_ms, **(alone | facts))
 
 
 def test_an_answer_is_added_up() -> None:
@@ -113,13 +121,16 @@ def test_decoding_is_what_comes_after_the_first_pass() -> None:
         (1000.0, 9, 4, shared), (1001.0, 0, 4, shared), (1002.0, 0, 3, shared),
         (1040.0, 0, 1, Outcome.PREHIT_REJECTED), (1100.0, 5, 2, Outcome.PARTIAL),
     ):  # fmt: skip
-        verdict = judged(4, committed, outcome is not shared)
-        feedback = replace(verdict.feedback, pass_tokens=pass_tokens, outcome=outcome)
         meter.committed(committed)
-        verdict = replace(verdict, feedback=feedback, num_committed=committed, at_ms=at_ms)
-        meter.judged(verdict)
+        meter.judged(
+            judged(
+                4, committed, outcome is not shared, num_committed=committed, outcome=outcome,
+                pass_tokens=pass_tokens, at_ms=at_ms,
+            )
+        )  # fmt: skip
     told = meter.usage()
     assert told.completion_tokens == 14
+    assert (told.passes, told.passes_saved, told.prehit_rejections) == (2, 3, 1)
     assert told.decode_tokens == 3
     assert told.decode_seconds == pytest.approx(0.1)
 
@@ -144,7 +155,8 @@ def test_a_window_entry_has_the_verdict_and_the_bytes_since_the_entry_before() -
     first = meter.entry(judged(4, 1, True), PEER)
     assert (first.request, first.session, first.client) == ("r1", "s1", "c1")
     assert (first.edge, first.cloud, first.method) == ("edge-1", "cloud-1", "sd")
-    assert (first.epoch, first.seq, first.outcome, first.rollback) == (2, 3, "partial", True)
+    assert (first.incarnation, first.number, first.outcome) == (1, 3, "partial")
+    assert first.rollback
     assert (first.num_drafted, first.num_accepted, first.num_committed) == (4, 1, 2)
     assert (first.threshold, first.window, first.credit) == (0.25, 4, 0.5)
     assert (first.draft_ms, first.verify_ms, first.queue_ms, first.rtt_ms) == (6.0, 10.0, 0.5, 9.0)
@@ -163,19 +175,58 @@ def test_the_closing_entry_says_why_and_what_it_took() -> None:
     assert closing.usage.completion_tokens == 2
 
 
-def test_what_lies_behind_a_stop_string_counts_nowhere() -> None:
-    """Six were accepted; a stop string inside the window leaves four tokens of the answer."""
-    effect = within(judged(6, 6, rolled_back=False), (True,) * 4)
-    assert (effect.feedback.num_accepted, effect.num_committed) == (4, 4)
+def test_a_session_without_a_draft_counts_the_targets_own_passes() -> None:
     meter = UsageMeter("r1", SPEC, num_committed=0)
-    meter.committed(4)
-    meter.judged(effect)
+    for number in range(5):
+        meter.committed(1)
+        meter.judged(own(1000.0 + 50 * number))
+        meter.bytes_up += 20  # acknowledgements
+    meter.committed(1)
+    meter.judged(own(1250.0, pass_tokens=0))  # text that was lost is sent again
     usage = meter.usage()
-    assert (usage.accepted_tokens, usage.completion_tokens) == (4, 4)
-    entry = meter.entry(effect, PEER)
-    assert (entry.num_accepted, entry.num_committed) == (4, 4)
+    assert (usage.completion_tokens, usage.passes, usage.own_passes) == (6, 5, 5)
+    assert (usage.windows, usage.drafted_tokens, usage.accepted_tokens) == (0, 0, 0)
+    assert (usage.passes_saved, usage.wasted_tokens, usage.rollbacks) == (0, 0, 0)
+    assert (usage.acceptance, usage.bytes_per_drafted_token, usage.bytes_up) == (0.0, 0.0, 100)
+    assert (usage.decode_tokens, usage.decode_seconds) == (5, pytest.approx(0.25))
+    assert (usage.edge_idle, usage.hidden) == (1.0, 0.0)
+    entry = meter.entry(own(), PEER)
+    assert (entry.outcome, entry.number, entry.num_drafted, entry.num_committed) == ("own", 0, 0, 1)
 
 
-def test_a_verdict_that_stays_whole_is_as_it_was() -> None:
-    effect = judged(4, 2, rolled_back=True)
-    assert within(effect, (True, True, False)) == effect
+def test_passes_that_the_target_ran_alone_save_none() -> None:
+    """Three windows in two passes, and two passes between them."""
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    for fact in (
+        judged(4, 4, False, number=1), own(1010.0), own(1020.0),
+        judged(4, 4, False, number=2, at_ms=1030.0),
+        judged(4, 4, False, number=3, at_ms=1030.0, pass_tokens=0),
+    ):  # fmt: skip
+        meter.judged(fact)
+    usage = meter.usage()
+    assert (usage.passes, usage.own_passes, usage.windows, usage.passes_saved) == (4, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("effect", "num_kept", "num_accepted", "num_committed"),
+    [
+        (judged(6, 6, False), 7, 6, 7),
+        (judged(6, 6, False), 6, 6, 6),  # the target's own token is lost first
+        (judged(6, 6, False), 4, 4, 4),
+        (judged(4, 2, True), 5, 2, 3),
+        (judged(4, 2, True), 1, 1, 1),
+        (judged(6, 6, False, num_committed=2), 1, 5, 1),  # four were committed before
+        (own(), 1, 0, 1),
+        (own(), 0, 0, 0),
+    ],
+)
+def test_what_lies_behind_a_stop_string_counts_nowhere(
+    effect: WindowJudged, num_kept: int, num_accepted: int, num_committed: int
+) -> None:
+    kept = within(effect, num_kept)
+    assert kept == replace(effect, num_accepted=num_accepted, num_committed=num_committed)
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    meter.judged(kept)
+    assert meter.usage().accepted_tokens == num_accepted
+    entry = meter.entry(kept, PEER)
+    assert (entry.num_accepted, entry.num_committed) == (num_accepted, num_committed)

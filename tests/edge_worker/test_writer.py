@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -51,6 +54,36 @@ async def test_pieces_come_in_order_and_only_the_first_end_counts(
     writer.end(FinishReason.ERROR, "the second", Usage())
     await writer.run()
     assert await written(store) == ([1, 2, 3], "the first")
+
+
+async def test_pieces_wait_from_when_they_were_put_and_not_each_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a delay for each one after the other, a long answer would fall behind its text."""
+    monkeypatch.setattr(module, "DELAY_S", 5.0)
+    loop, late_s, waited_s = asyncio.get_running_loop(), 0.0, list[float]()
+    clock = loop.time
+
+    async def sleep(seconds: float) -> None:
+        nonlocal late_s
+        waited_s.append(seconds)
+        late_s += seconds
+
+    store: Any = SimpleNamespace(
+        results=AsyncMock(), queue=AsyncMock(), telemetry=AsyncMock(), commit_window=AsyncMock()
+    )
+    writer = ResultWriter(store, cast(Any, None), lambda: None)
+    for start in range(4):
+        writer.put(piece(start, 7))
+    writer.end(FinishReason.LENGTH, "", Usage())
+    with monkeypatch.context() as hurried:
+        hurried.setattr(module.asyncio, "sleep", sleep)
+        hurried.setattr(loop, "time", lambda: clock() + late_s)
+        await writer.run()
+    assert [call.args[1] for call in store.results.append.await_args_list] == [0, 1, 2, 3]
+    assert len(waited_s) == 4
+    assert sum(waited_s) == pytest.approx(5.0, abs=1.0)
+    assert waited_s[0] > 4.0
 
 
 async def test_while_redis_is_away_pieces_wait(

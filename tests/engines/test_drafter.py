@@ -9,10 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.protocol.arrays import Float64Array, Int32Array, pack_tokens
+from bus.protocol.arrays import Float64Array, Int32Array
 from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import LocalError
-from bus.protocol.messages import DraftWindow
 from decoding.coupling import noise_at
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
@@ -26,6 +25,7 @@ from engines.torch.drafter import ModelDrafter
 from engines.torch.network import Network
 from engines.torch.parts import Part
 from tests.engines.tiny import save_tiny
+from tests.sessions import drafted_rows, drafted_window
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=20, seed=7)
@@ -258,12 +258,12 @@ def test_a_window_of_both_is_sent_in_canonical_order(
     assert window.tokens[1] == 41
     assert window.q_ids.shape == (3, 48)
     assert window.num_cached == window.start + 2
-    message = DraftWindow(
-        "s1", 1, 0, 0, window.start, pack_tokens(window.tokens), window.q_ids.tobytes(),
-        window.q_probs.tobytes(), 0.1, 0, 1.0, 1.0, 1.0, 1.0, True,
-    )  # fmt: skip
-    rows = zip(message.q_id_rows, message.q_prob_rows, strict=True)
-    assert [from_wire(*row).ids.size for row in rows] == [48, 1, 48]
+    rows = drafted_rows(
+        window.tokens, q_ids=window.q_ids.tobytes(), q_probs=window.q_probs.tobytes()
+    )
+    message = drafted_window((1, 2, 3), window.tokens, rows=rows)
+    sent = zip(message.q_id_rows, message.q_prob_rows, strict=True)
+    assert [from_wire(*row).ids.size for row in sent] == [48, 1, 48]
 
 
 def test_a_rollback_takes_what_lookup_read_with_it(searching: DrafterRow) -> None:
