@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from bus.protocol.messages import DraftWindow
-from bus.store import DraftSpan, Rollback, TimelineEvent, WindowSpan
+from bus.store import DraftSpan, PassSpan, Rollback, TimelineEvent, WindowSpan
 from decoding.edge_events import WindowJudged
 
 MAX_EVENTS = 10_000
@@ -46,9 +46,11 @@ class Timeline:
     began_ms: float
     _drafts: deque[DraftSpan] = field(default_factory=_ring)
     _windows: deque[WindowSpan] = field(default_factory=_ring)
-    _open: dict[tuple[int, int], WindowSpan] = field(default_factory=dict)
+    _passes: deque[PassSpan] = field(default_factory=_ring)
+    _open: dict[int, WindowSpan] = field(default_factory=dict)
     _rollbacks: deque[Rollback] = field(default_factory=_ring)
     _passes_ms: float = 0.0
+    _last_ms: float = 0.0
 
     def drafted(self, start: int, num_tokens: int, draft_ms: float, now_ms: float) -> None:
         """A draft job has ended just now, by itself or interrupted."""
@@ -57,46 +59,47 @@ class Timeline:
 
     def sent(self, message: DraftWindow, now_ms: float) -> None:
         """A window leaves; one that is sent again is in flight since the first time."""
-        key = (message.epoch, message.seq)
-        if key not in self._open:
-            self._open[key] = WindowSpan(
-                now_ms - self.began_ms, message.epoch, message.seq, message.start,
-                message.num_tokens,
-            )  # fmt: skip
+        if message.number not in self._open:
+            self._open[message.number] = WindowSpan(
+                now_ms - self.began_ms, message.number, message.start, message.num_tokens
+            )
 
     def judged(self, effect: WindowJudged) -> None:
-        """Feedback; windows before it were accepted with it, those after a rejection dropped."""
-        feedback, at_ms = effect.feedback, effect.at_ms - self.began_ms
-        for key in [k for k in self._open if k < (feedback.epoch, feedback.seq)]:
-            self._end(key, at_ms, "accepted")
-        last = (feedback.epoch, feedback.seq)
-        if last in self._open:
-            span = self._open[last]
-            self._open[last] = msgspec.structs.replace(
-                span, num_accepted=feedback.num_accepted, verify_ms=feedback.verify_ms,
-                queue_ms=feedback.queue_ms, pass_tokens=feedback.pass_tokens,
+        """Feedback has decided a window, or has come of a pass that began with none."""
+        at_ms = effect.at_ms - self.began_ms
+        span = self._open.get(effect.number)
+        if span is not None:
+            self._open[effect.number] = msgspec.structs.replace(
+                span, num_accepted=effect.num_accepted, verify_ms=effect.verify_ms,
+                queue_ms=effect.queue_ms, pass_tokens=effect.pass_tokens,
             )  # fmt: skip
-            self._end(last, at_ms, str(feedback.outcome))
-        self._passes_ms += feedback.verify_ms if feedback.pass_tokens else 0.0
+            self._end(effect.number, at_ms, str(effect.outcome))
+        elif effect.pass_tokens:
+            end_ms = at_ms - effect.rtt_ms / 2
+            self._passes.append(PassSpan(end_ms - effect.verify_ms, end_ms, effect.pass_tokens))
+        self._passes_ms += effect.verify_ms if effect.pass_tokens else 0.0
+        self._last_ms = at_ms
         if effect.rolled_back:
-            for key in [k for k in self._open if k[0] <= feedback.epoch]:
-                self._end(key, at_ms, "dropped")
-            self._rollbacks.append(Rollback(at_ms, feedback.committed_length))
+            for number in list(self._open):
+                self._end(number, at_ms, "dropped")
+            self._rollbacks.append(Rollback(at_ms, effect.length))
 
-    def _end(self, key: tuple[int, int], at_ms: float, outcome: str) -> None:
-        span = self._open.pop(key)
+    def _end(self, number: int, at_ms: float, outcome: str) -> None:
+        span = self._open.pop(number)
         self._windows.append(msgspec.structs.replace(span, end_ms=at_ms, outcome=outcome))
 
     def events(self) -> tuple[TimelineEvent, ...]:
         """Everything kept, by its beginning."""
-        kept: list[TimelineEvent] = [*self._drafts, *self._windows, *self._rollbacks]
+        kept: list[TimelineEvent] = [
+            *self._drafts, *self._windows, *self._passes, *self._rollbacks,
+        ]  # fmt: skip
         return tuple(sorted(kept, key=lambda event: event.at_ms))
 
     def shares(self) -> Shares:
         """Of the time seen so far."""
         if not self._drafts or not self._windows:
             return Shares()
-        begin_ms, end_ms = self._drafts[0].at_ms, self._windows[-1].end_ms
+        begin_ms, end_ms = self._drafts[0].at_ms, self._last_ms
         drafting = _union([(d.at_ms, d.end_ms) for d in self._drafts])
         flying = _union([(w.at_ms, w.end_ms) for w in self._windows])
         whole_ms, flying_ms = max(end_ms - begin_ms, 1e-9), max(_length(flying), 1e-9)

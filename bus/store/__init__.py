@@ -26,6 +26,7 @@ from bus.store.sessions import SessionRecord, Sessions, session_from_fields
 from bus.store.stories import Stories, StoryWriter, story_from_fields
 from bus.store.telemetry import (
     DraftSpan,
+    PassSpan,
     ReportEntry,
     Rollback,
     SessionEntry,
@@ -53,6 +54,7 @@ __all__ = [
     "InUse",
     "Keys",
     "Overview",
+    "PassSpan",
     "QueueDepth",
     "QueueState",
     "ReportEntry",

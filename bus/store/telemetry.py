@@ -19,6 +19,7 @@ from bus.store.keys import Keys
 __all__ = [
     "MAX_TELEMETRY",
     "DraftSpan",
+    "PassSpan",
     "ReportEntry",
     "Rollback",
     "SessionEntry",
@@ -102,8 +103,7 @@ class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
     """
 
     at_ms: float
-    epoch: int
-    seq: int
+    number: int
     start: int
     num_tokens: int
     end_ms: float = 0.0
@@ -114,6 +114,14 @@ class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
     pass_tokens: int = 0
 
 
+class PassSpan(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
+    """The target ran a pass that no window began, on the edge's clock."""
+
+    at_ms: float
+    end_ms: float
+    num_tokens: int
+
+
 class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):
     """The text was cut back to `length` tokens, the prompt and the correction included."""
 
@@ -121,7 +129,7 @@ class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):
     length: int
 
 
-TimelineEvent = DraftSpan | WindowSpan | Rollback
+TimelineEvent = DraftSpan | WindowSpan | PassSpan | Rollback
 
 
 class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):
