@@ -15,7 +15,7 @@ _LEASTS = (0.01, 0.03, 0.08)
 CHAINS = tuple(Policy(least=least) for least in _LEASTS)
 BRANCHES = tuple(
     Policy(weight, longest, least)
-    for weight, longest, least in itertools.product((0.5, 1.0, 2.0), (4, 64), _LEASTS)
+    for weight, longest, least in itertools.product((0.7, 1.0, 2.0), (3, 64), _LEASTS[1:])
 )
 BATCH = 4
 """Nodes of a draft step where branches cost the draft no time."""

@@ -3,10 +3,10 @@
 A model of its own, smaller than the machines, for a method that they do not have: a target that
 never waits, and an edge that may spend draft steps on branches. The draft's rows form a tree: each
 node that has been run has a first and a second choice. At every step the edge runs the node that it
-believes most probable to be reached; a second choice only counts `weight` as much, so that weight 0
-is the single chain. What was drafted after a second choice is sent with it. A pass verifies the
-longest path that continues the text; where it ends in a rejection and the target's own token is the
-second choice, the next pass finds that branch there.
+believes most probable to be reached; each second choice on the way counts `weight` as much, so that
+weight 0 is the single chain. A second choice is sent with what is drafted after it. A pass verifies
+the longest path that continues the text; where it ends in a rejection and the target's own token
+is the second choice, the next pass finds that branch there.
 
     reach(first choice)  = reach(node) · P(first choice is the target's | margin)
     reach(second choice) = reach(node) · P(second choice is the target's | margin)
@@ -147,8 +147,8 @@ class RescueSession:
                 yield worth, node, since is not None
                 continue
             waiting.append((node.first, weight, None if since is None else since + 1))
-            if policy.weight and since is None:
-                waiting.append((node.second, policy.weight, 0))
+            if policy.weight:
+                waiting.append((node.second, weight * policy.weight, 0))
 
     def _drafted(self, ran: list[tuple[_Node, bool]]) -> None:
         arrives_ms = self._clock.now_ms + self._one_way_ms
@@ -216,21 +216,9 @@ class RescueSession:
         return found
 
     def _path(self, node: _Node) -> list[_Node]:
-        """The longest; of equals that of the first choice. Branches have no branches."""
-        there = self._there(node)
-        if not there:
-            return []
-        paths = [[child, *self._path_of_first(child)] for child in there]
-        if paths[0][0] is node.first:
-            paths[0] = [paths[0][0], *self._path(paths[0][0])]
-        return max(paths, key=len)
-
-    def _path_of_first(self, node: _Node) -> list[_Node]:
-        path: list[_Node] = []
-        while (child := node.first) is not None and child.arrived_ms <= self._clock.now_ms:
-            path.append(child)
-            node = child
-        return path
+        """The longest; of equals that of the first choice."""
+        paths = [[child, *self._path(child)] for child in self._there(node)]
+        return max(paths, key=len, default=[])
 
     def _num_arrived(self, node: _Node) -> int:
         return sum(1 + self._num_arrived(child) for child in self._there(node))
