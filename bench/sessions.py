@@ -29,10 +29,18 @@ from bus.protocol.arrays import pack_tokens
 from bus.protocol.bounds import SessionCoupling
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import ConfigurationError
-from bus.protocol.messages import CloseSession, DraftWindow, Feedback, OpenSession, SessionReady
+from bus.protocol.messages import (
+    Ack,
+    CloseSession,
+    DraftWindow,
+    Feedback,
+    OpenSession,
+    SessionReady,
+)
 from bus.settings import BusSettings
 from bus.store import Store, WorkerRecord
 from bus.transport.sockets import Sockets
+from decoding.prefix_hash import chain, prompt_hash
 from engines.thread import now_ms
 from engines.tokenizer import encode_prompt
 from engines.torch.loading import load_model
@@ -69,7 +77,11 @@ class Round:
 
 @dataclass(slots=True)
 class _Session:
-    """One answer: `text` grows; windows come from `answer`, or guess where it is not known."""
+    """One answer: `text` grows; windows come from `answer`, or guess where it is not known.
+
+    Attributes:
+        handle: what the worker addresses it by, once it has said so. number: of the next message.
+    """
 
     name: str
     prompt: Tokens
@@ -77,42 +89,53 @@ class _Session:
     most: int
     answer: Tokens = ()
     text: Tokens = ()
-    epoch: int = 0
-    seq: int = 0
+    handle: int | None = None
+    number: int = 1
     arrivals: list[float] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def length(self) -> int:
+        """Of prompt and text."""
+        return len(self.prompt) + len(self.text)
+
     def opening(self, digest: str) -> OpenSession:
         return OpenSession(
-            session=self.name, client="bench", edge=_EDGE, incarnation=1, epoch=0, next_seq=0,
-            method="sd", prompt=pack_tokens(self.prompt), committed=b"", seed=0,
+            session=self.name, client="bench", edge=_EDGE, incarnation=1, method="sd",
+            prompt=pack_tokens(self.prompt), committed=b"", seed=0,
             max_new_tokens=self.most + self.window + 1, temperature=0.0, top_p=1.0, top_k=0,
             coupling=SessionCoupling.GUMBEL,
             tokenizer_digest=digest,
         )  # fmt: skip
 
     def next_window(self) -> DraftWindow:
+        """The same until its feedback has come."""
+        assert self.handle is not None
         begin = len(self.text)
+        *_, follows = chain(prompt_hash(self.prompt), self.text)
         tokens = self.answer[begin : begin + self.window] or (0,)
         return DraftWindow(
-            session=self.name, incarnation=1, epoch=self.epoch, seq=self.seq,
-            start=len(self.prompt) + begin, tokens=pack_tokens(tokens), q_ids=b"",
-            q_probs=b"", threshold=0.0, control_version=0,
-            draft_ms=0.0, edge_ms=0.0, rework_ms=0.0, rtt_ms=0.0, awaits=False,
+            handle=self.handle, number=self.number, acknowledged=self.length, start=self.length,
+            follows=follows, tokens=pack_tokens(tokens),
         )  # fmt: skip
 
-    def take(self, feedback: Feedback) -> None:
-        if feedback.seq != self.seq or feedback.epoch != self.epoch:
-            return
-        drafted = self.next_window().token_ids
-        self.text += drafted[: feedback.num_accepted]
-        if feedback.next_token is not None:
-            self.text += (feedback.next_token,)
-        self.epoch += feedback.num_accepted < len(drafted)
-        self.seq += 1
+    def take(self, feedback: Feedback) -> DraftWindow | Ack | None:
+        """What to send after feedback: the next window, or where some was lost a question."""
+        if feedback.handle != self.handle or self.done.is_set():
+            return None
+        if feedback.start > self.length:
+            self.number += 1
+            return Ack(feedback.handle, self.number, self.length, again=True)
+        new = feedback.token_ids[self.length - feedback.start :]
+        if not new:
+            return None
+        self.text += new
+        self.number += 1
         self.arrivals.append(now_ms())
         if len(self.text) >= self.most:
             self.done.set()
+            return None
+        return self.next_window()
 
 
 def _raised(_message: AnyMessage, error: Exception) -> None:
@@ -137,14 +160,14 @@ class _Worker:
         match message:
             case SessionReady():
                 session = self._sessions.get(message.session)
-                if session is not None and session.seq == 0:
+                if session is not None and not session.arrivals:
+                    session.handle = message.handle
                     self._outbox.send(session.next_window())
             case Feedback():
-                session = self._sessions.get(message.session)
-                if session is not None and not session.done.is_set():
-                    session.take(message)
-                    if not session.done.is_set():
-                        self._outbox.send(session.next_window())
+                for session in self._sessions.values():
+                    answer = session.take(message)
+                    if answer is not None:
+                        self._outbox.send(answer)
             case _:
                 pass
 

@@ -229,9 +229,25 @@ def simulate(
     ] = None,
     rtt_ms: Annotated[str, typer.Option(help="Round trips, in ms.")] = "0,10,40,80,160",
     error: Annotated[str, typer.Option(help="How often the draft is wrong.")] = "0.05,0.1,0.2,0.4",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Beside sd's best window; may be given several times.", show_default="plc"
+        ),
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many answers.")] = 40,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Of where the draft is wrong.")] = 0,
+    rescue: Annotated[
+        Path | None,
+        typer.Option(
+            help="What branches after the draft's second choice gain, by its choices on recorded "
+            "answers: a file of answers as bench pace keeps them."
+        ),
+    ] = None,
+    draft: Annotated[
+        str, typer.Option(help="Draft model of --rescue, as for generate.")
+    ] = "default",
     json: options.Json = False,
 ) -> None:
     """Both state machines on a virtual clock, for devices that are not here.
@@ -239,20 +255,29 @@ def simulate(
     Without models: a draft is right or wrong at random. Nothing of it is measured.
     """
     from bench.simulate.device import PAPER, read_device
-    from bench.simulate.run import run_comparison
+    from bench.simulate.predict import named
+    from bench.simulate.run import rescue_gains, run_comparison
     from bench.simulate.run import simulate as run_simulate
 
     if compare is not None:
         run_comparison(compare, json)
         return
+    chosen = PAPER if device is None else read_device(device)
+    rtts_ms = [options.number(part, 60_000) for part in rtt_ms.split(",")]
+    error_rates = [options.number(part, 0.98) for part in error.split(",")]
+    if rescue is not None:
+        num_tokens = prompts * tokens
+        rescue_gains(chosen, rtts_ms, error_rates, rescue, draft, num_tokens, seed, json)
+        return
     run_simulate(
-        PAPER if device is None else read_device(device),
-        [options.number(part, 60_000) for part in rtt_ms.split(",")],
-        [options.number(part, 0.98) for part in error.split(",")],
+        chosen,
+        rtts_ms,
+        error_rates,
         prompts,
         tokens,
         seed,
         json,
+        [named(name) for name in method or ["plc"]],
     )
 
 

@@ -18,7 +18,7 @@ from bench.pace.rows import read_rows, read_stack_rows, read_timeline_rows
 from bench.pace.run import ANSWERS, ROWS, STACKS, TIMELINES, load_plan
 from bench.pace.summary import PaceCell, summarise
 from bench.simulate.device import Device, fit_device
-from bench.simulate.predict import Hits, predict
+from bench.simulate.predict import Hits, named, predict
 from engines.torch.cache import KVCache
 from engines.torch.draft import TrimmedDraft, WholeDraft, load_draft
 from engines.torch.oracle import RecordedAnswer, is_wrong, read_answers
@@ -57,7 +57,7 @@ def compare(out: Path) -> tuple[Device, list[Comparison]]:
         if cell.error_rate is None and cell.draft not in agreement:
             agreement[cell.draft] = draft_agreement(cell.draft, recorded)
         predicted = predict(
-            cell.method, _answers(plan, cell, recorded, agreement), cell.rtt_ms, device
+            named(cell.method), _answers(plan, cell, recorded, agreement), cell.rtt_ms, device
         )
         rows.append(
             Comparison(

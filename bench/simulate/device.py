@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from bus.protocol.errors import ConfigurationError
-from bus.store import DraftSpan, TimelineEntry, WindowSpan
+from bus.store import DraftSpan, PassSpan, TimelineEntry, WindowSpan
 from decoding import methods
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -158,8 +158,8 @@ Span = tuple[float, float]
 
 
 class _Session:
-    """One session's spans, with the passes placed in time: a pass ends half a round trip before
-    its feedback arrives."""
+    """One session's spans, with the passes that windows began placed in time: such a pass ends half
+    a round trip before its feedback arrives."""
 
     def __init__(self, entry: TimelineEntry, rtt_ms: float) -> None:
         self._rtt_ms = rtt_ms
@@ -167,28 +167,33 @@ class _Session:
         windows = [e for e in entry.events if isinstance(e, WindowSpan)]
         self._windows = [w for w in windows if w.outcome != "dropped"]
         self._arrivals = [w.at_ms + rtt_ms / 2 for w in windows]
-        self._passes = [
-            (w.end_ms - rtt_ms / 2 - w.verify_ms, w.end_ms - rtt_ms / 2)
+        began = [
+            PassSpan(w.end_ms - rtt_ms / 2 - w.verify_ms, w.end_ms - rtt_ms / 2, w.pass_tokens)
             for w in self._windows if w.pass_tokens
         ]  # fmt: skip
+        own = [e for e in entry.events if isinstance(e, PassSpan)]
+        self._passes = sorted([*began, *own], key=lambda span: span.at_ms)
 
     def drafts(self) -> Iterable[_Work]:
         """Each draft job, with the feedback that was written while it ran."""
-        verdicts = [window.end_ms for window in self._windows]
+        verdicts = {window.end_ms for window in self._windows}
+        verdicts |= {span.end_ms + self._rtt_ms / 2 for span in self._passes}
+        passes = [(span.at_ms, span.end_ms) for span in self._passes]
         for span in self._drafts[1:]:
             if span.num_tokens:
                 own = (span.at_ms, span.end_ms)
                 arrivals = sum(span.at_ms <= at <= span.end_ms for at in verdicts)
-                beside = _overlap(own, self._passes)
+                beside = _overlap(own, passes)
                 yield _Work(span.num_tokens, span.end_ms - span.at_ms, beside, arrivals)
 
     def passes(self) -> Iterable[_Work]:
         """Each pass, with the windows that came while it ran."""
         drafts = [(span.at_ms, span.end_ms) for span in self._drafts]
-        judged = [w for w in self._windows if w.pass_tokens]
-        for window, own in list(zip(judged, self._passes, strict=True))[1:]:
+        for span in self._passes[1:]:
+            own = (span.at_ms, span.end_ms)
             arrivals = sum(own[0] < at <= own[1] for at in self._arrivals)
-            yield _Work(window.pass_tokens, window.verify_ms, _overlap(own, drafts), arrivals)
+            took_ms, beside = span.end_ms - span.at_ms, _overlap(own, drafts)
+            yield _Work(span.num_tokens, took_ms, beside, arrivals)
 
     def step_prompt_ms(self, step_ms: float) -> float:
         """What the first draft took besides its tokens, the other model reading its prompt."""
@@ -197,7 +202,7 @@ class _Session:
 
     def pass_prompt_ms(self) -> float:
         """From the session's opening, half a round trip after its beginning, to the first pass."""
-        return max(0.0, self._passes[0][0] - self._rtt_ms / 2)
+        return max(0.0, self._passes[0].at_ms - self._rtt_ms / 2)
 
     def starts(self) -> Iterable[float]:
         """From each feedback to the beginning of the draft after it, in lockstep."""

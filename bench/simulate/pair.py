@@ -3,21 +3,25 @@
 Temperature 0 and no models: the target's answer is known, and at each of its positions whether the
 draft would have written the same. What a drafted token after a wrong one is does not matter, since
 it falls with it. The shells do as the real ones: one draft at a time, which looks between two
-tokens whether it is still wanted; one pass at a time, which takes in what has come by then.
+tokens whether it is still wanted; one pass at a time, which takes in what has come by then. However
+much text a draft reads before its first token, its steps take the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from bench.simulate.cores import Clock, Core
 from bench.simulate.device import Device
+from bench.simulate.target import CONTEXT_LENGTH, VOCAB_SIZE, KnownTarget, Positions
 from bus.protocol.arrays import Float16Array, Int32Array
 from bus.protocol.messages import (
+    Ack,
     CloseSession,
     DraftWindow,
     Feedback,
@@ -26,7 +30,7 @@ from bus.protocol.messages import (
     SessionReady,
 )
 from decoding import cloud, cloud_events, edge, edge_events
-from decoding.engine import Capabilities, Segment, TargetRow, Want
+from decoding.engine import Segment
 from decoding.methods import Method
 from decoding.pacing import Measures
 from decoding.passes import SessionPass, run_pass
@@ -35,10 +39,8 @@ from edge_worker.timeline import Timeline
 
 _WRONG = 1
 _WINDOW = 4  # the controller's, where a method asks for it
-_EMPTY = np.empty(0)
-_LIMITS = cloud.Limits(
-    vocab_size=1 << 16, context_length=1 << 20, threshold_min=0.0, threshold_max=0.0
-)
+_TICK_MS = 50.0
+_LIMITS = cloud.Limits(VOCAB_SIZE, CONTEXT_LENGTH, threshold_min=0.0, threshold_max=0.0)
 _PROMPT = (0, 0, 0)
 """Long enough that the edge knows a draft that begins by reading it for no measure of a step."""
 
@@ -50,6 +52,7 @@ class Outcome:
     Attributes:
         pieces: (time in ms, tokens) of each commit. timeline: what each side did when.
         measures: what the edge has learnt, for the next session.
+        passes: how many the target has run, prompt excluded.
     """
 
     pieces: list[tuple[float, int]]
@@ -57,6 +60,24 @@ class Outcome:
     measures: Measures
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    passes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What goes wrong, from `begin_ms` to `end_ms` of the session.
+
+    Attributes:
+        paused: the edge does nothing, and what has come to it waits; else the link loses whatever
+            is sent.
+    """
+
+    begin_ms: float
+    end_ms: float
+    paused: bool
+
+    def covers(self, now_ms: float) -> bool:
+        return self.begin_ms <= now_ms < self.end_ms
 
 
 class SimulatedSession:
@@ -66,6 +87,8 @@ class SimulatedSession:
         agrees: for each token of the answer, whether the draft would have written it.
         rtt_ms: of the link, half of it each way.
         recalled: what an earlier session has learnt, or None.
+        drafts: whether the edge has anything to draft with; else it is a thin client.
+        trouble: a pause or an outage, or None.
     """
 
     def __init__(
@@ -75,28 +98,37 @@ class SimulatedSession:
         rtt_ms: float,
         device: Device,
         recalled: Measures | None = None,
+        drafts: bool = True,
+        trouble: Trouble | None = None,
     ) -> None:
         self._clock = Clock()
         self._agrees, self._device, self._recalled = agrees, device, recalled
+        self._trouble = trouble
         self._one_way_ms = (rtt_ms + device.message_ms) / 2
         self._edge_core = Core(self._clock)
         self._cloud_core = Core(self._clock)
         self._edge_core.beside(self._cloud_core)
         self._method = method
         self._cloud: cloud.CloudState | None = None
-        self._target = _Target(self._target_token)
+        self._handles = itertools.count(1)
+        self._target = KnownTarget(self._target_token)
         self._cache = self._target.open(SamplingParams())
-        self._draft_queue: list[edge_events.Draft] = []
+        self._draft_queue: list[tuple[edge_events.Draft, int]] = []
         self._prompt_left_ms = device.step_prompt_ms
         self._finished = False
         self._outcome = Outcome([], Timeline(0.0), Measures())
+        if trouble is not None and trouble.paused:
+            pause_ms = trouble.end_ms - trouble.begin_ms
+            self._clock.after(trouble.begin_ms, partial(self._edge_core.interrupt, pause_ms))
         spec = edge.SessionSpec(
             session="s", client="c", edge="e", method=method, prompt=_PROMPT,
             sampling=SamplingParams(), max_new_tokens=len(agrees), tokenizer_digest="d",
+            drafts=drafts,
         )  # fmt: skip
         control = edge.Control(threshold=0.0, window=_WINDOW, conservative_threshold=0.0)
         self._edge, effects = edge.begin(spec, control)
         self._run_edge(effects)
+        self._at_edge_after(_TICK_MS, self._tick)
 
     def run(self) -> Outcome:
         """To its end."""
@@ -117,6 +149,18 @@ class SimulatedSession:
 
     # --- the edge -----------------------------------------------------------------------------
 
+    def _at_edge_after(self, delay_ms: float, action: Callable[[], None]) -> None:
+        """What happens at the edge then, or once its pause is over."""
+
+        def act() -> None:
+            trouble, now_ms = self._trouble, self._clock.now_ms
+            if trouble is not None and trouble.paused and trouble.covers(now_ms):
+                self._clock.after(trouble.end_ms - now_ms, action)
+            else:
+                action()
+
+        self._clock.after(delay_ms, act)
+
     def _edge_event(self, event: edge_events.Event) -> None:
         self._edge, effects = edge.step(self._edge, event)
         self._run_edge(effects)
@@ -126,19 +170,21 @@ class SimulatedSession:
         for effect in effects:
             match effect:
                 case edge_events.Draft():
-                    self._draft_queue.append(effect)
-                    self._clock.after(self._device.start_ms, self._next_draft)
+                    assert self._edge.job is not None
+                    self._draft_queue.append((effect, self._edge.job.start))
+                    self._at_edge_after(self._device.start_ms, self._next_draft)
                 case edge_events.Send(message):
                     if isinstance(message, DraftWindow):
                         kept.timeline.sent(message, now_ms)
-                    self._clock.after(self._one_way_ms, partial(self._at_cloud, message))
+                    if not self._lost():
+                        self._clock.after(self._one_way_ms, partial(self._at_cloud, message))
                 case edge_events.Commit(_, tokens, _):
                     kept.pieces.append((now_ms, len(tokens)))
-                case edge_events.WindowJudged(feedback):
+                case edge_events.WindowJudged():
                     kept.timeline.judged(effect)
-                    kept.accepted_tokens += feedback.num_accepted
+                    kept.accepted_tokens += effect.num_accepted
                 case edge_events.SeekPeer():
-                    self._clock.after(0.0, self._start)
+                    self._at_edge_after(effect.pause_ms, self._start)
                 case edge_events.Finish():
                     self._finished = True
                 case edge_events.Crop() | edge_events.CheckPeer():
@@ -148,10 +194,13 @@ class SimulatedSession:
         started = edge_events.Started(frozenset(), self._clock.now_ms, self._recalled)
         self._edge_event(started)
 
+    def _tick(self) -> None:
+        self._edge_event(edge_events.Tick(self._clock.now_ms))
+        self._at_edge_after(_TICK_MS, self._tick)
+
     def _next_draft(self) -> None:
         if self._draft_queue and not self._edge_core.busy:
-            draft = self._draft_queue.pop(0)
-            start = len(self._edge.tokens) + len(self._edge.drafted)
+            draft, start = self._draft_queue.pop(0)
             prompt_ms, self._prompt_left_ms = self._prompt_left_ms, 0.0
             began_ms = self._clock.now_ms
             begin = partial(self._draft_token, draft, start, (), began_ms)
@@ -164,7 +213,8 @@ class SimulatedSession:
         self, draft: edge_events.Draft, start: int, tokens: tuple[int, ...], began_ms: float
     ) -> None:
         """Draft on, or hand over what there is: all of it, or what was wanted until now."""
-        wanted = self._edge.job == draft.job and self._edge.drafting
+        job = self._edge.job
+        wanted = job is not None and job.number == draft.job
         if wanted and len(tokens) < draft.count:
             token = self._drafted_token(start + len(tokens))
             then = partial(self._draft_token, draft, start, (*tokens, token), began_ms)
@@ -196,14 +246,30 @@ class SimulatedSession:
 
     # --- the cloud ----------------------------------------------------------------------------
 
+    def _lost(self) -> bool:
+        """Whether the link loses what is sent now."""
+        trouble = self._trouble
+        return trouble is not None and not trouble.paused and trouble.covers(self._clock.now_ms)
+
     def _at_cloud(self, message: Message) -> None:
         self._cloud_core.interrupt(self._device.window_ms)
+        now_ms = self._clock.now_ms
         match message:
+            case OpenSession() if self._cloud is not None:
+                self._cloud_event(cloud_events.OpenArrived(message, next(self._handles)))
             case OpenSession():
-                self._cloud, effects = cloud.begin(message, self._method, "cloud", _LIMITS)
+                self._cloud, effects = cloud.begin(
+                    message, self._method, "cloud", _LIMITS, next(self._handles)
+                )
                 self._run_cloud(effects)
+            case DraftWindow() | Ack() if (
+                self._cloud is None or message.handle != self._cloud.handle
+            ):
+                pass
             case DraftWindow():
-                self._cloud_event(cloud_events.WindowArrived(message, self._clock.now_ms))
+                self._cloud_event(cloud_events.WindowArrived(message, now_ms))
+            case Ack():
+                self._cloud_event(cloud_events.AckArrived(message, now_ms))
             case CloseSession():
                 self._cloud = None
 
@@ -226,7 +292,8 @@ class SimulatedSession:
                 case cloud_events.Crop(length):
                     self._target.keep(self._cache, length)
                 case cloud_events.Send(message):
-                    self._clock.after(self._one_way_ms, partial(self._at_edge, message))
+                    if not self._lost():
+                        self._at_edge_after(self._one_way_ms, partial(self._at_edge, message))
                 case _:
                     pass  # reports are for the controller
 
@@ -234,7 +301,7 @@ class SimulatedSession:
         self._cloud_event(cloud_events.Prefilled(job, self._clock.now_ms))
 
     def _pass(self, forward: cloud_events.Forward) -> None:
-        """When the model is free for it."""
+        """The model is free for it: sessions here have a target of their own."""
         state, now_ms = self._cloud, self._clock.now_ms
         if state is None or state.job != forward.job:
             return
@@ -243,67 +310,16 @@ class SimulatedSession:
             self._cloud_event(ran.event(0.0, now_ms))
             return
         num_tokens = ran.num_run
+        self._outcome.passes += 1
         self._cloud_core.work(
             self._device.target_ms(num_tokens),
             self._device.target_slowdown(num_tokens),
             partial(self._passed, ran, now_ms),
         )
 
-    def _passed(self, ran: SessionPass[_Positions], began_ms: float) -> None:
+    def _passed(self, ran: SessionPass[Positions], began_ms: float) -> None:
         now_ms = self._clock.now_ms
         self._cloud_event(ran.event(now_ms - began_ms, now_ms))
-
-
-@dataclass(slots=True)
-class _Positions:
-    """A session's cache in the simulated target: how long it is, and where its last rows are."""
-
-    length: int = 0
-    rows: list[int] = field(default_factory=list)
-
-
-class _Target:
-    """A target that only knows its answer, by position."""
-
-    capabilities = Capabilities(
-        trees=False, full_rows=False, hidden_states=False, batching=False, bitwise=True,
-        number_formats=(),
-    )  # fmt: skip
-    vocab_size = _LIMITS.vocab_size
-    context_length = _LIMITS.context_length
-
-    def __init__(self, token_at: Callable[[int], int]) -> None:
-        self._token_at = token_at
-
-    def open(self, sampling: SamplingParams) -> _Positions:
-        del sampling
-        return _Positions()
-
-    def length(self, cache: _Positions) -> int:
-        return cache.length
-
-    def run(self, batch: Sequence[Segment[_Positions]]) -> list[list[TargetRow]]:
-        return [self._run(segment) for segment in batch]
-
-    def _run(self, segment: Segment[_Positions]) -> list[TargetRow]:
-        cache = segment.cache
-        cache.rows = [cache.length + want.index + 1 for want in segment.wants]
-        cache.length += len(segment.tokens)
-        return [self._at(position) for position in cache.rows]
-
-    def row(self, cache: _Positions, index: int, want: Want) -> TargetRow:
-        del want
-        return self._at(cache.rows[index])
-
-    def keep(self, cache: _Positions, length: int, path: Sequence[int] = ()) -> None:
-        del path
-        cache.length = length
-
-    def close(self, cache: _Positions) -> None:
-        cache.length = 0
-
-    def _at(self, position: int) -> TargetRow:
-        return TargetRow(self._token_at(position), _EMPTY, _EMPTY, 1.0)
 
 
 def _rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 from collections.abc import Sequence
@@ -12,10 +13,13 @@ from bench.simulate.pair import Outcome, SimulatedSession
 from bench.windows import WINDOWS
 from bus.protocol.errors import ConfigurationError
 from decoding import methods
+from decoding.methods import Method
 from edge_worker.memory import PathMemory
 
 Hits = tuple[bool, ...]
 """For each token of an answer, whether the draft would have written it."""
+ALONE = dataclasses.replace(methods.plc.METHOD, name="alone", runs_on=True)
+"""The target by itself, streaming over the link: what a client without a draft sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ class Prediction:
     source: str = "simulated"
 
 
-def predict(method_name: str, answers: Sequence[Hits], rtt_ms: float, device: Device) -> Prediction:
-    """Simulate. As in the edge worker, a session begins with what the one before has learnt.
+def named(method_name: str) -> Method:
+    """A method.
 
     Raises:
         ConfigurationError: there is no such method.
@@ -44,20 +48,32 @@ def predict(method_name: str, answers: Sequence[Hits], rtt_ms: float, device: De
     method = methods.find(method_name)
     if method is None:
         raise ConfigurationError(f"there is no method {method_name!r}")
+    return method
+
+
+def predict(
+    method: Method, answers: Sequence[Hits], rtt_ms: float, device: Device, drafts: bool = True
+) -> Prediction:
+    """Simulate. As in the edge worker, a session begins with what the one before has learnt."""
     memory, outcomes = PathMemory(), list[Outcome]()
     for agrees in answers:
-        recalled = memory.recall("cloud", method_name)
-        outcome = SimulatedSession(method, agrees, rtt_ms, device, recalled).run()
-        memory.keep("cloud", method_name, outcome.measures)
+        recalled = memory.recall("cloud", method.name)
+        outcome = SimulatedSession(method, agrees, rtt_ms, device, recalled, drafts).run()
+        memory.keep("cloud", method.name, outcome.measures)
         outcomes.append(outcome)
     drafted = sum(outcome.drafted_tokens for outcome in outcomes)
     accepted = sum(outcome.accepted_tokens for outcome in outcomes)
     return Prediction(
-        method_name,
+        method.name,
         _speed(outcomes),
         statistics.fmean(outcome.timeline.shares().edge_idle for outcome in outcomes),
         max(0.0, 1 - accepted / max(drafted, 1)),
     )
+
+
+def alone(answers: Sequence[Hits], rtt_ms: float, device: Device) -> Prediction:
+    """The target by itself over the same link: a thin client."""
+    return predict(ALONE, answers, rtt_ms, device, drafts=False)
 
 
 def _speed(outcomes: Sequence[Outcome]) -> float:
@@ -75,7 +91,7 @@ def _speed(outcomes: Sequence[Outcome]) -> float:
 
 def best_static(answers: Sequence[Hits], rtt_ms: float, device: Device) -> Prediction:
     """`sd` with the window that is fastest on these answers."""
-    found = [predict(f"sd:{window}", answers, rtt_ms, device) for window in WINDOWS]
+    found = [predict(named(f"sd:{window}"), answers, rtt_ms, device) for window in WINDOWS]
     return max(found, key=lambda prediction: prediction.tokens_per_s)
 
 

@@ -19,6 +19,7 @@ from bus.store.keys import Keys
 __all__ = [
     "MAX_TELEMETRY",
     "DraftSpan",
+    "PassSpan",
     "ReportEntry",
     "Rollback",
     "SessionEntry",
@@ -121,6 +122,14 @@ class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
 
 class PassSpan(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
     """The target wrote by itself; placed in time as if its feedback took half a round trip."""
+
+    at_ms: float
+    end_ms: float
+    num_tokens: int
+
+
+class PassSpan(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
+    """The target ran a pass that no window began, on the edge's clock."""
 
     at_ms: float
     end_ms: float
