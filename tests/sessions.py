@@ -9,45 +9,56 @@ import numpy as np
 
 from bus.protocol.arrays import pack_tokens
 from bus.protocol.bounds import SessionCoupling
-from bus.protocol.messages import DraftWindow, OpenSession
+from bus.protocol.messages import DraftRows, DraftWindow, OpenSession
+from decoding.prefix_hash import chain, prompt_hash
 
+PROMPT = (1, 2, 3)
 OPENING = OpenSession(
     session="s1",
     client="c1",
     edge="edge-1",
     incarnation=1,
-    epoch=0,
-    next_seq=0,
     method="sd",
-    prompt=pack_tokens((1, 2, 3)),
+    prompt=pack_tokens(PROMPT),
     committed=b"",
     seed=5,
     max_new_tokens=20,
     temperature=0.0,
     top_p=1.0,
     top_k=0,
-    coupling=SessionCoupling.RESIDUAL,
+    coupling=SessionCoupling.GUMBEL,
     tokenizer_digest="digest",
 )
 
 
-def drafted_window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:
-    """Each token with probability 3/4; with 1/4 token 0, or 1 beside a drafted 0."""
+def text_hash(text: tuple[int, ...], num_prompt: int = len(PROMPT)) -> bytes:
+    """Of a whole text, as a window drafted after it names it."""
+    return [*chain(prompt_hash(text[:num_prompt]), text[num_prompt:])][-1]
+
+
+def drafted_window(
+    text: tuple[int, ...], tokens: tuple[int, ...], num_prompt: int = len(PROMPT), **changes: Any
+) -> DraftWindow:
+    """The session's first window, drafted after `text`; ids alone."""
     plain = DraftWindow(
-        session="s1",
-        incarnation=1,
-        epoch=0,
-        seq=0,
-        start=start,
+        handle=1,
+        number=1,
+        acknowledged=num_prompt,
+        start=len(text),
+        follows=text_hash(text, num_prompt),
         tokens=pack_tokens(tokens),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def drafted_rows(tokens: tuple[int, ...], **changes: Any) -> DraftRows:
+    """Each token with probability 3/4; with 1/4 token 0, or 1 beside a drafted 0."""
+    plain = DraftRows(
         q_ids=pack_tokens([i for token in tokens for i in (token, 0 if token else 1)]),
         q_probs=np.tile(np.array([0.75, 0.25], "<f2"), len(tokens)).tobytes(),
         threshold=0.1,
         control_version=0,
-        draft_ms=6.0,
         edge_ms=26.0,
         rework_ms=3.0,
-        rtt_ms=9.0,
-        awaits=True,
     )
     return msgspec.structs.replace(plain, **changes)
