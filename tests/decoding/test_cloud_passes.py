@@ -16,7 +16,8 @@ from decoding.cloud_state import MAX_PASS_TOKENS
 from decoding.methods import Method
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
-from decoding.verification import Plan, Reported as Whose, window_report
+from decoding.verification import Plan, window_report
+from decoding.verification import Reported as Whose
 from tests.decoding.cloud_session import (
     AHEAD,
     CHOSEN,

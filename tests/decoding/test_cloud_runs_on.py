@@ -12,7 +12,8 @@ from bus.protocol.messages import Outcome
 from decoding.cloud_events import Crop, Forward, ReportOwn
 from decoding.cloud_state import LEASE_TOKENS, LEAST_LEASE
 from decoding.methods import Method
-from decoding.verification import OWN_PASSES, OwnPasses, Reported as Whose, window_report
+from decoding.verification import OWN_PASSES, OwnPasses, window_report
+from decoding.verification import Reported as Whose
 from tests.decoding.cloud_session import (
     CHOSEN,
     LOSSY_ON,

@@ -229,7 +229,7 @@ def test_a_window_up_to_the_end_of_the_context_is_judged() -> None:
     [
         (lambda: idle(RESIDUAL), True),
         (lambda: idle(method=LOSSY), True),
-        (lambda: idle(), False),
+        (idle, False),
     ],
     ids=["residual", "lossy", "exact"],
 )

@@ -9,17 +9,24 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from bus.protocol.bounds import SessionCoupling
+from decoding import methods
 from decoding.acceptance import accepts_exactly, draw_residual
-from decoding.methods import exact
+from decoding.engine import TargetRow, Want
+from decoding.methods import Method, exact
+from decoding.methods.base import Flow, PaceView
+from decoding.rows import reduced
 from decoding.sampling import (
     SamplingParams,
     SparseDistribution,
@@ -157,20 +164,68 @@ class EveryUniform:
         return float(len(self.GRID)) ** -len(self._chosen)
 
 
-@pytest.mark.parametrize(("num_sparse", "windows"), [(3, (1,)), (3, (2,)), (3, (1, 3)), (2, (2,))])
+@dataclass(frozen=True)
+class DrawnChoice:
+    """The target's own choice by an enumerated uniform, drawn only when it is looked at."""
+
+    probs: Float64Array
+    position: int
+    uniforms: EveryUniform
+
+    @property
+    def token(self) -> int:
+        return draw_dense(self.probs, self.uniforms(0, self.position, Purpose.NOISE))
+
+
+class ThreeAhead:
+    """No bonus: the next window is judged by the kept row first."""
+
+    name, forecasts = "three-ahead", False
+
+    def flow(self, view: PaceView) -> Flow:
+        return Flow(view.window, 3 * view.window, awaits=False)
+
+
+SD = methods.sd.METHOD
+AHEAD = replace(SD, name="ahead", pace=ThreeAhead())
+
+
+@pytest.mark.parametrize(
+    ("num_sparse", "windows", "method"),
+    [
+        (3, (1,), SD),
+        (3, (2,), SD),
+        (3, (1, 3), SD),
+        (2, (2,), SD),
+        (3, (1,), AHEAD),
+        (2, (2,), AHEAD),
+        (3, (1,), replace(AHEAD, runs_on=True)),
+    ],
+)
 def test_whole_answers_are_distributed_as_the_targets(
-    monkeypatch: pytest.MonkeyPatch, windows: tuple[int, ...], num_sparse: int
+    monkeypatch: pytest.MonkeyPatch, windows: tuple[int, ...], num_sparse: int, method: Method
 ) -> None:
     """Two tokens through both machines, for every value of every uniform that is asked for."""
     pair = TablePair(vocab_size=3, num_sparse=num_sparse)
     uniforms = EveryUniform()
+
+    def drawn(logits: Float64Array, want: Want, sampling: SamplingParams) -> TargetRow:
+        row = reduced(logits, want, sampling)
+        if want.choice_at is None:
+            return row
+        choice: Any = DrawnChoice(warp_dense(logits, sampling), want.choice_at, uniforms)
+        return structs.replace(row, choice=choice)
+
     monkeypatch.setattr(toy, "uniform", uniforms)
     monkeypatch.setattr(exact, "uniform", uniforms)
+    monkeypatch.setattr(toy, "reduced", drawn)
     sampling = SamplingParams(temperature=1.0, coupling=SessionCoupling.RESIDUAL)
     got: dict[tuple[int, ...], float] = defaultdict(float)
     going_on = True
     while going_on:
-        run = EdgeCloudPair(pair, sampling, prompt=(1,), max_new_tokens=2, windows=windows)
+        run = EdgeCloudPair(
+            pair, sampling, prompt=(1,), max_new_tokens=2, windows=windows, method=method
+        )
         got[run.run()] += uniforms.probability
         going_on = uniforms.next_run()
     assert sum(got.values()) == pytest.approx(1.0)
