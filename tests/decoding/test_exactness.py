@@ -198,8 +198,6 @@ AHEAD = replace(SD, name="ahead", pace=ThreeAhead())
         (3, (1, 3), SD),
         (2, (2,), SD),
         (3, (1,), AHEAD),
-        (2, (2,), AHEAD),
-        (3, (1,), replace(AHEAD, runs_on=True)),
     ],
 )
 def test_whole_answers_are_distributed_as_the_targets(
