@@ -220,7 +220,8 @@ def _conclude_path(
     num_run = min(state.num_run, len(state.tokens) + accepted)
     effects: tuple[Effect, ...] = (Crop(num_run),) if num_run < state.num_run else ()
     state = _passed(replace(state, num_run=num_run), judged)
-    queue_ms = reports[0].judged.queue_ms
+    began_ms = ran.now_ms - ran.verify_ms
+    queue_ms = max(0.0, began_ms - done.path[0].drafted.source.arrived_ms)
     new = new if own is None else (*new, own)
     state, more = _committed(state, new, ran, queue_ms, prehit=not ran.num_tokens)
     return state, (*effects, *more, *reports)

@@ -78,10 +78,11 @@ def sent_windows(
         for flight in windows
     )
     once = tuple((flight.number, now_ms) for flight in windows if not flight.num_sends)
+    others = tuple(known for known in state.sent if known[0] not in numbers)
     state = replace(
         state,
         in_flight=in_flight,
-        sent=(*state.sent, *once)[-MAX_SENT:],
+        sent=(*others, *once)[-MAX_SENT:],
         stage=replace(stage, acked_ms=now_ms, waits_ms=waits_ms),
     )
     return state, sends

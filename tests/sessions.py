@@ -9,7 +9,7 @@ import numpy as np
 
 from bus.protocol.arrays import pack_tokens
 from bus.protocol.bounds import SessionCoupling
-from bus.protocol.messages import DraftRows, DraftWindow, OpenSession
+from bus.protocol.messages import DraftRows, DraftWindow, OpenSession, Outcome, WindowReport
 from decoding.prefix_hash import chain, prompt_hash
 
 PROMPT = (1, 2, 3)
@@ -28,6 +28,31 @@ OPENING = OpenSession(
     top_k=0,
     coupling=SessionCoupling.GUMBEL,
     tokenizer_digest="digest",
+)
+REPORT = WindowReport(
+    session="s1",
+    incarnation=1,
+    number=1,
+    edge="edge-1",
+    client="c1",
+    method="sd",
+    outcome=Outcome.PARTIAL,
+    num_drafted=2,
+    num_accepted=1,
+    num_own=1,
+    threshold=0.25,
+    expected_accepted=1.5,
+    mean_jsd=0.25,
+    edge_ms=1.0,
+    cloud_ms=2.0,
+    rework_ms=3.0,
+    verify_ms=10.0,
+    queue_ms=0.5,
+    energy_j=None,
+    num_scored=1,
+    log_likelihood=-0.5,
+    num_greedy=1,
+    regret=0.25,
 )
 
 

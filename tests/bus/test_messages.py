@@ -13,40 +13,42 @@ from bus.protocol.codec import decode, encode
 from bus.protocol.errors import DecodeError
 from bus.protocol.messages import (
     MAX_SPARSE,
+    Ack,
     CloseSession,
     ControlUpdate,
+    DraftRows,
     DraftWindow,
     Feedback,
-    Outcome,
-    WindowReport,
 )
-from tests.sessions import OPENING
+from tests.sessions import OPENING, REPORT
 
-WINDOW = DraftWindow(
-    session="s1",
-    incarnation=1,
-    epoch=2,
-    seq=3,
-    start=4,
-    tokens=pack_tokens((7, 9)),
+ROWS = DraftRows(
     q_ids=pack_tokens((7, 1, 2, 9, 5, 6)),
     q_probs=np.array([0.5, 0.25, 0.125, 1.0, 0.0, 0.0], dtype="<f2").tobytes(),
     threshold=0.5,
     control_version=6,
-    draft_ms=1.5,
     edge_ms=2.5,
     rework_ms=0.5,
-    rtt_ms=4.5,
-    awaits=True,
 )
+BARE = DraftWindow(
+    handle=1,
+    number=3,
+    acknowledged=4,
+    start=4,
+    follows=bytes(range(8)),
+    tokens=pack_tokens((7, 9)),
+)
+WINDOW = msgspec.structs.replace(BARE, rows=ROWS)
+ACK = Ack(1, 3, 5)
 OPEN = msgspec.structs.replace(
     OPENING, max_new_tokens=16, temperature=0.1, top_p=0.9, top_k=40, tokenizer_digest="d" * 64
 )
-FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3)
-REPORT = WindowReport(
-    FEEDBACK, "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25
-)
+FEEDBACK = Feedback(1, 5, pack_tokens((8,)), 3, 1.5, 10.0, 0.5, 3)
 UPDATE = ControlUpdate("s1", 1, 2, 0.25, 4, 0.5, -0.25)
+
+
+def rows_with(**changes: Any) -> dict[str, Any]:
+    return {"rows": msgspec.structs.replace(ROWS, **changes)}
 
 
 def probs(*values: float) -> bytes:
@@ -74,6 +76,27 @@ def test_a_window_shows_its_rows() -> None:
     assert not window.q_id_rows.flags.writeable
 
 
+def test_a_window_of_ids_alone_has_empty_rows() -> None:
+    window = roundtrip(BARE)
+    assert window.rows is None
+    assert window.q_id_rows.shape == window.q_prob_rows.shape == (2, 0)
+
+
+LARGE = {"handle": 2**31 - 1, "number": 9999, "acknowledged": 9999, "start": 9999}
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 8, 32, 256])
+def test_a_window_of_ids_takes_72_bytes_and_4_a_token(num_tokens: int) -> None:
+    tokens = np.full(num_tokens, 151_000, "<i4").tobytes()
+    window = msgspec.structs.replace(BARE, tokens=tokens, **LARGE)
+    assert len(encode(window)) <= 72 + 4 * num_tokens
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_an_acknowledgement_takes_72_bytes(again: bool) -> None:
+    assert len(encode(Ack(2**31 - 1, 9999, 9999, again))) <= 72
+
+
 def test_identifiers_of_the_longest_allowed_form_pass() -> None:
     name = "aZ09_.:-" * 8
     assert roundtrip(CloseSession(name, 0, "")).session == name
@@ -89,25 +112,33 @@ def test_identifiers_with_anything_else_are_refused(name: str) -> None:
     ("message", "changes", "text"),
     [
         (WINDOW, {"tokens": b""}, "at least one token"),
+        (BARE, {"tokens": b""}, "at least one token"),
+        (BARE, {"follows": b""}, "follows: expected 8 bytes, got 0"),
+        (BARE, {"follows": bytes(7)}, "follows: expected 8 bytes, got 7"),
+        (BARE, {"follows": bytes(9)}, "follows: expected 8 bytes, got 9"),
+        (WINDOW, {"tokens": pack_tokens((7, 9, 11, 13))}, "q_ids: expected"),
+        (BARE, {"handle": -1}, "int"),
+        (BARE, {"start": 2**31}, "int"),
+        (ACK, {"length": -1}, "int"),
         (WINDOW, {"tokens": b"123"}, "whole number of int32"),
-        (WINDOW, {"q_ids": b""}, "q_probs: expected"),
-        (WINDOW, {"q_ids": WINDOW.q_ids[:-1]}, "q_ids: expected"),
-        (WINDOW, {"q_ids": WINDOW.q_ids[:-4]}, "q_ids: expected"),
-        (WINDOW, {"q_ids": bytes(8 * (MAX_SPARSE + 1))}, "q_ids: expected"),
-        (WINDOW, {"q_probs": WINDOW.q_probs[:-2]}, "q_probs: expected"),
-        (WINDOW, {"q_probs": WINDOW.q_probs * 2}, "q_probs: expected"),
-        (WINDOW, {"q_probs": probs(0.5, -0.1, 0, 1, 0, 0)}, "falling"),
-        (WINDOW, {"q_probs": probs(1.01, 0.5, 0, 1, 0, 0)}, "must begin with"),
-        (WINDOW, {"q_probs": probs(np.nan, 0.5, 0, 1, 0, 0)}, "must begin with"),
-        (WINDOW, {"q_probs": probs(np.inf, 0.5, 0, 1, 0, 0)}, "must begin with"),
+        (WINDOW, rows_with(q_ids=b""), "q_ids: expected"),
+        (WINDOW, rows_with(q_ids=ROWS.q_ids[:-1]), "q_ids: expected"),
+        (WINDOW, rows_with(q_ids=ROWS.q_ids[:-4]), "q_ids: expected"),
+        (WINDOW, rows_with(q_ids=bytes(8 * (MAX_SPARSE + 1))), "q_ids: expected"),
+        (WINDOW, rows_with(q_probs=ROWS.q_probs[:-2]), "q_probs: expected"),
+        (WINDOW, rows_with(q_probs=ROWS.q_probs * 2), "q_probs: expected"),
+        (WINDOW, rows_with(q_probs=probs(0.5, -0.1, 0, 1, 0, 0)), "falling"),
+        (WINDOW, rows_with(q_probs=probs(1.01, 0.5, 0, 1, 0, 0)), "must begin with"),
+        (WINDOW, rows_with(q_probs=probs(np.nan, 0.5, 0, 1, 0, 0)), "must begin with"),
+        (WINDOW, rows_with(q_probs=probs(np.inf, 0.5, 0, 1, 0, 0)), "must begin with"),
         (
             WINDOW,
-            {"q_ids": pack_tokens((7, 1, 2, 5, 6, 9)), "q_probs": probs(0.5, 0, 0, 0, 0, 0)},
+            rows_with(q_ids=pack_tokens((7, 1, 2, 5, 6, 9)), q_probs=probs(0.5, 0, 0, 0, 0, 0)),
             "must begin with",
         ),
-        (WINDOW, {"q_probs": probs(0.25, 0.5, 0, 1, 0, 0)}, "falling"),
-        (WINDOW, {"q_probs": probs(0.5, 0.5, 0.5, 1, 0, 0)}, "rising id"),
-        (WINDOW, {"q_ids": pack_tokens((7, 1, 2, 9, 6, 5))}, "rising id"),
+        (WINDOW, rows_with(q_probs=probs(0.25, 0.5, 0, 1, 0, 0)), "falling"),
+        (WINDOW, rows_with(q_probs=probs(0.5, 0.5, 0.5, 1, 0, 0)), "rising id"),
+        (WINDOW, rows_with(q_ids=pack_tokens((7, 1, 2, 9, 6, 5))), "rising id"),
         (OPEN, {"prompt": b""}, "at least one token"),
         (OPEN, {"prompt": b"12345"}, "prompt: 5 bytes"),
         (OPEN, {"committed": b"1"}, "committed: 1 bytes"),
@@ -120,9 +151,11 @@ def test_identifiers_with_anything_else_are_refused(name: str) -> None:
         (OPEN, {"seed": 2**63}, "int"),
         (OPEN, {"max_new_tokens": 0}, "int"),
         (OPEN, {"tokenizer_digest": ""}, "str"),
-        (FEEDBACK, {"committed_length": -1}, "int"),
-        (FEEDBACK, {"next_token": -1}, "int"),
-        (FEEDBACK, {"threshold": 1.5}, "float"),
+        (FEEDBACK, {"start": -1}, "int"),
+        (FEEDBACK, {"tokens": b"123"}, "whole number of int32"),
+        (FEEDBACK, {"number": -1}, "int"),
+        (FEEDBACK, {"held_ms": -1.0}, "float"),
+        (WINDOW, rows_with(threshold=1.5), "float"),
         (FEEDBACK, {"verify_ms": -1.0}, "float"),
         (REPORT, {"mean_jsd": 1.5}, "float"),
         (REPORT, {"expected_accepted": -0.5}, "float"),
@@ -141,7 +174,7 @@ def test_values_out_of_range_are_refused(message: Any, changes: dict[str, Any], 
 
 @pytest.mark.parametrize(
     ("message", "changes"),
-    [(WINDOW, {"tokens": b"123"}), (WINDOW, {"q_probs": b""}), (OPEN, {"prompt": b""})],
+    [(WINDOW, {"tokens": b"123"}), (BARE, {"follows": b"1"}), (OPEN, {"prompt": b""})],
 )
 def test_arrays_are_checked_where_a_message_is_made_too(
     message: Any, changes: dict[str, Any]

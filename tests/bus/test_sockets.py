@@ -59,14 +59,14 @@ async def test_an_edge_hears_its_own_topic_and_not_one_that_begins_like_it(
     edge_1 = sockets.listener(publisher.endpoint, "edge-1")
     edge_10 = sockets.listener(publisher.endpoint, "edge-10")
     for edge, listener in (("edge-1", edge_1), ("edge-10", edge_10)):
-        ready = SessionReady(edge, 0, "cloud")
+        ready = SessionReady(edge, 0, "cloud", 1)
         assert await heard(partial(publisher.publish, edge, ready), listener) == ready
     for number in range(1, 6):
-        publisher.publish("edge-1", SessionReady("edge-1", number, "cloud"))
-        publisher.publish("edge-10", SessionReady("edge-10", number, "cloud"))
+        publisher.publish("edge-1", SessionReady("edge-1", number, "cloud", 1))
+        publisher.publish("edge-10", SessionReady("edge-10", number, "cloud", 1))
     for edge, listener in (("edge-1", edge_1), ("edge-10", edge_10)):
         got: list[AnyMessage] = []
-        while SessionReady(edge, 5, "cloud") not in got:
+        while SessionReady(edge, 5, "cloud", 1) not in got:
             got += await take(listener, 1)
         assert {message.session for message in got if isinstance(message, SessionReady)} == {edge}
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from bus.protocol.arrays import pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import (
+    Ack,
+    DraftRows,
     DraftWindow,
     Feedback,
     OpenSession,
@@ -18,54 +23,89 @@ from bus.protocol.messages import (
 )
 from decoding import cloud, methods
 from decoding.cloud_events import (
+    AckArrived,
     Event,
     Forward,
     Prefilled,
+    PrehitFailed,
     Report,
     ReportWindow,
     RowsReady,
     Send,
     WindowArrived,
 )
-from decoding.engine import TargetRow
-from tests.sessions import OPENING, drafted_window
+from decoding.engine import Choice, TargetRow
+from decoding.methods.base import Flow, PaceView, Proposal
+from decoding.methods.exact import ExactRule
+from decoding.sampling import SamplingParams
+from decoding.verification import Judged, Plan
+from tests.sessions import OPENING, PROMPT, drafted_rows, drafted_window
+
+__all__ = ["PROMPT"]
 
 LIMITS = cloud.Limits(vocab_size=100, context_length=64, threshold_min=-0.5, threshold_max=0.3)
-SD = methods.sd.METHOD
-PROMPT = (1, 2, 3)
 OPEN = OPENING
-SAMPLED = msgspec.structs.replace(OPEN, temperature=1.0)
-READY = Send(SessionReady("s1", 1, "cloud-1"))
+CHOSEN = msgspec.structs.replace(OPEN, temperature=1.0)
+RESIDUAL = msgspec.structs.replace(CHOSEN, coupling=SessionCoupling.RESIDUAL)
+READY = Send(SessionReady("s1", 1, "cloud-1", 1))
 OPENED = Report(SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1))
-PROBS = np.array([0.75, 0.25], dtype=np.float16)
+PREFILLED = Prefilled(1, 50.0)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A `Forward`, comparable."""
+class AnyPace:
+    """Not lockstep; the cloud asks no more of a pace."""
 
-    job: int
-    feed: tuple[int, ...]
-    row_ids: tuple[tuple[int, ...], ...]
+    name, forecasts = "ahead", False
+
+    def flow(self, view: PaceView) -> Flow:
+        return Flow(view.window, 3 * view.window, awaits=False)
+
+
+class Below50(ExactRule):
+    """A lossy rule: tokens below 50 are as good as the target's own."""
+
+    lossless = False
+
+    def accepts(
+        self, proposal: Proposal, row: TargetRow, params: SamplingParams, position: int,
+        threshold: float,
+    ) -> bool:  # fmt: skip
+        return proposal.token < 50
+
+
+SD = methods.sd.METHOD
+AHEAD = dataclasses.replace(SD, pace=AnyPace())
+RUNS_ON = dataclasses.replace(AHEAD, runs_on=True)
+LOSSY = dataclasses.replace(AHEAD, acceptance=Below50())
+LOSSY_ON = dataclasses.replace(LOSSY, runs_on=True)
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A `ReportWindow`, comparable."""
+    """What a `ReportWindow` says, comparable."""
 
-    feedback: Feedback
+    number: int
+    outcome: Outcome
+    num_accepted: int
+    own: int | None = None
+    reached: int = 0
 
 
 class Cloud:
-    """A session at the cloud, told events one by one."""
+    """A session at the cloud, given events one by one; `pass_begins` and `ran` are the model's."""
 
-    def __init__(self, message: OpenSession = OPEN, method: methods.Method = SD) -> None:
-        self.state, effects = cloud.begin(message, method, "cloud-1", LIMITS)
-        self.effects = comparable(effects)
+    def __init__(
+        self, message: OpenSession = OPEN, method: methods.Method = SD,
+        limits: cloud.Limits = LIMITS,
+    ) -> None:  # fmt: skip
+        self.judged: list[Judged] = []
+        self.plan: Plan | None = None
+        self.state, effects = cloud.begin(message, method, "cloud-1", limits, 1)
+        self.effects = self._comparable(effects)
 
     def tell(self, event: Event) -> tuple[Any, ...]:
         self.state, effects = cloud.step(self.state, event)
-        self.effects = comparable(effects)
+        self.effects = self._comparable(effects)
         return self.effects
 
     def is_told(self, *events: Event) -> Cloud:
@@ -73,81 +113,112 @@ class Cloud:
             self.tell(event)
         return self
 
+    @property
+    def text(self) -> tuple[int, ...]:
+        return self.state.tokens
 
-def comparable(effects: tuple[Any, ...]) -> tuple[Any, ...]:
-    def one(effect: Any) -> Any:
-        match effect:
-            case Forward(job, feed, row_ids):
-                return Run(job, feed, tuple(tuple(ids.tolist()) for ids in row_ids))
-            case ReportWindow(_, feedback):
-                return Reported(feedback)
-            case _:
+    def pass_begins(self) -> Plan:
+        """The model is free: what is known now is in the pass."""
+        self.plan = cloud.plan(self.state, Forward(self.state.job))
+        return self.plan
+
+    def ran(
+        self, *own: int, p: tuple[float, ...] = (), verify_ms: float = 10.0, now_ms: float = 115.0,
+        share: float = 1.0,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The pass is over; in its rows the target would itself write these tokens."""
+        done, self.plan = self.plan or self.pass_begins(), None
+        num_rows = len(done.row_ids) + (done.prehit is not None)
+        assert len(own) == num_rows, f"the pass has {num_rows} rows"
+        rows = tuple(row(token, *p[i : i + 1]) for i, token in enumerate(own))
+        ready = RowsReady(self.state.job, done, rows, verify_ms, now_ms, share)
+        return self.tell(ready)
+
+    def prehit_failed(self, own: int, now_ms: float = 107.0) -> tuple[Any, ...]:
+        """The kept row rejects the first token; the target would itself write `own`."""
+        done, self.plan = self.plan or self.pass_begins(), None
+        assert done.prehit is not None
+        return self.tell(PrehitFailed(self.state.job, done, row(own, 0.0), now_ms))
+
+    def has_run(self, *own: int, **ran: Any) -> Cloud:
+        self.ran(*own, **ran)
+        return self
+
+    def writes(self, *own: int) -> Cloud:
+        """One pass without drafts for each token."""
+        for token in own:
+            self.ran(token)
+        return self
+
+    def _comparable(self, effects: tuple[Any, ...]) -> tuple[Any, ...]:
+        def one(effect: Any) -> Any:
+            if not isinstance(effect, ReportWindow):
                 return effect
+            judged = effect.judged
+            self.judged.append(judged)
+            return Reported(
+                judged.window.message.number, judged.outcome, judged.num_accepted, judged.own,
+                judged.reached,
+            )  # fmt: skip
 
-    return tuple(one(effect) for effect in effects)
+        return tuple(one(effect) for effect in effects)
 
 
-def window(start: int = 3, tokens: tuple[int, ...] = (10, 11, 12), **changes: Any) -> DraftWindow:
-    return drafted_window(start, tokens, **changes)
+def row(own: int, p: float = 0.5) -> TargetRow:
+    """A row whose first choice is `own`, which gives the drafted token probability `p`."""
+    at_q = np.array([0.5, 0.25]), np.array([p, 0.1])
+    return TargetRow(own, *at_q, 0.5, choice=Choice(own, 1.0))
+
+
+def window(
+    tokens: tuple[int, ...] = (10, 11, 12), after: tuple[int, ...] = PROMPT,
+    rows: bool | DraftRows = False, **changes: Any,
+) -> DraftWindow:  # fmt: skip
+    made = rows if isinstance(rows, DraftRows) else drafted_rows(tokens) if rows else None
+    return drafted_window(after, tokens, rows=made, **changes)
 
 
 def arrives(message: DraftWindow, now_ms: float = 100.0) -> WindowArrived:
     return WindowArrived(message, now_ms)
 
 
-def rows(job: int, *argmaxes: int, p: tuple[float, ...] = (), now_ms: float = 115.0) -> RowsReady:
-    """Rows of a pass; `p[i]` is the target's probability of the i-th drafted token."""
-    at_q = [np.array([p[i], 0.1]) if i < len(p) else np.empty(0) for i in range(len(argmaxes))]
-    made = tuple(
-        TargetRow(argmax, np.array([0.5, 0.25]), at_q[i], 0.5) for i, argmax in enumerate(argmaxes)
-    )
-    return RowsReady(job, made, verify_ms=10.0, now_ms=now_ms)
+def acked(length: int, number: int = 9, again: bool = False, now_ms: float = 200.0) -> AckArrived:
+    return AckArrived(Ack(1, number, length, again), now_ms)
 
 
-def feedback(
-    outcome: Outcome, num_accepted: int, length: int, next_token: int | None, **changes: Any
-) -> Feedback:
+def feedback(start: int, tokens: tuple[int, ...], **changes: Any) -> Send:
+    """Of a pass of four tokens, over 15 ms after window 1 came."""
     plain = Feedback(
-        session="s1",
-        incarnation=1,
-        epoch=0,
-        seq=0,
-        committed_length=length,
-        outcome=outcome,
-        num_accepted=num_accepted,
-        next_token=next_token,
-        threshold=0.1,
-        verify_ms=10.0,
-        queue_ms=5.0,
-        pass_tokens=4,
+        handle=1, start=start, tokens=pack_tokens(tokens), number=1, held_ms=15.0, verify_ms=10.0,
+        queue_ms=5.0, pass_tokens=4,
+    )  # fmt: skip
+    return Send(msgspec.structs.replace(plain, **changes))
+
+
+def repeated(start: int, tokens: tuple[int, ...]) -> Send:
+    """Feedback that tells of no pass."""
+    return feedback(
+        start, tokens, number=None, held_ms=0.0, verify_ms=0.0, queue_ms=0.0, pass_tokens=0
     )
-    return msgspec.structs.replace(plain, **changes)
 
 
-def answered(message: Feedback) -> tuple[Any, ...]:
-    return Send(message), Reported(message)
+def idle(message: OpenSession = OPEN, method: methods.Method = SD, **limits: Any) -> Cloud:
+    """The prompt has run; one that runs on has asked for a pass."""
+    made = Cloud(message, method, msgspec.structs.replace(LIMITS, **limits))
+    return made.is_told(PREFILLED)
 
 
-PREFILLED = Prefilled(1, 50.0)
-ALL_ACCEPTED = feedback(Outcome.ACCEPTED, 3, 7, 50)
-ONE_ACCEPTED = feedback(Outcome.PARTIAL, 1, 5, 60)
-
-
-def idle(message: OpenSession = OPEN) -> Cloud:
-    return Cloud(message).is_told(PREFILLED)
-
-
-def verifying(message: OpenSession = OPEN) -> Cloud:
-    return idle(message).is_told(arrives(window()))
+def verifying(message: OpenSession = OPEN, method: methods.Method = SD) -> Cloud:
+    session = idle(message, method)
+    rows = method.needs_rows(session.state.sampling)
+    return session.is_told(arrives(window(rows=rows)))
 
 
 def recovering() -> Cloud:
-    return verifying(SAMPLED).is_told(rows(2, 0, 0, 0, p=(1.0, 0.0, 1.0)))
+    """The second of three tokens is rejected, with residual coupling."""
+    return verifying(RESIDUAL).has_run(0, 0, 0, 50, p=(1.0, 0.0, 1.0))
 
 
 def after_rejection() -> Cloud:
-    """Tokens 1 2 3 10 60, epoch 1; the window was 10 11 12."""
-    return verifying().is_told(rows(2, 10, 60, 7, 7))
-
-
-FIRST_PASS = Run(2, (3, 10, 11, 12), ((10, 0), (11, 0), (12, 0), ()))
+    """Tokens 1 2 3 10 60; the window was 10 11 12."""
+    return verifying().has_run(10, 60, 7, 7)

@@ -1,7 +1,4 @@
-"""Several windows in one pass, and the row kept between passes, as conversations.
-
-The helpers are those of `test_cloud`; windows here are not awaited: the edge drafts on.
-"""
+"""Several windows in one pass, and the row kept between passes, as conversations."""
 
 from __future__ import annotations
 
@@ -11,251 +8,290 @@ import msgspec
 import numpy as np
 import pytest
 
-from bus.protocol.messages import DraftWindow, Fault, FaultCode, Outcome
+from bus.protocol.messages import OpenSession, Outcome
 from decoding import cloud
 from decoding.acceptance import draw_residual
-from decoding.cloud_events import (
-    Crop,
-    FetchRow,
-    Forward,
-    FullRowReady,
-    OpenArrived,
-    PrehitFailed,
-    ReportWindow,
-)
-from decoding.cloud_state import MAX_PASS_TOKENS, Stage
-from decoding.engine import TargetRow
+from decoding.cloud_events import Crop, FetchRow, Forward, FullRowReady, OpenArrived
+from decoding.cloud_state import MAX_PASS_TOKENS
+from decoding.methods import Method
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
-from decoding.verification import window_report
+from decoding.verification import Plan, window_report
+from decoding.verification import Reported as Whose
 from tests.decoding.cloud_session import (
-    LIMITS,
+    AHEAD,
+    CHOSEN,
+    LOSSY,
+    LOSSY_ON,
     OPEN,
     PREFILLED,
-    PROBS,
-    SAMPLED,
+    PROMPT,
+    RESIDUAL,
     Cloud,
-    Run,
-    answered,
+    Reported,
     arrives,
-    comparable,
     feedback,
     idle,
-    rows,
-)
-from tests.decoding.cloud_session import window as awaited_window
-
-
-def window(start: int, tokens: tuple[int, ...], **changes: Any) -> DraftWindow:
-    return awaited_window(start, tokens, awaits=False, **changes)
-
-
-FIRST, SECOND, THIRD = (
-    arrives(window(3, (10, 11)), 100.0),
-    arrives(window(5, (20, 21), seq=1), 101.0),
-    arrives(window(7, (30,), seq=2), 102.0),
+    repeated,
+    row,
+    window,
 )
 
-
-class Session(Cloud):
-    """Keeps the last `Forward` as it was."""
-
-    forward: Forward
-
-    def is_told(self, *events: Any) -> Session:
-        super().is_told(*events)
-        return self
-
-    def tell(self, event: Any) -> tuple[Any, ...]:
-        self.state, effects = cloud.step(self.state, event)
-        for effect in effects:
-            if isinstance(effect, Forward):
-                self.forward = effect
-        self.effects = comparable(effects)
-        return self.effects
+FIRST, SECOND, THIRD = (10, 11), (20, 21), (30,)
+AFTER_FIRST = (*PROMPT, *FIRST)
+AFTER_SECOND = (*AFTER_FIRST, *SECOND)
 
 
-def waiting(message: Any = OPEN) -> Session:
-    """The prompt has run."""
-    session = Session(message)
-    session.is_told(PREFILLED)
-    return session
+def first(rows: bool = False) -> Any:
+    return arrives(window(FIRST, rows=rows), 100.0)
 
 
-def kept(message: Any = OPEN) -> Session:
-    """Tokens 10 and 11 have been accepted, all has run, the row behind them is kept."""
-    session = waiting(message)
-    p = () if message is OPEN else (1.0, 1.0)
-    session.is_told(FIRST, rows(2, 10, 11, 20, p=p))
-    return session
+def second(rows: bool = False, **changes: Any) -> Any:
+    return arrives(window(SECOND, AFTER_FIRST, rows, number=2, **changes), 101.0)
+
+
+def third(rows: bool = False, **changes: Any) -> Any:
+    return arrives(window(THIRD, AFTER_SECOND, rows, number=3, **changes), 102.0)
+
+
+def kept(message: OpenSession = CHOSEN, method: Method = LOSSY) -> Cloud:
+    """Tokens 10 and 11 have been accepted, all has run, the row after them is kept: the target
+    would write 60 there."""
+    return idle(message, method).is_told(first(rows=True)).has_run(0, 0, 60, p=(1.0, 1.0))
+
+
+def path_of(session: Cloud) -> tuple[int, ...]:
+    return tuple(place.token for place in session.pass_begins().path)
 
 
 # --- several windows, one pass ----------------------------------------------------------------
 
 
-def test_windows_that_waited_for_the_prompt_share_one_pass() -> None:
-    session = Cloud().is_told(FIRST, SECOND, THIRD)
-    assert session.tell(PREFILLED) == (
-        Run(2, (3, 10, 11, 20, 21, 30), ((10, 0), (11, 0), (20, 0), (21, 0), (30, 0), ())),
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_windows_that_waited_for_the_prompt_share_one_pass_whatever_their_order(
+    order: tuple[int, ...],
+) -> None:
+    session = Cloud()
+    session.is_told(*([first(), second(), third()][i] for i in order))
+    assert session.tell(PREFILLED) == (Forward(2),)
+    assert session.pass_begins().feed == (3, 10, 11, 20, 21, 30)
+
+
+def test_each_window_of_a_pass_has_its_own_report_and_all_one_feedback() -> None:
+    session = idle().is_told(first(), second(), third())
+    effects = session.ran(10, 11, 20, 21, 30, 50)
+    assert effects == (
+        feedback(3, (10, 11, 20, 21, 30, 50), number=3, held_ms=13.0, pass_tokens=6),
+        Reported(1, Outcome.ACCEPTED, 2),
+        Reported(2, Outcome.ACCEPTED, 2),
+        Reported(3, Outcome.ACCEPTED, 1, own=50),
     )
+    assert [judged.pass_tokens for judged in session.judged] == [6, 0, 0]
+    assert [judged.queue_ms for judged in session.judged] == [5.0, 4.0, 3.0]
+    assert [len(judged.rows) for judged in session.judged] == [2, 2, 2]
+    assert session.state.drafts.windows == ()
 
 
-def test_each_window_of_a_pass_has_its_own_feedback_in_order() -> None:
-    session = waiting().is_told(FIRST, SECOND)
-    forward = cloud.extended(session.state, session.forward)
-    assert (forward.num_windows, forward.feed) == (2, (3, 10, 11, 20, 21))
-    done = msgspec.structs.replace(rows(2, 10, 11, 20, 21, 30), num_windows=2)
-    assert session.tell(done) == (
-        *answered(feedback(Outcome.ACCEPTED, 2, 5, None, pass_tokens=5)),
-        *answered(feedback(Outcome.ACCEPTED, 2, 7, None, seq=1, pass_tokens=0, queue_ms=4.0)),
-    )
-    assert (session.state.num_run, session.state.kept) == (7, 4)
-    assert session.state.held == ()
-
-
-def test_a_rejection_makes_the_later_windows_of_its_pass_stale() -> None:
-    session = waiting().is_told(FIRST, SECOND, THIRD)
-    done = msgspec.structs.replace(rows(2, 10, 11, 60, 21, 30, 31), num_windows=3)
-    rejection = feedback(Outcome.PARTIAL, 0, 6, 60, seq=1, pass_tokens=0, queue_ms=4.0)
-    assert session.tell(done) == (
-        *answered(feedback(Outcome.ACCEPTED, 2, 5, None, pass_tokens=6)),
+def test_a_rejection_voids_the_later_windows_of_its_pass() -> None:
+    """They follow a text that is not to be: they go without a word once it has been passed."""
+    session = idle().is_told(first(), second(), third())
+    assert session.ran(10, 11, 60, 21, 30, 31) == (
         Crop(5),
-        *answered(rejection),
+        feedback(3, (10, 11, 60), number=3, held_ms=13.0, pass_tokens=6),
+        Reported(1, Outcome.ACCEPTED, 2),
+        Reported(2, Outcome.PARTIAL, 0, own=60),
     )
-    assert (session.state.tokens[3:], session.state.epoch) == ((10, 11, 60), 1)
-    assert (session.state.held, session.state.kept) == ((), None)
-    assert session.tell(THIRD)[0].message == rejection
+    assert session.text == (*AFTER_FIRST, 60)
+    session.is_told(arrives(window((22,), session.text, number=4)))
+    assert session.ran(22, 50)[1:] == (Reported(4, Outcome.ACCEPTED, 1, own=50),)
+    assert session.state.drafts.windows == ()
 
 
-def test_a_sampled_rejection_in_a_later_window_fetches_its_row_of_the_pass() -> None:
-    session = waiting(SAMPLED).is_told(FIRST, SECOND)
-    done = rows(2, 0, 0, 0, 0, 0, p=(1.0, 1.0, 1.0, 0.0))
-    effects = session.tell(msgspec.structs.replace(done, num_windows=2))
-    assert effects[-1] == FetchRow(2, 3)
-    assert session.state.stage is Stage.RECOVERING
+def test_a_residual_rejection_in_a_later_window_fetches_its_row_of_the_pass() -> None:
+    session = idle(RESIDUAL).is_told(first(True), second(True))
+    assert session.ran(0, 0, 0, 0, 50, p=(1.0, 1.0, 1.0, 0.0)) == (FetchRow(2, 3),)
     target = np.full(100, 0.01)
-    q = warp(from_wire(np.array([21, 0], np.int32), PROBS), SamplingParams(1.0, seed=5))
+    q = warp(
+        from_wire(np.array([21, 0], np.int32), np.array([0.75, 0.25], np.float16)),
+        SamplingParams(1.0, seed=5),
+    )
     token = draw_residual(target, q, uniform(5, 6, Purpose.RESIDUAL))
-    crop, send, _ = session.tell(FullRowReady(2, target, 120.0))
+    crop, _, *reports = session.tell(FullRowReady(2, target, 120.0))
     assert crop == Crop(6)
-    assert (send.message.num_accepted, send.message.next_token) == (1, token)
-    assert session.state.tokens == (1, 2, 3, 10, 11, 20, token)
+    assert reports == [Reported(1, Outcome.ACCEPTED, 2), Reported(2, Outcome.PARTIAL, 1, own=token)]
+    assert session.text == (*AFTER_FIRST, 20, token)
 
 
-def test_what_cannot_go_along_waits_for_its_own_turn() -> None:
-    """A gap, another start, ids out of range, too many tokens: the pass holds what is before."""
-    for behind in (
-        window(5, (20,), seq=2),
-        window(6, (20,), seq=1),
-        window(5, (20,), seq=1, epoch=1),
-        window(5, (200,), seq=1),
-    ):
-        session = waiting().is_told(FIRST, arrives(behind))
-        assert cloud.extended(session.state, session.forward) is session.forward
-    awaited = waiting().is_told(arrives(awaited_window(3, (10, 11))), SECOND)
-    assert cloud.extended(awaited.state, awaited.forward) is awaited.forward
-    limits = msgspec.structs.replace(LIMITS, context_length=4096)
-    session = waiting()
-    session.state = msgspec.structs.replace(session.state, limits=limits)
-    tokens = tuple(1 + i % 90 for i in range(MAX_PASS_TOKENS - 1))
-    session.is_told(FIRST, arrives(window(5, tokens, seq=1)))
-    assert cloud.extended(session.state, session.forward) is session.forward
+@pytest.mark.parametrize(
+    ("windows", "length"),
+    [
+        ((100, 100), 200),
+        ((100, 100, 100), 200),  # a window is not cut where others fill the pass
+        ((256,), 256),
+        ((255, 2), 255),
+        ((300,), 256),  # one alone is
+        ((300, 10), 256),
+    ],
+)
+def test_a_pass_holds_whole_windows_up_to_its_length(windows: tuple[int, ...], length: int) -> None:
+    assert MAX_PASS_TOKENS == 256
+    session = idle(context_length=4096)
+    text = PROMPT
+    for number, size in enumerate(windows, 1):
+        tokens = tuple(1 + (number + i) % 90 for i in range(size))
+        session.is_told(arrives(window(tokens, text, number=number)))
+        text += tokens
+    assert len(session.pass_begins().path) == length
 
 
-def test_a_faulty_window_behind_others_is_refused_when_its_turn_has_come() -> None:
-    session = waiting().is_told(FIRST, arrives(window(6, (20,), seq=1)))
-    effects = session.tell(rows(2, 10, 11, 20))
-    assert isinstance(effects[-1].message, Fault)
-    assert effects[-1].message.code is FaultCode.OUT_OF_ORDER
+def test_a_window_too_long_for_a_pass_goes_on_in_the_next() -> None:
+    session = idle(msgspec.structs.replace(OPEN, max_new_tokens=900), context_length=4096)
+    tokens = tuple(1 + i % 90 for i in range(300))
+    session.is_told(arrives(window(tokens)))
+    *_, forward = session.ran(*tokens[:257])
+    assert session.judged == []
+    assert forward == Forward(3)
+    assert path_of(session) == tokens[257:]
+    _, report = session.ran(*tokens[257:], 50)
+    assert report == Reported(1, Outcome.ACCEPTED, 300, own=50, reached=257)
 
 
-def test_a_pass_of_a_life_before_is_not_extended() -> None:
-    session = waiting().is_told(FIRST)
-    forward = session.forward
+def test_of_two_branches_the_longer_one_runs_and_the_text_judges_the_other() -> None:
+    session = idle()
+    session.is_told(first(), second(), arrives(window((10, 12, 13), number=3), 102.0))
+    assert path_of(session) == (10, 11, 20, 21)
+    effects = session.ran(10, 12, 0, 0, 0)
+    assert effects[:3] == (
+        Crop(4), feedback(3, (10, 12), number=3, held_ms=13.0, pass_tokens=5),
+        Reported(1, Outcome.PARTIAL, 1, own=12),
+    )  # fmt: skip
+    assert path_of(session) == (13,)
+    assert session.ran(13, 50)[1] == Reported(3, Outcome.ACCEPTED, 3, own=50, reached=2)
+
+
+def test_a_pass_of_the_incarnation_before_holds_nothing() -> None:
+    session = idle().is_told(first())
     reopened = msgspec.structs.replace(OPEN, incarnation=2)
-    session.is_told(OpenArrived(reopened), arrives(window(5, (20, 21), seq=1, incarnation=2)))
-    assert cloud.extended(session.state, forward) is forward
+    session.is_told(OpenArrived(reopened, 2))
+    assert cloud.plan(session.state, Forward(2)) == Plan()
 
 
 # --- the kept row -----------------------------------------------------------------------------
 
 
-def test_after_a_full_acceptance_the_next_window_is_judged_from_the_kept_row_first() -> None:
+def test_after_a_full_acceptance_the_next_window_is_judged_by_the_kept_row_first() -> None:
     session = kept()
-    assert session.tell(SECOND) == (Run(3, (20, 21), ((21, 0), ())),)
-    prehit = session.forward.prehit
-    assert prehit is not None
-    assert (prehit.index, prehit.position, prehit.proposal.token) == (2, 5, 20)
-    for argmax in (20, 60):
-        row = TargetRow(argmax, np.array([0.5, 0.25]), np.empty(0), 0.5)
-        assert prehit.passes(row) is (argmax == 20)
-    effects = session.tell(rows(3, 20, 21, 30, now_ms=115.0))
-    second = feedback(Outcome.ACCEPTED, 2, 7, None, seq=1, pass_tokens=2, queue_ms=4.0)
-    assert effects == answered(second)
-    assert (session.state.num_run, session.state.kept) == (7, 1)
+    assert session.tell(second(True)) == (Forward(3),)
+    plan = session.pass_begins()
+    assert plan.feed == (20, 21)
+    assert tuple(tuple(ids.tolist()) for ids in plan.row_ids) == ((21, 0), ())
+    assert plan.choices_at == (6, 7)
+    assert plan.prehit is not None
+    want, test = plan.prehit.want, plan.prehit.test
+    assert (plan.prehit.index, test.position, test.proposal.token) == (2, 5, 20)
+    assert (want.ids.tolist(), want.choice_at) == ([20, 0], 5)
+    effects = session.ran(0, 0, 61)
+    expected = feedback(5, SECOND, number=2, held_ms=14.0, queue_ms=4.0, pass_tokens=2)
+    assert effects == (expected, Reported(2, Outcome.ACCEPTED, 2))
+    assert session.state.num_run == 7
+    assert session.state.kept is not None
+    assert (session.state.kept.index, session.state.kept.own) == (1, 61)
 
 
 def test_a_window_that_fails_at_pre_hit_costs_no_pass_and_brings_the_next_token() -> None:
-    session = kept().is_told(SECOND, THIRD)
-    row = TargetRow(60, np.array([0.5, 0.25]), np.empty(0), 0.5)
-    rejection = feedback(
-        Outcome.PREHIT_REJECTED, 0, 6, 60, seq=1, verify_ms=0.0, queue_ms=6.0, pass_tokens=0
-    )
-    assert session.tell(PrehitFailed(3, row, 107.0)) == answered(rejection)
-    state = session.state
-    assert (state.tokens, state.num_run) == ((1, 2, 3, 10, 11, 60), 5)
-    assert (state.epoch, state.held, state.kept) == (1, (), None)
-    again = arrives(window(6, (40,), epoch=1, seq=2))
-    assert session.tell(again) == (Run(4, (60, 40), ((40, 0), ())),)
-    assert session.forward.prehit is None
-
-
-def test_above_temperature_zero_the_token_comes_from_the_kept_rows_residual() -> None:
-    session = kept(SAMPLED).is_told(SECOND)
-    row = TargetRow(0, np.array([0.5, 0.25]), np.array([0.0, 0.1]), 0.5)
-    assert session.tell(PrehitFailed(3, row, 107.0)) == (FetchRow(3, 2),)
-    target = np.full(100, 0.01)
-    q = warp(from_wire(np.array([20, 0], np.int32), PROBS), SamplingParams(1.0, seed=5))
-    token = draw_residual(target, q, uniform(5, 5, Purpose.RESIDUAL))
-    (send, _) = session.tell(FullRowReady(3, target, 120.0))
-    assert (send.message.outcome, send.message.next_token) == (Outcome.PREHIT_REJECTED, token)
-
-
-def test_an_awaited_window_ends_with_the_bonus_though_it_began_from_the_kept_row() -> None:
     session = kept()
-    assert session.tell(arrives(awaited_window(5, (20, 21), seq=1))) == (
-        Run(3, (20, 21), ((21, 0), ())),
+    session.is_told(arrives(window((70, 71), AFTER_FIRST, True, number=2), 101.0))
+    session.is_told(arrives(window((72,), (*AFTER_FIRST, 70, 71), True, number=3), 102.0))
+    assert session.prehit_failed(60) == (
+        feedback(5, (60,), number=3, held_ms=5.0, verify_ms=0.0, queue_ms=6.0, pass_tokens=0,
+                 prehit=True),
+        Reported(2, Outcome.PREHIT_REJECTED, 0, own=60),
+    )  # fmt: skip
+    assert (session.text, session.state.num_run) == ((*AFTER_FIRST, 60), 5)
+    assert session.state.kept is None
+    session.is_told(arrives(window((40,), session.text, True, number=4)))
+    plan = session.pass_begins()
+    assert (plan.feed, plan.prehit) == ((60, 40), None)
+
+
+def test_with_residual_coupling_the_token_comes_from_the_kept_rows_residual() -> None:
+    session = kept(RESIDUAL, AHEAD).is_told(second(True))
+    assert session.prehit_failed(0) == (FetchRow(3, 2),)
+    target = np.full(100, 0.01)
+    q = warp(
+        from_wire(np.array([20, 0], np.int32), np.array([0.75, 0.25], np.float16)),
+        SamplingParams(1.0, seed=5),
     )
-    (send, _) = session.tell(rows(3, 20, 21, 30))
-    assert (send.message.next_token, send.message.committed_length) == (30, 8)
-    assert (session.state.num_run, session.state.kept) == (7, None)
+    token = draw_residual(target, q, uniform(5, 5, Purpose.RESIDUAL))
+    sent, report = session.tell(FullRowReady(3, target, 120.0))
+    assert (sent.message.prehit, sent.message.token_ids) == (True, (token,))
+    assert report == Reported(2, Outcome.PREHIT_REJECTED, 0, own=token)
 
 
-@pytest.mark.parametrize(("tokens", "feed"), [((20, 21), (20,)), ((20,), (20,))])
-def test_an_awaited_sampled_window_runs_something_even_from_the_kept_row(
-    tokens: tuple[int, ...], feed: tuple[int, ...]
-) -> None:
-    session = kept(SAMPLED)
-    (run,) = session.tell(arrives(awaited_window(5, tokens, seq=1)))
-    assert run.feed == feed
-    (send, _) = session.tell(rows(3, 0, 50, p=(1.0, 1.0)[: len(tokens)]))
-    assert (send.message.num_accepted, send.message.next_token) == (len(tokens), None)
-    assert session.state.num_run == 6
-    assert (session.state.kept is None) is (len(tokens) == 2)
+def test_where_that_residual_gives_the_rejected_token_its_window_goes_on() -> None:
+    session = kept(RESIDUAL, AHEAD).is_told(second(True))
+    session.prehit_failed(0)
+    sent, forward = session.tell(FullRowReady(3, np.eye(100)[20], 120.0))
+    assert (sent.message.token_ids, sent.message.prehit) == ((20,), False)
+    assert forward == Forward(4)
+    plan = session.pass_begins()
+    assert (plan.feed, plan.prehit) == ((20, 21), None)
+    _, report = session.ran(0, 50, p=(1.0,))
+    assert report == Reported(2, Outcome.ACCEPTED, 2, reached=1)
+
+
+def test_a_kept_row_of_a_lossy_method_is_committed_at_once_where_no_window_waits() -> None:
+    """The target does not wait for a draft that may never come."""
+    session = idle(CHOSEN, LOSSY_ON).is_told(first(True))
+    effects = session.ran(0, 0, 60)
+    assert effects == (
+        feedback(3, FIRST, pass_tokens=3),
+        Reported(1, Outcome.ACCEPTED, 2),
+        repeated(5, (60,)),
+        Forward(3),
+    )
+    assert session.text == (*AFTER_FIRST, 60)
+    assert session.state.kept is None
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_where_one_waits_it_is_judged_by_the_kept_row(waits: bool) -> None:
+    session = idle(CHOSEN, LOSSY_ON).is_told(first(True))
+    session.pass_begins()
+    if waits:
+        session.is_told(second(True))
+    *_, forward = session.ran(0, 0, 60)
+    assert forward == Forward(3)
+    assert session.text == (AFTER_FIRST if waits else (*AFTER_FIRST, 60))
+    assert (session.pass_begins().prehit is not None) is waits
+
+
+def test_at_the_end_of_the_lease_the_row_is_kept() -> None:
+    session = idle(CHOSEN, LOSSY_ON, lease=2).is_told(first(True))
+    assert session.ran(0, 0, 60)[-1] == Reported(1, Outcome.ACCEPTED, 2)
+    assert session.state.kept is not None
+    session.tell(second(True, acknowledged=5))
+    assert session.pass_begins().prehit is not None
 
 
 def test_reopened_the_kept_row_is_gone() -> None:
-    session = kept().is_told(OpenArrived(msgspec.structs.replace(OPEN, incarnation=2)))
+    session = kept().is_told(OpenArrived(msgspec.structs.replace(CHOSEN, incarnation=2), 2))
     assert session.state.kept is None
 
 
 def test_a_window_rejected_at_pre_hit_is_reported_with_expected_length_zero() -> None:
-    session = idle().is_told(FIRST, rows(2, 10, 11, 20), SECOND)
-    row = TargetRow(60, np.array([0.5, 0.25]), np.empty(0), 0.5)
-    _, effects = cloud.step(session.state, PrehitFailed(3, row, 107.0))
-    (report,) = [effect for effect in effects if isinstance(effect, ReportWindow)]
-    told = window_report(report.verification, report.feedback, "edge-1", "c1", "plc")
-    assert told.expected_accepted == 0.0
-    assert told.num_drafted == 2
-    assert told.mean_jsd is not None
-    assert 0 < told.mean_jsd < 1
+    session = kept().is_told(arrives(window((70, 71), AFTER_FIRST, True, number=2), 101.0))
+    session.prehit_failed(60)
+    report = window_report(session.judged[-1], Whose("s1", 1, "edge-1", "c1", "plc"))
+    assert (report.expected_accepted, report.num_drafted) == (0.0, 2)
+    assert report.mean_jsd is not None
+    assert 0 < report.mean_jsd < 1
+
+
+def test_a_kept_row_lets_a_token_pass_as_a_pass_would() -> None:
+    plan = kept().is_told(second(True)).pass_begins()
+    assert plan.prehit is not None
+    assert plan.prehit.test.passes(row(60))  # the rule
+    failing = kept().is_told(arrives(window((70,), AFTER_FIRST, True, number=2))).pass_begins()
+    assert failing.prehit is not None
+    assert [failing.prehit.test.passes(row(own)) for own in (70, 60)] == [True, False]

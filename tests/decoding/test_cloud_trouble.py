@@ -1,210 +1,271 @@
-"""The cloud's machine given windows that are repeated, early, late, of other lives or broken."""
+"""The cloud's machine given windows that are repeated, early, of another text or broken."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from bus.protocol.arrays import pack_tokens
 from bus.protocol.codec import decode, encode
-from bus.protocol.messages import (
-    DraftWindow,
-    FaultCode,
-    Outcome,
-)
+from bus.protocol.messages import Ack, DraftRows, DraftWindow, FaultCode, Outcome
 from decoding import cloud
-from decoding.cloud import MAX_HELD, MAX_KEPT_FEEDBACKS, Stage
-from decoding.cloud_events import (
-    Crop,
-    Send,
-)
+from decoding.cloud_events import Forward, Prefill
+from decoding.cloud_state import MAX_JUDGED
+from decoding.draft_tree import MAX_WINDOWS
 from tests.decoding.cloud_session import (
-    ALL_ACCEPTED,
-    FIRST_PASS,
-    ONE_ACCEPTED,
+    LOSSY,
     OPEN,
-    PROBS,
     PROMPT,
-    SAMPLED,
+    RESIDUAL,
     Cloud,
-    Run,
+    Reported,
+    acked,
     after_rejection,
-    answered,
     arrives,
-    feedback,
     idle,
     recovering,
-    rows,
+    repeated,
     verifying,
     window,
 )
+from tests.sessions import drafted_rows, text_hash
 
-# --- any, WindowArrived, repeated -------------------------------------------------------------
+# --- repeated ---------------------------------------------------------------------------------
 
 
-def test_a_repeated_window_is_answered_from_its_feedback_and_computes_nothing() -> None:
-    session = verifying().is_told(rows(2, 10, 11, 12, 50))
+def test_a_repeated_window_is_answered_and_judged_once() -> None:
+    session = verifying().has_run(10, 11, 12, 50)
     before = session.state
     for _ in range(3):
-        assert session.tell(arrives(window(), 300.0)) == (Send(ALL_ACCEPTED),)
+        assert session.tell(arrives(window(), 300.0)) == (repeated(3, (10, 11, 12, 50)),)
         assert session.state == before
 
 
-@pytest.mark.parametrize("session", [verifying, recovering])
-def test_a_window_that_is_being_judged_is_not_judged_twice(session: Any) -> None:
+@pytest.mark.parametrize(("acknowledged", "tokens"), [(3, (10, 60)), (4, (60,)), (5, ())])
+def test_the_answer_begins_where_the_edge_says_its_text_ends(
+    acknowledged: int, tokens: tuple[int, ...]
+) -> None:
+    session = after_rejection()
+    effects = session.tell(arrives(window(acknowledged=acknowledged)))
+    assert effects == (repeated(acknowledged, tokens),)
+    assert session.state.acknowledged == acknowledged
+
+
+def test_what_was_acknowledged_once_is_not_sent_again() -> None:
+    session = after_rejection().is_told(acked(5))
+    assert session.tell(arrives(window(acknowledged=3))) == (repeated(5, ()),)
+
+
+@pytest.mark.parametrize("session", [Cloud, verifying, recovering])
+def test_a_window_that_waits_or_is_being_judged_is_not_judged_twice(session: Any) -> None:
     told = session()
+    rows = told.state.sampling.coupled is False
+    told.is_told(arrives(window(rows=rows), 100.0))
     before = told.state
-    assert told.tell(arrives(window(), 300.0)) == ()
-    assert told.state is before
+    assert told.tell(arrives(window(rows=rows), 300.0)) == (repeated(3, ()),)
+    assert told.state == before
+    (waiting,) = told.state.drafts.windows
+    assert waiting.source.arrived_ms == 100.0
 
 
-def test_a_held_window_is_held_once() -> None:
-    session = Cloud().is_told(arrives(window()), arrives(window(), 300.0))
-    assert len(session.state.held) == 1
-    assert session.state.held[0].arrived_ms == 100.0
+def test_numbers_of_judged_windows_are_forgotten_late() -> None:
+    session = idle(msgspec.structs.replace(OPEN, max_new_tokens=400), context_length=512)
+    for number in range(1, MAX_JUDGED + 2):
+        session.is_told(arrives(window((10,), session.text, number=number))).has_run(10, 50)
+    assert session.state.judged == tuple(range(2, MAX_JUDGED + 2))
+    (again,) = session.tell(arrives(window((10,), session.text[:-2], number=MAX_JUDGED + 1)))
+    assert again.message.token_ids == session.text[3:]
 
 
-def test_old_feedbacks_are_forgotten_and_the_edge_reopens_by_itself() -> None:
+# --- early ------------------------------------------------------------------------------------
+
+
+def test_a_window_beyond_the_text_waits_for_the_one_before_it() -> None:
     session = idle()
-    for seq in range(MAX_KEPT_FEEDBACKS + 1):
-        message = window(3, (10,), seq=seq)
-        session.state = msgspec.structs.replace(session.state, tokens=PROMPT, num_run=2)
-        session.is_told(arrives(message), rows(seq + 2, 10, 50))
-    assert session.tell(arrives(window(3, (10,), seq=0))) == ()
-    (again,) = session.tell(arrives(window(3, (10,), seq=1)))
-    assert again.message.seq == 1
+    assert session.tell(arrives(window((20, 21), (*PROMPT, 10, 11, 12), number=2))) == ()
+    assert session.tell(arrives(window())) == (Forward(2),)
+    assert session.pass_begins().feed == (3, 10, 11, 12, 20, 21)
 
 
-# --- … behind a gap, or busy ------------------------------------------------------------------
+def test_a_window_after_what_the_target_writes_is_found_when_that_is_written() -> None:
+    session = idle().is_told(arrives(window((20, 21), (*PROMPT, 10, 11, 12, 50), number=2)))
+    *_, forward = session.is_told(arrives(window())).ran(10, 11, 12, 50)
+    assert forward == Forward(3)
+    assert session.pass_begins().feed == (50, 20, 21)
 
 
-def test_a_window_behind_a_gap_is_held_until_the_missing_one_has_been_judged() -> None:
-    session = idle(SAMPLED)
-    second = window(6, (20, 21), seq=1)
-    assert session.tell(arrives(second)) == ()
-    assert session.state.held[0].message is second
-    assert session.tell(arrives(window())) == (Run(2, (3, 10, 11), ((10, 0), (11, 0), (12, 0))),)
-    effects = session.tell(rows(2, 0, 0, 0, p=(1.0, 1.0, 1.0)))
-    assert effects == (
-        *answered(feedback(Outcome.ACCEPTED, 3, 6, None, pass_tokens=3)),
-        Run(3, (12, 20), ((20, 0), (21, 0))),
-    )
+def test_of_too_many_windows_those_furthest_away_are_dropped() -> None:
+    session = idle(context_length=4096)
+    for number in range(2, MAX_WINDOWS + 12):
+        text = (*PROMPT, *range(number))
+        session.is_told(arrives(window((10,), text, number=number)))
+    assert len(session.state.drafts.windows) == MAX_WINDOWS
+    assert session.tell(arrives(window())) == (Forward(2),)
 
 
-def test_windows_held_behind_a_rejected_one_are_thrown_away() -> None:
-    session = verifying().is_told(arrives(window(6, (20, 21), seq=1)))
-    assert len(session.state.held) == 1
-    assert session.tell(rows(2, 10, 60, 12, 50)) == (Crop(4), *answered(ONE_ACCEPTED))
-    assert session.state.stage is Stage.IDLE
-    assert not session.state.held
+# --- after another text -----------------------------------------------------------------------
 
 
-def test_windows_that_come_too_early_are_held_up_to_a_limit_and_do_not_shut_out_the_due_one() -> (
-    None
-):
-    session = idle()
-    for seq in range(5, 5 + MAX_HELD + 10):
-        session.is_told(arrives(window(40, (10,), seq=seq)))
-    assert len(session.state.held) == MAX_HELD
-    assert session.tell(arrives(window())) == (FIRST_PASS,)
+@pytest.mark.parametrize(
+    "message",
+    [
+        window((20,), (*PROMPT, 10, 11), number=2),  # the text is 10 60
+        window((20,), (*PROMPT, 11), number=2),
+        window((10, 60, 20), (1, 2, 4), number=2),
+        window((20,), (*PROMPT, 10, 60), number=2, follows=bytes(8)),
+    ],
+)
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_window_drafted_after_another_text_is_dropped_without_a_word(
+    message: DraftWindow, again: int
+) -> None:
+    session = after_rejection()
+    for _ in range(again):
+        assert session.tell(arrives(message)) == ()
+    assert session.state.drafts.windows == ()
+    assert message.number not in session.state.judged
 
 
-# --- … of an older epoch ----------------------------------------------------------------------
+def test_one_that_waits_goes_when_the_text_has_passed_it() -> None:
+    session = idle().is_told(arrives(window((20,), (*PROMPT, 9, 9), number=2)))
+    assert len(session.state.drafts.windows) == 1
+    session.is_told(arrives(window()))
+    assert session.ran(10, 11, 12, 50)[1:] == (Reported(1, Outcome.ACCEPTED, 3, own=50),)
+    assert session.state.drafts.windows == ()
 
 
-def test_a_window_of_an_older_epoch_gets_the_rejection_again_and_changes_nothing() -> None:
+def test_a_repeated_draft_under_another_number_is_judged_by_the_text() -> None:
+    session = verifying().is_told(arrives(window(number=2)))
+    assert [w.source.message.number for w in session.state.drafts.windows] == [1]
+    session.ran(10, 60, 0, 0)
+    effects = session.tell(arrives(window(number=3)))
+    assert effects == (Reported(3, Outcome.PREHIT_REJECTED, 1, reached=1),)
+
+
+# --- acknowledgements -------------------------------------------------------------------------
+
+
+def test_an_acknowledgement_is_remembered_and_needs_no_answer() -> None:
+    session = after_rejection()
+    assert session.tell(acked(4)) == ()
+    assert session.tell(acked(3, number=10)) == ()
+    assert session.state.acknowledged == 4
+    assert session.state.heard is not None
+    assert session.state.heard.number == 10
+
+
+def test_one_that_asks_gets_all_beyond_it_though_more_was_acknowledged_before() -> None:
+    session = after_rejection().is_told(acked(5))
+    for length, tokens in ((3, (10, 60)), (4, (60,)), (5, ())):
+        assert session.tell(acked(length, again=True)) == (repeated(length, tokens),)
+
+
+def test_the_last_message_heard_is_the_one_of_the_highest_number() -> None:
+    session = verifying().is_told(acked(3, number=7, now_ms=108.0), acked(3, number=2))
+    send, *_ = session.ran(10, 11, 12, 50)
+    assert (send.message.number, send.message.held_ms) == (7, 7.0)
+
+
+@pytest.mark.parametrize("length", [0, 2, 6, 2**31 - 1])
+@pytest.mark.parametrize("again", [False, True])
+def test_acknowledging_what_there_is_not_is_refused(length: int, again: bool) -> None:
     session = after_rejection()
     before = session.state
-    for seq in (0, 1, 2, 9):
-        assert session.tell(arrives(window(6, (20,), seq=seq))) == (Send(ONE_ACCEPTED),)
-        assert session.state == before
-
-
-def test_where_the_rejection_is_not_kept_the_answer_is_a_bare_stale() -> None:
-    session = idle(msgspec.structs.replace(OPEN, epoch=4, next_seq=9))
-    before = session.state
-    stale = feedback(Outcome.STALE, 0, 3, None, epoch=2, seq=1, verify_ms=0.0, queue_ms=0.0,
-                     pass_tokens=0)  # fmt: skip
-    assert session.tell(arrives(window(6, (20,), epoch=2, seq=1))) == (Send(stale),)
+    (send,) = session.tell(acked(length, again=again))
+    assert (send.message.session, send.message.code) == ("s1", FaultCode.BAD_TOKENS)
     assert session.state == before
 
 
-def test_each_epoch_has_its_own_rejection() -> None:
-    session = after_rejection().is_told(
-        arrives(window(5, (20,), epoch=1, seq=1)), rows(3, 61, 50, now_ms=215.0)
-    )
-    assert session.state.epoch == 2
-    assert session.tell(arrives(window(6, (20,), seq=3))) == (Send(ONE_ACCEPTED),)
-    (again,) = session.tell(arrives(window(6, (20,), epoch=1, seq=3)))
-    assert (again.message.seq, again.message.next_token) == (1, 61)
-
-
-# --- … of another incarnation -----------------------------------------------------------------
-
-
-def test_windows_of_a_lower_incarnation_get_no_answer() -> None:
-    session = idle(msgspec.structs.replace(OPEN, incarnation=2))
-    before = session.state
-    for epoch, seq in ((0, 0), (0, 1), (5, 5)):
-        assert session.tell(arrives(window(incarnation=1, epoch=epoch, seq=seq))) == ()
-        assert session.state is before
-
-
-def test_windows_of_a_higher_incarnation_are_of_a_session_not_known_yet() -> None:
-    session = idle()
-    before = session.state
-    message = window(incarnation=2, epoch=3, seq=4)
-    unknown = cloud.unknown_session(message)
-    assert unknown == feedback(
-        Outcome.UNKNOWN_SESSION, 0, 0, None, incarnation=2, epoch=3, seq=4, verify_ms=0.0,
-        queue_ms=0.0, pass_tokens=0,
-    )  # fmt: skip
-    assert session.tell(arrives(message)) == (Send(unknown),)
-    assert session.state is before
+@pytest.mark.parametrize("message", [window(handle=7), Ack(7, 3, 5)])
+def test_a_session_that_is_not_known_here_is_named_by_its_handle(message: Any) -> None:
+    fault = cloud.unknown_session(message)
+    assert (fault.session, fault.code, fault.handle) == ("-", FaultCode.UNKNOWN_SESSION, 7)
+    assert decode(encode(fault)) == fault
 
 
 # --- faults -----------------------------------------------------------------------------------
 
 
-def many_ids(bad: int) -> dict[str, Any]:
-    return {"q_ids": pack_tokens((10, bad)), "q_probs": PROBS.tobytes()}
+def with_ids(*ids: int) -> DraftRows:
+    return drafted_rows((10,), q_ids=pack_tokens(ids))
 
 
 @pytest.mark.parametrize(
-    ("message", "code"),
+    ("changes", "code"),
     [
-        (window(start=2), FaultCode.OUT_OF_ORDER),
-        (window(start=4), FaultCode.OUT_OF_ORDER),
-        (window(epoch=1), FaultCode.OUT_OF_ORDER),
-        (window(tokens=tuple(range(1, 63))), FaultCode.CONTEXT_OVERFLOW),
-        (window(tokens=(10,), **many_ids(100)), FaultCode.BAD_TOKENS),
-        (window(tokens=(10,), **many_ids(-1)), FaultCode.BAD_TOKENS),
-        (window(tokens=(10,), **many_ids(2**31 - 1)), FaultCode.BAD_TOKENS),
-        (window(tokens=(10, 11, 12), q_ids=pack_tokens((10, 0) * 3)), FaultCode.BAD_TOKENS),
+        ({"start": 2}, FaultCode.BAD_TOKENS),  # in the prompt
+        ({"acknowledged": 2}, FaultCode.BAD_TOKENS),
+        ({"acknowledged": 4}, FaultCode.BAD_TOKENS),
+        ({"start": 62}, FaultCode.CONTEXT_OVERFLOW),
+        ({"tokens": tuple(range(1, 63))}, FaultCode.CONTEXT_OVERFLOW),
+        ({"tokens": (10, 100)}, FaultCode.BAD_TOKENS),
+        ({"tokens": (-1,)}, FaultCode.BAD_TOKENS),
+        ({"tokens": (10,), "rows": with_ids(10, 100)}, FaultCode.BAD_TOKENS),
+        ({"tokens": (10,), "rows": with_ids(10, -1)}, FaultCode.BAD_TOKENS),
+        ({"tokens": (10,), "rows": with_ids(10, 2**31 - 1)}, FaultCode.BAD_TOKENS),
     ],
 )
 def test_a_window_that_cannot_be_judged_is_refused_and_the_session_goes_on(
-    message: DraftWindow, code: FaultCode
+    changes: dict[str, Any], code: FaultCode
 ) -> None:
     session = idle()
     before = session.state
-    (send,) = session.tell(arrives(message))
+    (send,) = session.tell(arrives(window(number=2, **changes)))
     assert (send.message.session, send.message.code) == ("s1", code)
     assert decode(encode(send.message)) == send.message
     assert session.state == before
-    assert session.tell(arrives(window())) == (FIRST_PASS,)
+    assert session.tell(arrives(window())) == (Forward(2),)
 
 
 def test_a_window_up_to_the_end_of_the_context_is_judged() -> None:
-    (run,) = idle().tell(arrives(window(tokens=tuple(range(1, 62)))))
-    assert isinstance(run, Run)
+    assert idle().tell(arrives(window(tuple(range(1, 62))))) == (Forward(2),)
 
 
-def test_a_token_its_own_warped_distribution_rules_out_is_refused() -> None:
-    """top_k = 1 leaves token 10 alone: nobody can have drawn 0."""
-    session = idle(msgspec.structs.replace(SAMPLED, top_k=1))
-    message = window(tokens=(0,), q_ids=pack_tokens((10, 0)), q_probs=PROBS.tobytes())
-    (send,) = session.tell(arrives(message))
+@pytest.mark.parametrize(
+    ("session", "needed"),
+    [
+        (lambda: idle(RESIDUAL), True),
+        (lambda: idle(method=LOSSY), True),
+        (idle, False),
+    ],
+    ids=["residual", "lossy", "exact"],
+)
+def test_rows_are_needed_where_tokens_are_judged_by_them(session: Any, needed: bool) -> None:
+    (effect,) = session().tell(arrives(window()))
+    assert (not isinstance(effect, Forward)) is needed
+    assert not needed or "needs the draft's probabilities" in effect.message.detail
+    assert isinstance(session().tell(arrives(window(rows=True)))[0], Forward)
+
+
+@pytest.mark.parametrize(
+    ("message", "tokens", "row"),
+    [
+        (msgspec.structs.replace(RESIDUAL, top_k=1), (0,), with_ids(10, 0)),  # leaves 10 alone
+        (RESIDUAL, (10,), with_ids(11, 12)),
+        (OPEN, (10,), with_ids(11, 12)),
+    ],
+)
+def test_a_token_its_own_distribution_rules_out_is_refused(
+    message: Any, tokens: tuple[int, ...], row: DraftRows
+) -> None:
+    session = idle(message)
+    (send,) = session.tell(arrives(window(tokens, rows=row)))
     assert send.message.code is FaultCode.BAD_TOKENS
+    assert "rules out" in send.message.detail
+
+
+def test_a_window_that_comes_while_the_prompt_runs_is_checked_too() -> None:
+    session = Cloud()
+    assert isinstance(session.effects[-1], Prefill)
+    (send,) = session.tell(arrives(window((10, 100))))
+    assert send.message.code is FaultCode.BAD_TOKENS
+
+
+def test_hashes_are_of_the_whole_text() -> None:
+    session = after_rejection()
+    for length in range(3, 6):
+        assert session.state.hash_at(length) == text_hash(session.text[:length])
+    assert np.unique([session.state.hash_at(n) for n in range(3, 6)]).size == 3

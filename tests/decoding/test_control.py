@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-from bus.protocol.messages import Feedback, Outcome, WindowReport
 from decoding.control import ControlState, FixedPolicy
+from tests.sessions import REPORT
 
-FEEDBACK = Feedback("s1", 1, 0, 0, 5, Outcome.PARTIAL, 1, 8, 0.25, 10.0, 0.5, 3)
-REPORT = WindowReport(
-    FEEDBACK, "edge-1", "c1", "sd", 1.5, 0.25, 2, 1.0, 2.0, 3.0, None, 1, -0.5, 1, 0.25
-)
 POLICY = FixedPolicy(threshold=0.15, window=4)
 
 

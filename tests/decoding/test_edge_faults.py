@@ -15,15 +15,11 @@ from bus.protocol.messages import (
     FaultCode,
     FinishReason,
     OpenSession,
-    SessionReady,
 )
 from decoding import edge
-from decoding.edge import Phase
 from decoding.edge_events import (
     Event,
-    FeedbackArrived,
     Finish,
-    Opened,
     PeerLost,
     SeekPeer,
     Send,
@@ -38,6 +34,7 @@ from tests.decoding.edge_session import (
     Edge,
     drafted,
     fault,
+    opened,
     opening,
     running,
     waiting,
@@ -46,14 +43,31 @@ from tests.decoding.edge_session import (
 # --- FaultArrived -----------------------------------------------------------------------------
 
 
-def test_out_of_order_starts_over_from_our_text() -> None:
-    effects = waiting().tell(fault(FaultCode.OUT_OF_ORDER))
+def test_a_session_the_cloud_has_forgotten_is_opened_again_from_our_text() -> None:
+    effects = waiting().tell(UNKNOWN)
     assert effects == (Send(msgspec.structs.replace(OPEN, incarnation=2)),)
+
+
+@pytest.mark.parametrize("handle", [None, 0, 2])
+def test_that_another_handle_is_unknown_says_nothing_of_ours(handle: int | None) -> None:
+    session = waiting()
+    before = session.state
+    assert session.tell(fault(FaultCode.UNKNOWN_SESSION, handle)) == ()
+    assert session.state == before
+
+
+def test_a_handle_that_was_ours_before_is_no_longer() -> None:
+    session = waiting().is_told(UNKNOWN)
+    assert session.tell(UNKNOWN) == ()
+    session.is_told(opened(2, handle=5))
+    before = session.state
+    assert session.tell(UNKNOWN) == ()
+    assert session.state == before
 
 
 @pytest.mark.parametrize("session", [opening, running, waiting])
 @pytest.mark.parametrize(
-    "code", [FaultCode.OVERLOADED, *sorted(edge.CURABLE - {FaultCode.OUT_OF_ORDER})]
+    "code", [FaultCode.OVERLOADED, *sorted(edge.CURABLE - {FaultCode.UNKNOWN_SESSION})]
 )
 def test_a_worker_that_is_full_or_fails_is_left_for_another(session: Any, code: FaultCode) -> None:
     told = session()
@@ -74,29 +88,25 @@ def opens(session: Edge) -> list[OpenSession]:
     "refusal",
     [
         fault(FaultCode.OVERLOADED),
-        fault(FaultCode.OUT_OF_ORDER),
-        FeedbackArrived(UNKNOWN, 30.0),
-        FeedbackArrived(msgspec.structs.replace(ALL_ACCEPTED, committed_length=99), 30.0),
+        fault(FaultCode.MODEL_FAILED),
+        UNKNOWN,
     ],
-    ids=["overloaded", "out_of_order", "unknown_session", "misfit"],
+    ids=["overloaded", "model_failed", "unknown_session"],
 )
 def test_each_refusal_without_feedback_between_makes_the_pause_longer(refusal: Event) -> None:
     """The first misunderstanding is put right at once; from then on a worker is not hammered."""
     session, pauses = waiting(), []
     for _ in range(9):
-        state = session.state
-        if isinstance(refusal, FeedbackArrived):
-            message = msgspec.structs.replace(refusal.message, incarnation=state.incarnation)
-            refusal = FeedbackArrived(message, 30.0)
         pauses += [e.pause_ms for e in session.tell(refusal) if isinstance(e, SeekPeer)]
-        if session.state.phase is Phase.FINISHED:
+        if session.state.stage == edge.Finished():
             break
-        if session.state.phase is Phase.SEEKING:
+        if session.state.stage == edge.Seeking():
             session.tell(START)
-        session.tell(Opened(SessionReady("s1", session.state.incarnation, "cloud-1"), 30.0))
+        session.tell(opened(session.state.incarnation))
     assert pauses == sorted(pauses)
     assert all(p == min(2 * q, 2000.0) for q, p in pairwise(pauses))
-    assert pauses[0] == (100.0 if refusal == fault(FaultCode.OVERLOADED) else 200.0)
+    assert pauses[0] == (200.0 if refusal == UNKNOWN else 100.0)
+    assert len(pauses) >= 3
 
 
 def test_feedback_makes_the_next_pause_short_again() -> None:
@@ -104,9 +114,7 @@ def test_feedback_makes_the_next_pause_short_again() -> None:
     for _ in range(2):
         session.tell(fault(FaultCode.OVERLOADED))
         session.tell(START)
-    session.tell(Opened(SessionReady("s1", session.state.incarnation, "cloud-1"), 30.0))
-    accepted = msgspec.structs.replace(ALL_ACCEPTED, incarnation=session.state.incarnation)
-    session.tell(FeedbackArrived(accepted, 40.0))
+    session.is_told(opened(session.state.incarnation), ALL_ACCEPTED)
     assert session.tell(fault(FaultCode.OVERLOADED)) == (SeekPeer("overloaded: why", 100.0),)
 
 
@@ -117,7 +125,7 @@ def test_an_incarnation_refused_before_any_window_is_used_again() -> None:
     for _ in range(50):
         session.tell(fault(FaultCode.OVERLOADED))
         assert [message.incarnation for message in opens(session)] == [first]
-    session.tell(Opened(SessionReady("s1", first, "cloud-1"), 30.0))
+    session.tell(opened(first))
     session.tell(fault(FaultCode.OVERLOADED))  # the worker leaves
     assert [message.incarnation for message in opens(session)] == [first + 1]
 
@@ -135,15 +143,15 @@ def test_no_incarnation_of_a_successor_is_ever_used() -> None:
     assert "no cloud worker kept the session" in last.error
 
 
-@pytest.mark.parametrize("code", sorted(edge.CURABLE))
+@pytest.mark.parametrize("code", sorted(edge.CURABLE - {FaultCode.UNKNOWN_SESSION}))
 def test_a_prompt_that_fails_everywhere_ends_with_the_reason(code: FaultCode) -> None:
     session = waiting()
     for _ in range(edge.GIVE_UP_AFTER_FAILURES - 1):
         session.tell(fault(code))
-        assert session.state.phase is not Phase.FINISHED
-        if session.state.phase is Phase.SEEKING:
+        assert session.state.stage != edge.Finished()
+        if session.state.stage == edge.Seeking():
             session.tell(START)
-        session.tell(Opened(SessionReady("s1", session.state.incarnation, "cloud-1"), 30.0))
+        session.tell(opened(session.state.incarnation))
     *_, last = session.tell(fault(code))
     assert last == Finish(FinishReason.ERROR, f"{code.value}: why")
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from bus.protocol.bounds import SessionCoupling
 from decoding.acceptance import accepts_exactly, draw_residual
+from decoding.engine import TargetRow, Want
 from decoding.methods import exact
+from decoding.rows import reduced
 from decoding.sampling import (
     SamplingParams,
     SparseDistribution,
@@ -157,6 +162,26 @@ class EveryUniform:
         return float(len(self.GRID)) ** -len(self._chosen)
 
 
+END = 3
+"""Of the answers that are enumerated: a prompt of one token and two more."""
+
+
+@dataclass(frozen=True)
+class DrawnChoice:
+    """The target's own choice by an enumerated uniform, drawn only when it is looked at; beyond
+    the end of the answer any will do."""
+
+    probs: Float64Array
+    position: int
+    uniforms: EveryUniform
+
+    @property
+    def token(self) -> int:
+        if self.position >= END:
+            return 0
+        return draw_dense(self.probs, self.uniforms(0, self.position, Purpose.NOISE))
+
+
 @pytest.mark.parametrize(("num_sparse", "windows"), [(3, (1,)), (3, (2,)), (3, (1, 3)), (2, (2,))])
 def test_whole_answers_are_distributed_as_the_targets(
     monkeypatch: pytest.MonkeyPatch, windows: tuple[int, ...], num_sparse: int
@@ -164,8 +189,17 @@ def test_whole_answers_are_distributed_as_the_targets(
     """Two tokens through both machines, for every value of every uniform that is asked for."""
     pair = TablePair(vocab_size=3, num_sparse=num_sparse)
     uniforms = EveryUniform()
+
+    def drawn(logits: Float64Array, want: Want, sampling: SamplingParams) -> TargetRow:
+        row = reduced(logits, want, sampling)
+        if want.choice_at is None:
+            return row
+        choice: Any = DrawnChoice(warp_dense(logits, sampling), want.choice_at, uniforms)
+        return structs.replace(row, choice=choice)
+
     monkeypatch.setattr(toy, "uniform", uniforms)
     monkeypatch.setattr(exact, "uniform", uniforms)
+    monkeypatch.setattr(toy, "reduced", drawn)
     sampling = SamplingParams(temperature=1.0, coupling=SessionCoupling.RESIDUAL)
     got: dict[tuple[int, ...], float] = defaultdict(float)
     going_on = True

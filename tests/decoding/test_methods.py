@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from bus.protocol.bounds import SessionCoupling
-from bus.protocol.messages import OpenSession
+from bus.protocol.codec import decode, encode
 from decoding import methods
 from decoding.acceptance import draw_residual
 from decoding.engine import TargetRow
@@ -15,6 +16,7 @@ from decoding.methods.exact import ExactRule
 from decoding.methods.paces import Lockstep
 from decoding.sampling import SamplingParams, from_wire, warp
 from decoding.uniforms import Purpose, uniform
+from tests.sessions import OPENING
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.5, seed=3, coupling=SessionCoupling.RESIDUAL)
@@ -85,24 +87,7 @@ def test_each_ablation_lacks_one_part() -> None:
 
 def test_method_names_can_travel() -> None:
     for name in (*methods.names(), "sd:16", "e2sci-no-plc:0.123456:32"):
-        OpenSession(
-            "s",
-            "c",
-            "e",
-            1,
-            0,
-            0,
-            name,
-            b"\0\0\0\0",
-            b"",
-            0,
-            1,
-            0.0,
-            1.0,
-            0,
-            SessionCoupling.GUMBEL,
-            "d",
-        )
+        assert decode(encode(msgspec.structs.replace(OPENING, method=name))) is not None
         assert len(name) <= 64
 
 
@@ -113,8 +98,8 @@ def test_sd_is_exact_in_lockstep_under_fixed_control() -> None:
     assert sd.control is Control.FIXED
 
 
-def view(window: int, bonus: bool = True) -> PaceView:
-    return PaceView(window, bonus, ahead=False, growth=1.0, forecast=None)
+def view(window: int) -> PaceView:
+    return PaceView(window, ahead=False, growth=1.0, forecast=None)
 
 
 @pytest.mark.parametrize("window", [1, 2, 8])
@@ -123,11 +108,30 @@ def test_lockstep_has_one_window_in_flight(window: int) -> None:
     assert pace.flow(view(window)) == Flow(window, budget=window, awaits=True)
 
 
-@pytest.mark.parametrize("window", [1, 2, 8])
-def test_above_temperature_zero_one_more_is_drafted_and_no_bonus_committed(window: int) -> None:
-    """Either way a full acceptance yields W + 1 tokens for one pass over W new ones."""
-    pace = Lockstep()
-    assert pace.flow(view(window, bonus=False)).message == window + 1
+@pytest.mark.parametrize(
+    ("name", "coupling", "needs", "lockstep"),
+    [
+        ("sd", SessionCoupling.GUMBEL, False, True),
+        ("sd:4", SessionCoupling.RESIDUAL, True, True),
+        ("plc", SessionCoupling.GUMBEL, False, False),
+        ("plc", SessionCoupling.RESIDUAL, True, False),
+        ("fsd", SessionCoupling.GUMBEL, True, True),
+        ("e2sci", SessionCoupling.GUMBEL, True, False),
+    ],
+)
+def test_what_a_method_sends_and_waits_for(
+    name: str, coupling: SessionCoupling, needs: bool, lockstep: bool
+) -> None:
+    """Ids alone where the target's own choice decides."""
+    method = methods.find(name)
+    assert method is not None
+    for temperature in (0.0, 0.8):
+        assert method.needs_rows(SamplingParams(temperature, coupling=coupling)) is needs
+    assert method.lockstep is lockstep
+
+
+def test_strict_lockstep_baselines_never_run_on() -> None:
+    assert [n for n in ("sd", "sd:4", "fsd") if getattr(methods.find(n), "runs_on", None)] == []
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 1.0])

@@ -180,7 +180,7 @@ def test_less_is_drafted_ahead_where_each_token_makes_a_pass_longer() -> None:
 
 
 def view(made: Forecast | None, growth: float = 1.0, **changes: Any) -> PaceView:
-    plain = PaceView(window=4, bonus=True, ahead=False, growth=growth, forecast=made)
+    plain = PaceView(window=4, ahead=False, growth=growth, forecast=made)
     return replace(plain, **changes)
 
 
@@ -207,7 +207,6 @@ def test_lockstep_before_anything_is_known_and_where_it_is_predicted_faster() ->
     assert Ahead().flow(view(None)).message == 4
     for made in (None, slow):
         assert Ahead().flow(view(made)).awaits
-        assert Ahead().flow(view(made, bonus=False)).message == (5 if made is None else 6)
     assert Ahead().flow(view(slow)).message == 5
     assert not Ahead().flow(view(slow, ahead=True)).awaits  # a full pipeline is not drained for 1 %
     assert Ahead().flow(view(replace(AHEAD, ahead=0.008), ahead=True)).awaits
@@ -230,15 +229,13 @@ worlds = st.fixed_dictionaries(
 
 
 @settings(max_examples=100, deadline=None)
-@given(worlds, st.floats(0, 100), st.booleans())
-def test_any_world_gives_a_flow_that_moves(
-    world: dict[str, float], growth: float, bonus: bool
-) -> None:
+@given(worlds, st.floats(0, 100))
+def test_any_world_gives_a_flow_that_moves(world: dict[str, float], growth: float) -> None:
     made = predicted(**world)
     assert math.isfinite(made.ahead)
     assert made.ahead > 0
     assert 1 <= made.window <= MAX_LOCKSTEP_WINDOW
-    flow = Ahead().flow(view(made, growth, bonus=bonus))
+    flow = Ahead().flow(view(made, growth))
     assert 1 <= flow.message <= flow.budget
     if not flow.awaits:
         assert flow.message <= MAX_MESSAGE

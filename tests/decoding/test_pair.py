@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.protocol.messages import DraftWindow, FinishReason, OpenSession
+from bus.protocol.messages import (
+    Ack,
+    DraftWindow,
+    FaultCode,
+    Feedback,
+    FinishReason,
+    OpenSession,
+)
+from decoding.methods.base import Flow, Pace, PaceView
+from decoding.methods.paces import Ahead, Lockstep
 from decoding.sampling import SamplingParams
-from tests.harness import EdgeCloudPair, Fate
+from tests.harness import SD, EdgeCloudPair, Fate
 from tests.toy import ToyPair, target_alone
 
 GREEDY = SamplingParams()
@@ -76,11 +88,10 @@ def test_greedy_is_exact_over_any_link(
 def test_sampled_text_depends_on_seed_and_prompt_only(
     pair: ToyPair, fates: tuple[Fate, ...], windows: tuple[int, ...], forget: frozenset[int]
 ) -> None:
-    calm = EdgeCloudPair(pair, SAMPLED, windows=(3,), prompt=(1, 0)).run()
     run = EdgeCloudPair(
         pair, SAMPLED, windows=windows, fates=fates, forget_at=forget, prompt=(1, 0)
     )
-    assert run.run() == calm
+    assert run.run() == target_alone(pair, (1, 0), SAMPLED, 24, frozenset())
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
@@ -101,3 +112,72 @@ def test_a_restarted_cloud_is_told_what_was_promised() -> None:
     assert len(opens) == 2
     assert opens[1].incarnation > opens[0].incarnation
     assert len(opens[1].committed) > 0
+
+
+# --- a target that goes on by itself ----------------------------------------------------------
+
+
+class Steady:
+    """`message` tokens a window, `budget` in flight."""
+
+    name, forecasts = "steady", False
+
+    def __init__(self, message: int, budget: int) -> None:
+        self._flow = Flow(message, budget, awaits=False)
+
+    def flow(self, view: PaceView) -> Flow:
+        return self._flow
+
+
+paces = st.sampled_from([Lockstep(), Ahead(), Steady(1, 3), Steady(2, 5), Steady(3, 3)])
+CUT = SamplingParams(temperature=1.2, top_p=0.8, seed=7)
+
+
+def running_on(pair: ToyPair, sampling: SamplingParams, pace: Pace, **kwargs: Any) -> EdgeCloudPair:
+    method = replace(SD, name="runs-on", pace=pace, runs_on=True)
+    return EdgeCloudPair(pair, sampling, method=method, **kwargs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pair=pairs, fates=fates, windows=windows, sampling=st.sampled_from([GREEDY, SAMPLED, CUT]),
+    pace=paces, forget=st.frozensets(st.integers(0, 40), max_size=3),
+    busy_ms=st.sampled_from([0.0, 7.0, 30.0]), lease=st.sampled_from([1, 3, 256]),
+    drafts=st.booleans(), draft_ms=st.sampled_from([1.0, 5.0, 20.0]),
+)  # fmt: skip
+def test_where_the_target_goes_on_the_text_is_its_own_over_any_link(
+    pair: ToyPair, fates: tuple[Fate, ...], windows: tuple[int, ...], sampling: SamplingParams,
+    pace: Pace, forget: frozenset[int], busy_ms: float, lease: int, drafts: bool, draft_ms: float,
+) -> None:  # fmt: skip
+    run = running_on(
+        pair, sampling, pace, windows=windows, fates=fates, forget_at=forget, prompt=(1, 0),
+        busy_ms=busy_ms, lease=lease, drafts=drafts, draft_ms=draft_ms,
+    )  # fmt: skip
+    assert run.run() == target_alone(pair, (1, 0), sampling, 24, frozenset())
+    assert {fault.code for fault in run.faults} <= {FaultCode.UNKNOWN_SESSION}
+
+
+def test_a_thin_client_gets_the_whole_answer_and_acknowledges_it() -> None:
+    run = running_on(ToyPair(), GREEDY, Lockstep(), drafts=False, max_new_tokens=60)
+    assert run.run() == target_alone(ToyPair(), (1, 2, 3), GREEDY, 60, frozenset())
+    assert not any(run.accepted)
+    assert {type(message) for message in run.sent} >= {Ack, Feedback}
+    assert not any(isinstance(message, DraftWindow) for message in run.sent)
+
+
+def test_a_slow_draft_makes_no_answer_slower() -> None:
+    """The target never waits: its passes follow each other as without a draft."""
+    alone = running_on(ToyPair(agreement=0.0), GREEDY, Steady(2, 5), drafts=False)
+    drafted = running_on(ToyPair(agreement=0.0), GREEDY, Steady(2, 5), draft_ms=50.0)
+    for run in (alone, drafted):
+        run.run()
+    assert drafted.now_ms <= alone.now_ms
+
+
+def test_a_fast_draft_that_agrees_makes_it_faster() -> None:
+    alone = running_on(ToyPair(agreement=1.0), GREEDY, Steady(3, 12), drafts=False)
+    drafted = running_on(ToyPair(agreement=1.0), GREEDY, Steady(3, 12), draft_ms=1.0)
+    for run in (alone, drafted):
+        run.run()
+    assert drafted.now_ms < 0.7 * alone.now_ms
+    assert any(drafted.accepted)

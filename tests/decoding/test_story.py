@@ -10,14 +10,14 @@ from decoding.story import MAX_EVENTS, Story
 def test_a_story_says_when_what_came_and_what_followed() -> None:
     story = Story()
     story.begun(1000.0, "takes up the request")
-    story.told(1005.0, Opened(SessionReady("s1", 3, "cloud-1"), 5.0), (), "opening", "running")
+    story.told(1005.0, Opened(SessionReady("s1", 3, "cloud-1", 7), 5.0), (), "opening", "running")
     fault = FaultArrived(Fault("s1", FaultCode.OVERLOADED, "full"), 1.0)
     story.told(1250.0, fault, (SeekPeer("full"),), "running", "seeking")
     end = (Send(CloseSession("s1", 3, "error")), Finish(FinishReason.ERROR))
     story.told(1300.4, Tick(1.0), end, "seeking", "finished")
     assert story.lines() == [
         "0 ms  takes up the request  begun",
-        "5 ms  Opened SessionReady incarnation=3 cloud='cloud-1'  opening → running",
+        "5 ms  Opened SessionReady incarnation=3 cloud='cloud-1' handle=7  opening → running",
         "250 ms  FaultArrived Fault code=overloaded detail='full'  running → seeking  [SeekPeer]",
         "300 ms  Tick  seeking → finished  [Send CloseSession, Finish]",
     ]
