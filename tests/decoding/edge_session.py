@@ -39,6 +39,8 @@ from decoding.methods.base import Flow, PaceView
 from decoding.sampling import SamplingParams
 from tests.sessions import OPENING, PROMPT, drafted_rows, drafted_window
 
+__all__ = ["PROMPT"]
+
 EOS = 99
 
 

@@ -136,7 +136,7 @@ def test_a_residual_rejection_in_a_later_window_fetches_its_row_of_the_pass() ->
 def test_a_pass_holds_whole_windows_up_to_its_length(windows: tuple[int, ...], length: int) -> None:
     assert MAX_PASS_TOKENS == 256
     session = idle(context_length=4096)
-    text = PROMPT
+    text: tuple[int, ...] = PROMPT
     for number, size in enumerate(windows, 1):
         tokens = tuple(1 + (number + i) % 90 for i in range(size))
         session.is_told(arrives(window(tokens, text, number=number)))

@@ -162,7 +162,7 @@ def test_a_move_takes_all_windows_along_in_their_order() -> None:
     reopened: Any = session.effects[0]
     committed = pack_tokens((10, 11))
     assert reopened.message == msgspec.structs.replace(OPEN, incarnation=2, committed=committed)
-    changes = {"handle": 2, "acknowledged": 5}
+    changes: dict[str, Any] = {"handle": 2, "acknowledged": 5}
     assert session.tell(opened(2, handle=2)) == (
         sent(**changes),
         sent(SECOND, PROMPT + TOKENS, number=2, **changes),
