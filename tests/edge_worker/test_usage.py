@@ -118,7 +118,7 @@ def test_decoding_is_what_comes_after_the_first_pass() -> None:
     meter = UsageMeter("r1", SPEC, num_committed=0)
     shared = Outcome.ACCEPTED
     for at_ms, pass_tokens, committed, outcome in (
-        (1000.0, 9, 4, shared), (1001.0, 0, 4, shared), (1002.0, 0, 3, shared),
+        (1000.0, 9, 4, shared), (1000.0, 0, 4, shared), (1000.0, 0, 3, shared),
         (1040.0, 0, 1, Outcome.PREHIT_REJECTED), (1100.0, 5, 2, Outcome.PARTIAL),
     ):  # fmt: skip
         meter.committed(committed)
