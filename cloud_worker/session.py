@@ -110,10 +110,14 @@ class CloudSession:
         self._tell(self._run(effects, self._scheduler.submit))
 
     def open_again(self, message: OpenSession, handle: int) -> None:
-        """The message has passed `cloud.check_reopen`; `handle` is for a higher incarnation."""
-        if message.incarnation > self.incarnation:
-            self._opened(message, handle)
-        self.post(OpenArrived(message, self.handle))
+        """The message has passed `cloud.check_reopen`; `handle` is for a higher incarnation. A
+        repeated one is answered at once: the model thread may be in a long pass."""
+        if message.incarnation == self.incarnation:
+            self.last_used_ms = now_ms()
+            self._send(self.edge, cloud.ready(self.state, self.incarnation, self.handle))
+            return
+        self._opened(message, handle)
+        self.post(OpenArrived(message, handle))
 
     def _opened(self, message: OpenSession, handle: int) -> None:
         self.edge, self.incarnation, self.handle = message.edge, message.incarnation, handle

@@ -105,6 +105,7 @@ __all__ = [
     "check_open",
     "check_reopen",
     "plan",
+    "ready",
     "step",
     "unknown_session",
 ]
@@ -216,8 +217,13 @@ def step(state: CloudState, event: Event) -> Step:
 # --- opening ----------------------------------------------------------------------------------
 
 
+def ready(state: CloudState, incarnation: int, handle: int) -> SessionReady:
+    """The session is known here, under this incarnation and handle."""
+    return SessionReady(state.session, incarnation, state.cloud, handle)
+
+
 def _ready(state: CloudState) -> Send:
-    return Send(SessionReady(state.session, state.incarnation, state.cloud, state.handle))
+    return Send(ready(state, state.incarnation, state.handle))
 
 
 def _prefill(state: CloudState) -> Step:

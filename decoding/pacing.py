@@ -18,9 +18,9 @@ without one (pre-hit). A draft too slow for that has each message run as it come
     G(m) = N  ÷  (m·c + g + R + q + t(m + 1) + t(s)·a^(m+1)/(1 − a^s')),  or where that is less
            N  ÷  ((m·c + g)/(1 − a^m) + R + q + t(m + 1))
 
-A target that runs on by itself writes a token a pass, t(1), from each rejection on, until the draft,
-which hears of it a round trip later, has overtaken it after x tokens; from there on a token takes
-what the draft takes. Of drafts that reach so far, a^x are still right. A token then takes
+A target that runs on by itself writes a token a pass, t(1), from each rejection on, until the
+draft, which hears of it a round trip later, has overtaken it after x tokens; from there on a token
+takes what the draft takes. Of drafts that reach so far, a^x are still right. A token then takes
 
     T = t(1)·(1 − a^x) + (max(c + g/m, β) + β·s·(1 − a))·a^x
     x = ½ + (R + q + g)/(t(1) − c − g/m)

@@ -128,14 +128,6 @@ class PassSpan(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
     num_tokens: int
 
 
-class PassSpan(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
-    """The target ran a pass that no window began, on the edge's clock."""
-
-    at_ms: float
-    end_ms: float
-    num_tokens: int
-
-
 class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):
     """The text was cut back to `length` tokens, the prompt and the correction included."""
 

@@ -67,9 +67,7 @@ def test_a_branch_is_no_longer_than_the_policy_has_it() -> None:
 def test_a_wide_step_runs_several_nodes() -> None:
     text = ([SURE] * 4 + [UNSURE]) * 60
     slow = Device(step_ms=30.0, pass_ms=100.0)
-    narrow, wide = (
-        session(text, Policy(weight=1.0, width=width), device=slow) for width in (1, 4)
-    )
+    narrow, wide = (session(text, Policy(weight=1.0, width=width), device=slow) for width in (1, 4))
     assert wide.tokens_per_s > narrow.tokens_per_s
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from bus.store import (
     DraftSpan,
+    PassSpan,
     ReportEntry,
     Role,
     Rollback,
@@ -19,7 +20,6 @@ from bus.store import (
     Store,
     TimelineEntry,
     Usage,
-    PassSpan,
     WindowSpan,
     WorkerRecord,
 )

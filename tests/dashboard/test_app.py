@@ -67,7 +67,7 @@ async def test_at_work(page: AppTest, store: Store) -> None:
     assert len(page.get("plotly_chart")) == 6
     sessions, workers, finished = (table.value for table in page.dataframe)
     assert sessions["request"].tolist() == [request]
-    assert sessions["method"].tolist() == ["sd (lossless)"]
+    assert sessions["method"].tolist() == ["auto (lossless)"]
     assert workers["worker"].tolist() == ["cloud-1", "edge-1"]
     assert finished["tokens"].tolist() == [64]
 

@@ -111,7 +111,7 @@ async def test_a_running_session(store: Store, feed: Feed) -> None:
     assert row.pop("age_s") >= 0
     assert row == {
         "request": request,
-        "method": "sd",
+        "method": "auto",
         "client": "alice",
         "edge": "edge-1",
         "cloud": "cloud-2",
@@ -137,7 +137,7 @@ async def test_a_raw_entry_is_a_session_too(
     claim = await store.queue.take("edge-1", block_ms=1000)
     assert claim is not None
     (row,) = read(feed).sessions.to_dict("records")
-    assert (row["request"], row["method"], row["client"]) == (claim.entry_id, "sd", "anonymous")
+    assert (row["request"], row["method"], row["client"]) == (claim.entry_id, "auto", "anonymous")
 
 
 async def test_a_finished_request_leaves_the_sessions(store: Store, feed: Feed) -> None:

@@ -71,7 +71,7 @@ def test_opened_again_it_says_ready_again_with_the_handle_it_has(session: Any) -
     message = msgspec.structs.replace(OPEN, incarnation=told.state.incarnation)
     assert told.tell(OpenArrived(message, 7)) == (READY,)
     assert told.state is before
-    assert cloud.check_reopen(before, message) is None
+    assert cloud.check_reopen(before.incarnation, message) is None
 
 
 @pytest.mark.parametrize("session", STAGES)
@@ -81,7 +81,7 @@ def test_an_older_incarnation_opens_nothing_and_is_told_why(session: Any) -> Non
     older = msgspec.structs.replace(OPEN, incarnation=0)
     assert told.tell(OpenArrived(older, 7)) == ()
     assert told.state is before
-    fault = cloud.check_reopen(before, older)
+    fault = cloud.check_reopen(before.incarnation, older)
     assert fault is not None
     assert fault.code is FaultCode.STALE_INCARNATION
     assert decode(encode(fault)) == fault

@@ -26,7 +26,7 @@ Q1 = from_wire(IDS, PROBS)
 
 
 def test_methods_are_found_by_name() -> None:
-    assert methods.names()[0] == "sd"
+    assert methods.names()[0] == "auto"
     for name in methods.names():
         method = methods.find(name)
         assert method is not None

@@ -184,7 +184,10 @@ def view(made: Forecast | None, growth: float = 1.0, **changes: Any) -> PaceView
     return replace(plain, **changes)
 
 
-AHEAD = Forecast(window=5, lockstep=0.01, message=2, ahead=0.02, bdp=8.0, useful=20)
+AHEAD = Forecast(
+    window=5, lockstep=0.01, message=2, ahead=0.02, bdp=8.0, useful=20, drafting_ms=8.0,
+    alone_ms=10.0,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, 1 / 8), (0.5, 0.0), (0.0, -1 / 8)])

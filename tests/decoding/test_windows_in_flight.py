@@ -114,7 +114,8 @@ def test_text_that_agrees_frees_its_windows_and_keeps_the_later_ones(
     facts = [e for e in effects if isinstance(e, WindowJudged)]
     assert sum(fact.num_committed for fact in facts) == len(text)
     assert [f.number for f in facts] == ([n for n in (1, 2, 3) if n not in left] or [0])
-    assert [f.verify_ms for f in facts] == [10.0, *[0.0] * (len(facts) - 1)]
+    assert [f.verify_ms for f in facts] == [10.0] * len(facts)
+    assert [f.pass_tokens > 0 for f in facts] == [True, *[False] * (len(facts) - 1)]
 
 
 def test_a_window_freed_makes_room_for_the_next() -> None:

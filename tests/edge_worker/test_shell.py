@@ -147,7 +147,7 @@ async def test_a_message_that_cannot_be_handled_silences_nobody_else(
     ("fields", "why"),
     [
         ({"method": "magic"}, "known methods: "),
-        ({"max_new_tokens": 5000}, "the model's context holds 4096"),
+        ({"max_new_tokens": 5000, "method": "sd"}, "the context of the draft"),
     ],
 )
 async def test_a_request_that_cannot_be_answered_is_refused(
@@ -211,7 +211,7 @@ async def test_long_texts_are_worked_on_beside_the_event_loop(house: House) -> N
             return super().encode(text)
 
     house.drafter.tokenizer = Watched()
-    await house.fails("r1", "the model's context holds 4096", prompt="x" * 100_000)
+    await house.fails("r1", "the context of the draft", prompt="x" * 100_000, method="sd")
     assert threads == {"text_0"}
 
 

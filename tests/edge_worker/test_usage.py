@@ -14,7 +14,7 @@ from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from decoding.sampling import SamplingParams
-from edge_worker.usage import UsageMeter, within
+from edge_worker.usage import OWN_PASSES, UsageMeter, within
 from tests.sessions import drafted_window
 
 SPEC = SessionSpec(
@@ -190,8 +190,24 @@ def test_a_session_without_a_draft_counts_the_targets_own_passes() -> None:
     assert (usage.acceptance, usage.bytes_per_drafted_token, usage.bytes_up) == (0.0, 0.0, 100)
     assert (usage.decode_tokens, usage.decode_seconds) == (5, pytest.approx(0.25))
     assert (usage.edge_idle, usage.hidden) == (1.0, 0.0)
-    entry = meter.entry(own(), PEER)
-    assert (entry.outcome, entry.number, entry.num_drafted, entry.num_committed) == ("own", 0, 0, 1)
+    entries = [meter.entry(own(), PEER) for _ in range(OWN_PASSES)]
+    assert entries[:-1] == [None] * (OWN_PASSES - 1)
+    (entry,) = [e for e in entries if e is not None]
+    assert (entry.outcome, entry.number, entry.num_drafted) == ("own", 0, 0)
+    assert entry.num_committed == OWN_PASSES
+    assert meter.rest(PEER) == []
+
+
+def test_passes_without_a_window_are_told_with_the_next_one_or_at_the_end() -> None:
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    assert [meter.entry(own(), PEER) for _ in range(3)] == [None] * 3
+    entry = meter.entry(judged(4, 2, True), PEER)
+    assert entry is not None
+    assert (entry.num_drafted, entry.num_accepted, entry.num_committed) == (4, 2, 6)
+    assert meter.entry(own(), PEER) is None
+    (last,) = meter.rest(PEER)
+    assert (last.outcome, last.num_committed) == ("own", 1)
+    assert meter.rest(PEER) == []
 
 
 def test_passes_that_the_target_ran_alone_save_none() -> None:
@@ -228,5 +244,5 @@ def test_what_lies_behind_a_stop_string_counts_nowhere(
     meter = UsageMeter("r1", SPEC, num_committed=0)
     meter.judged(kept)
     assert meter.usage().accepted_tokens == num_accepted
-    entry = meter.entry(kept, PEER)
+    entry = meter.entry(kept, PEER) or meter.rest(PEER)[0]
     assert (entry.num_accepted, entry.num_committed) == (num_accepted, num_committed)
