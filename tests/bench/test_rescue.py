@@ -52,7 +52,6 @@ def test_branches_after_tokens_that_were_right_only_cost() -> None:
     deep = (Policy(weight=weight, least=1e-4) for weight in (0.0, 1.0))
     chain, branches = (session(text, policy) for policy in deep)
     assert branches.tokens_per_s < chain.tokens_per_s
-    assert branches.rescues == 0
 
 
 def test_a_branch_is_no_longer_than_the_policy_has_it() -> None:
@@ -85,22 +84,21 @@ def test_a_belief_is_what_was_counted() -> None:
 
 
 def test_tokens_are_drawn_at_the_rate_that_is_asked_for() -> None:
-    found = drawn([SURE, UNSURE], 0.25, 4000, seed=1)
-    assert sum(choice.rank for choice in found) == pytest.approx(1000, abs=90)
-    assert found == drawn([SURE, UNSURE], 0.25, 4000, seed=1)
+    found = [drawn([SURE, UNSURE], 0.25, 4000, seed) for seed in range(10)]
+    wrong = sum(choice.rank for answer in found for choice in answer)
+    assert wrong == pytest.approx(10_000, rel=0.04)
+    assert found[1] == drawn([SURE, UNSURE], 0.25, 4000, 1) != found[2]
 
 
 def test_choices_are_read_off_the_drafts_rows(tmp_path: Path) -> None:
     """A token that is not the first choice is another choice, and takes no part in the margin."""
     spec = str(save_tiny(tmp_path / "draft"))
     prompt = (5, 17, 99)
-    (first,) = recorded_choices(spec, [RecordedAnswer(prompt, (3,))])
-    ranks = {
-        token: recorded_choices(spec, [RecordedAnswer(prompt, (token,))])[0][0].rank
-        for token in range(290)
-    }
-    assert sorted(ranks.values())[:3] == [0, 1, OTHER]
-    assert 0.0 <= first[0].margin <= 1.0
+    answers = [RecordedAnswer(prompt, (token,)) for token in range(290)]
+    found = [choice for (choice,) in recorded_choices(spec, answers)]
+    assert sorted(choice.rank for choice in found)[:3] == [0, 1, OTHER]
+    assert len({choice.margin for choice in found}) == 1
+    assert 0.0 <= found[0].margin <= 1.0
 
 
 def test_gains_say_what_they_are_of(tmp_path: Path) -> None:
