@@ -208,6 +208,27 @@ def test_a_drafted_token_takes_at_most_320_bytes(session: str) -> None:
     assert len(encode(window)) <= 320 * num_tokens
 
 
+@pytest.mark.parametrize("num_tokens", [1, 8, 32])
+def test_ids_alone_take_four_bytes_a_token(num_tokens: int) -> None:
+    """Beside at most 72 of the message, with a session id as long as those of `session_id`."""
+    window = msgspec.structs.replace(
+        WINDOW, session="0123456789abcdef", tokens=pack_tokens(range(49_000, 49_000 + num_tokens)),
+        q_ids=b"", q_probs=b"", start=100_000, seq=100_000, threshold=0.125,
+    )  # fmt: skip
+    frame = encode(window)
+    assert len(frame) <= 72 + 4 * num_tokens
+    again = decode(frame)
+    assert again == window
+    assert isinstance(again, DraftWindow)
+    assert again.q_id_rows.shape == again.q_prob_rows.shape == (num_tokens, 0)
+
+
+@pytest.mark.parametrize(("q_ids", "q_probs"), [(b"", bytes(4)), (pack_tokens((7, 9)), b"")])
+def test_half_a_row_is_refused(q_ids: bytes, q_probs: bytes) -> None:
+    with pytest.raises(ValueError, match="q_probs: expected"):
+        msgspec.structs.replace(WINDOW, q_ids=q_ids, q_probs=q_probs)
+
+
 # --- what must not be sent --------------------------------------------------------------------
 
 

@@ -8,13 +8,15 @@ import msgspec
 import pytest
 
 from bus.protocol.arrays import pack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.codec import decode, encode
 from bus.protocol.messages import (
     DraftWindow,
     FaultCode,
+    OpenSession,
     Outcome,
 )
-from decoding import cloud
+from decoding import cloud, methods
 from decoding.cloud import MAX_HELD, MAX_KEPT_FEEDBACKS, Stage
 from decoding.cloud_events import (
     Crop,
@@ -25,6 +27,7 @@ from tests.decoding.cloud_session import (
     FIRST_PASS,
     ONE_ACCEPTED,
     OPEN,
+    PREFILLED,
     PROBS,
     PROMPT,
     SAMPLED,
@@ -195,6 +198,38 @@ def test_a_window_that_cannot_be_judged_is_refused_and_the_session_goes_on(
     assert decode(encode(send.message)) == send.message
     assert session.state == before
     assert session.tell(arrives(window())) == (FIRST_PASS,)
+
+
+COUPLED = msgspec.structs.replace(OPEN, coupling=SessionCoupling.GUMBEL)
+NO_ROWS: dict[str, Any] = {"q_ids": b"", "q_probs": b""}
+
+
+@pytest.mark.parametrize(
+    ("message", "method"),
+    [(COUPLED, methods.fsd.METHOD), (OPEN, methods.sd.METHOD), (SAMPLED, methods.sd.METHOD)],
+    ids=["lossy", "residual", "residual, sampled"],
+)
+def test_a_window_without_the_rows_that_its_rule_needs_is_refused(
+    message: OpenSession, method: methods.Method
+) -> None:
+    session = Cloud(message, method).is_told(PREFILLED)
+    before = session.state
+    (send,) = session.tell(arrives(window(**NO_ROWS)))
+    assert send.message.code is FaultCode.BAD_TOKENS
+    assert f"{method.name} needs the draft's probabilities" in send.message.detail
+    assert session.state == before
+    assert isinstance(session.tell(arrives(window()))[0], Run)
+
+
+@pytest.mark.parametrize("bad", [100, -1, 2**31 - 1])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_window_of_ids_alone_is_judged_by_its_tokens(bad: int, temperature: float) -> None:
+    session = idle(msgspec.structs.replace(COUPLED, temperature=temperature))
+    (send,) = session.tell(arrives(window(tokens=(10, bad), **NO_ROWS)))
+    assert send.message.code is FaultCode.BAD_TOKENS
+    assert "0 … 99" in send.message.detail
+    (run,) = session.tell(arrives(window(tokens=(10, 99), **NO_ROWS)))
+    assert run == Run(2, (3, 10, 99), ((), (), ()))
 
 
 def test_a_window_up_to_the_end_of_the_context_is_judged() -> None:

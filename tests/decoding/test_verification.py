@@ -70,6 +70,31 @@ def test_a_report_has_the_verdict_the_divergences_and_the_costs(num_rows: int) -
     assert decoded.expected_accepted == 1.125
 
 
+@pytest.mark.parametrize(
+    ("temperature", "scored"), [(0.0, (1, math.log(0.5), 1, 0.0)), (1.0, (0, 0.0, 0, 0.0))]
+)
+def test_without_the_draft_s_probabilities_accepted_tokens_are_counted(
+    temperature: float, scored: tuple[float, ...]
+) -> None:
+    """There is no divergence; at temperature 0 what was accepted is the argmax."""
+    nothing = np.empty(0)
+    message = msgspec.structs.replace(WINDOW, q_ids=b"", q_probs=b"")
+    proposals = tuple(
+        Proposal(token, np.empty(0, np.int32), np.empty(0, "<f2"), SamplingParams(temperature))
+        for token in (7, 9)
+    )
+    rows = tuple(TargetRow(token, nothing, nothing, 0.5) for token in (7, 8, 3))
+    judged = Verification(Arrived(message, 100.0), proposals, rows, verify_ms=10.0, done_ms=117.5)
+    feedback = msgspec.structs.replace(FEEDBACK, next_token=None)
+    report = window_report(judged, feedback, "edge-1", "c1", "sd")
+    assert (report.expected_accepted, report.mean_jsd) == (1.0, None)
+    assert (report.num_drafted, report.cloud_ms) == (2, 17.5)
+    assert (
+        report.num_scored, report.log_likelihood, report.num_greedy, report.regret
+    ) == pytest.approx(scored)  # fmt: skip
+    assert isinstance(decode(encode(report)), WindowReport)
+
+
 @pytest.mark.parametrize(("done_ms", "queue_ms"), [(117.5, 7.5), (110.0, 0.0), (109.0, 0.0)])
 def test_waiting_is_never_negative(done_ms: float, queue_ms: float) -> None:
     judged = verification(2)
