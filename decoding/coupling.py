@@ -29,11 +29,13 @@ from decoding.uniforms import Purpose, UInt64Array, opened, words, words_at
 
 IntArray = Int32Array | npt.NDArray[np.int64]
 
-_IDS_PER_BLOCK = 1200
-"""Ids whose numbers are drawn all at once in about the time that one id takes by itself: setting up
-a generator costs 4 µs, a number 2.7 ns [ours, measured]."""
+_WORDS_PER_ID = 600
+"""Words that are drawn in a row in the time of one by itself: 4.4 ns each against 2.7 µs, measured
+on one core of an AMD EPYC, 2026-11-27 [ours]."""
 _NEAR, _MOST_NEAR = 3.0, 2048
 """Nats below the most probable token, and tokens, among which a floor is looked for [ours]."""
+_SPLIT = 6.0
+"""Noise that one token in 400 exceeds [ours]."""
 _SLACK = 1e-5
 """Relative; what rounding of float32 logits cannot reach."""
 
@@ -54,6 +56,10 @@ def choose(
 ) -> Choice:  # fmt: skip
     """The choice at a position above temperature 0.
 
+    Over 152,000 ids of rows like a language model's it takes 0.94 ms, of which drawing the words
+    takes 0.66 ms: the least of 120 calls on a busy core of an AMD EPYC, 2026-11-27. With the few
+    ids that top-p 0.9 keeps at temperature 0.8 it takes 0.15 ms.
+
     Args:
         logits: float[V]; −inf for tokens of no probability.
         temperature: above 0, divides them.
@@ -67,12 +73,12 @@ def choose(
     if kept is not None:
         return _best(kept, logits[kept], temperature, _words_at(seed, position, kept))
     raw = words(seed, position, Purpose.NOISE, 0, logits.size)
-    # Logarithms only of what can be first or second: what leads does so by logit or by noise.
-    peak = float(logits.max())
-    floor = _second(logits, raw, peak, temperature)
-    least = (floor - float(_gumbel(raw.max()))) * temperature
-    able = logits >= least - _SLACK * (1.0 + abs(least))
-    able &= raw >= _word_of(floor - peak / temperature - _SLACK)
+    # Logarithms only of what can be first or second. It reaches the floor by its logit, within
+    # _SPLIT of it, or by noise above that; no noise is above the largest.
+    floor = _second(logits, raw, float(logits.max()), temperature)
+    able = raw >= _word_of(_SPLIT)
+    able &= logits >= _lowered((floor - float(_gumbel(raw.max()))) * temperature)
+    able |= logits >= _lowered((floor - _SPLIT) * temperature)
     (ids,) = np.nonzero(able)
     return _best(ids, logits[ids], temperature, raw[ids])
 
@@ -87,6 +93,10 @@ def _second(
     near = near[:_MOST_NEAR]
     scores = np.sort(_scaled(logits[near], temperature) + _gumbel(raw[near]))
     return float(scores[-2:][0])
+
+
+def _lowered(logit: float) -> float:
+    return logit - _SLACK * (1.0 + abs(logit))
 
 
 def _word_of(gumbel: float) -> np.uint64:
@@ -128,6 +138,6 @@ def _gumbel(raw: UInt64Array) -> Float64Array:
 def _words_at(seed: int, position: int, ids: IntArray) -> UInt64Array:
     """uint64[n]: word v of the position for each id v; only their blocks where they are few."""
     size = int(ids.max()) + 1
-    if ids.size * _IDS_PER_BLOCK >= size:
+    if ids.size * _WORDS_PER_ID >= size:
         return words(seed, position, Purpose.NOISE, 0, size)[ids]
     return words_at(seed, position, Purpose.NOISE, ids)

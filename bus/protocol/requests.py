@@ -123,6 +123,14 @@ def _stops(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _coupling(value: object) -> SessionCoupling:
+    try:
+        return SessionCoupling(str(value))
+    except ValueError:
+        known = " or ".join(f"'{one.value}'" for one in SessionCoupling)
+        raise ValueError(f"expected {known}, got {_quote(value)}") from None
+
+
 def _within(low: int, high: int) -> AfterValidator:
     def check(value: int) -> int:
         if not low <= value <= high:
@@ -178,7 +186,7 @@ class GenerationRequest(BaseModel):
     temperature: Annotated[_Real, AfterValidator(_temperature)] = 0.0
     top_p: Annotated[_Real, AfterValidator(_share)] = 1.0
     top_k: Annotated[_Whole, _within(0, MAX_TOKENS)] = 0
-    coupling: SessionCoupling = SessionCoupling.GUMBEL
+    coupling: Annotated[SessionCoupling, BeforeValidator(_coupling)] = SessionCoupling.GUMBEL
     seed: Annotated[_Whole, _within(0, MAX_SEED)] = 0
     stop: Annotated[tuple[str, ...], BeforeValidator(_strings), AfterValidator(_stops)] = ()
     raw: Annotated[bool, BeforeValidator(_flag)] = False

@@ -50,6 +50,17 @@ async def test_a_plain_xadd_is_enough(store: Store, redis: Any, keys: Keys) -> N
     assert claim.request.seed == seed_from_id(entry_id)
 
 
+async def test_a_plain_xadd_names_its_coupling(store: Store, redis: Any, keys: Keys) -> None:
+    await redis.xadd(keys.prompts, {"prompt": "Hello"})
+    await redis.xadd(keys.prompts, {"prompt": "Hello", "coupling": "residual"})
+    found = [(await take(store)).request for _ in range(2)]
+    assert [request and request.coupling for request in found] == ["gumbel", "residual"]
+    await redis.xadd(keys.prompts, {"prompt": "Hello", "coupling": "magic"})
+    claim = await take(store)
+    assert claim.request is None
+    assert "coupling: " in str(claim.problem)
+
+
 async def test_a_full_queue_refuses_and_trims_nothing(bus_settings: BusSettings) -> None:
     store = await Store.connect(bus_settings.model_copy(update={"max_queue": 2}))
     first = await submitted(store)

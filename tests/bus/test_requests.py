@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import RequestError
 from bus.protocol.requests import (
     MAX_PROMPT_BYTES,
@@ -46,6 +47,7 @@ def test_all_fields() -> None:
         temperature=".8",
         top_p="9e-1",
         top_k="40",
+        coupling="residual",
         seed=str(2**63 - 1),
         stop='["\\n\\n", "END"]',
         raw="1",
@@ -59,6 +61,7 @@ def test_all_fields() -> None:
         temperature=0.8,
         top_p=0.9,
         top_k=40,
+        coupling=SessionCoupling.RESIDUAL,
         seed=2**63 - 1,
         stop=("\n\n", "END"),
         raw=True,
@@ -98,6 +101,8 @@ def test_all_fields() -> None:
         ("top_k", "-1", "top_k: expected 0"),
         ("seed", "-1", "seed: expected 0"),
         ("seed", str(2**63), "seed: expected 0"),
+        ("coupling", "Gumbel", "coupling: expected 'gumbel' or 'residual', got 'Gumbel'"),
+        ("coupling", "", "coupling: expected 'gumbel' or 'residual', got ''"),
         ("stop", "END", "stop: expected a JSON list"),
         ("stop", '"END"', "stop: expected a JSON list of strings"),
         ("stop", "[1]", "stop: expected a JSON list of strings"),
@@ -114,6 +119,15 @@ def test_each_bad_field_is_explained(field: str, value: str | bytes, says: str) 
     with pytest.raises(RequestError, match=re.escape(says)) as caught:
         parse(**fields)
     assert len(str(caught.value)) < 400
+
+
+def test_the_coupling_is_gumbel_unless_named() -> None:
+    assert parse(prompt="Hello").coupling is SessionCoupling.GUMBEL
+    assert new_request("Hello", coupling=None).coupling is SessionCoupling.GUMBEL
+    for coupling in SessionCoupling:
+        request = new_request("Hello", coupling=coupling.value)
+        assert request.coupling is coupling
+        assert request.to_fields()["coupling"] == coupling.value
 
 
 def test_all_problems_in_one_message() -> None:
@@ -140,6 +154,7 @@ def test_new_request_makes_id_and_seed() -> None:
         ({"stop": "END"}, "JSON list"),
         ({"stop": [1]}, "JSON list of strings"),
         ({"sead": 1}, "no such field"),
+        ({"coupling": "magic"}, "coupling: expected 'gumbel' or 'residual', got 'magic'"),
         ({"id": "mine"}, "cannot be chosen"),
     ],
 )

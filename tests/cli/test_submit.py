@@ -9,6 +9,7 @@ import signal
 import pytest
 from typer.testing import CliRunner
 
+from bus.protocol.bounds import SessionCoupling
 from bus.store import EndEntry, FinishReason, Store
 from cli.main import app
 from cli.state import StateFile
@@ -38,8 +39,8 @@ async def test_json_gives_the_entries_one_a_line(edge: ScriptedEdge) -> None:
 async def test_every_option_reaches_the_request(edge: ScriptedEdge) -> None:
     done = await e2sci(
         "submit", "-", "--method", "sd", "--max-new-tokens", "7", "--temperature", "0.5",
-        "--top-p", "0.9", "--top-k", "40", "--seed", "3", "--stop", "a", "--stop", "b",
-        "--raw", "--client", "me", stdin="Grüße\n".encode(),
+        "--top-p", "0.9", "--top-k", "40", "--seed", "3", "--coupling", "residual",
+        "--stop", "a", "--stop", "b", "--raw", "--client", "me", stdin="Grüße\n".encode(),
     )  # fmt: skip
     assert done.status == 0
     request = edge.claims[0].request
@@ -47,6 +48,7 @@ async def test_every_option_reaches_the_request(edge: ScriptedEdge) -> None:
     assert request.prompt == "Grüße\n"
     assert (request.method, request.max_new_tokens) == ("sd", 7)
     assert (request.temperature, request.top_p, request.top_k) == (0.5, 0.9, 40)
+    assert request.coupling is SessionCoupling.RESIDUAL
     assert (request.seed, request.stop, request.raw, request.client) == (3, ("a", "b"), True, "me")
 
 
@@ -116,6 +118,7 @@ async def test_a_reader_that_leaves_cancels_the_request(edge: ScriptedEdge, stor
         (["Hi", "--stop", ""], b"", 1, "stop:"),
         (["Hi", "--method", "magic"], b"", 1, "there is no 'magic'; known are sd"),
         (["Hi", "--client", "a b"], b"", 1, "client:"),
+        (["Hi", "--coupling", "magic"], b"", 2, "'magic' is not one of 'gumbel', 'residual'"),
         (["Hi", "--max-new-tokens", "many"], b"", 2, "--max-new-tokens"),
         (["Hi", "--timeout", "-1"], b"", 2, "--timeout"),
         (["Hi", "--no-such-option"], b"", 2, "--no-such-option"),
