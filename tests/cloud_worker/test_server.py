@@ -62,7 +62,7 @@ async def test_with_residual_coupling_a_draw_follows_a_rejection(
     start: Start, target: TargetModel
 ) -> None:
     house = start()
-    sampled = {"temperature": 1.0, "coupling": SessionCoupling.RESIDUAL}
+    sampled: dict[str, Any] = {"temperature": 1.0, "coupling": SessionCoupling.RESIDUAL}
     handle = await house.opens(target, **sampled)
     cache = target.open(SamplingParams(temperature=1.0))
     target.forward(cache, PROMPT, [np.arange(3, dtype=np.int32)])

@@ -77,7 +77,7 @@ async def test_pieces_wait_from_when_they_were_put_and_not_each_in_turn(
         writer.put(piece(start, 7))
     writer.end(FinishReason.LENGTH, "", Usage())
     with monkeypatch.context() as hurried:
-        hurried.setattr(module.asyncio, "sleep", sleep)
+        hurried.setattr(asyncio, "sleep", sleep)
         hurried.setattr(loop, "time", lambda: clock() + late_s)
         await writer.run()
     assert [call.args[1] for call in store.results.append.await_args_list] == [0, 1, 2, 3]
