@@ -48,7 +48,7 @@ async def test_repeats_older_updates_and_other_sessions_are_left_out() -> None:
     updates = Updates()
     other = replace(MOVED, session="s2", version=9)
     successor = replace(FIRST, term=2)
-    for message in (FIRST, FIRST, other, MOVED, FIRST, SessionReady("s1", 1, "cloud-1"), successor):
+    for message in (FIRST, FIRST, other, MOVED, FIRST, SessionReady("s1", 1, "cloud-1", 7), successor):
         updates.receive(message)
     heard = updates.of("s1")
     assert [await anext(heard) for _ in range(3)] == [FIRST, MOVED, successor]

@@ -62,8 +62,8 @@ async def test_an_edge_hears_its_own_topic_and_not_one_that_begins_like_it(
         ready = SessionReady(edge, 0, "cloud")
         assert await heard(partial(publisher.publish, edge, ready), listener) == ready
     for number in range(1, 6):
-        publisher.publish("edge-1", SessionReady("edge-1", number, "cloud"))
-        publisher.publish("edge-10", SessionReady("edge-10", number, "cloud"))
+        publisher.publish("edge-1", SessionReady("edge-1", number, "cloud", 7))
+        publisher.publish("edge-10", SessionReady("edge-10", number, "cloud", 7))
     for edge, listener in (("edge-1", edge_1), ("edge-10", edge_10)):
         got: list[AnyMessage] = []
         while SessionReady(edge, 5, "cloud") not in got:
