@@ -100,6 +100,13 @@ class House:
         handle: int = ready.handle
         return handle
 
+    async def hears(self, target: TargetModel) -> int:
+        """From now on an answer reaches the first edge when it is sent, and not with a repeat: that
+        goes through the model thread. Leaves an idle session `s0`; returns its handle."""
+        handle = await self.opens(target, session="s0")
+        await self.until(lambda: not self.session("s0").busy)
+        return handle
+
     async def judges(self, message: DraftWindow, edge: str = "edge-1") -> Feedback:
         """What is committed because of a window."""
         feedback: Feedback = await self.ask(
