@@ -41,7 +41,8 @@ class Disturbance(StrEnum):
     PAUSE_CLOUD = "pause-cloud"
 
 
-DISTURBANCES = tuple(kind.value for kind in Disturbance)
+DISTURBANCES = tuple(kind.value for kind in Disturbance if kind is not Disturbance.NONE)
+"""Most answers of a disturbed cell are left alone (`bench.exactness.answers`)."""
 SEED = 1234
 OWN_WINDOW = 0
 """The level of methods without a set window."""

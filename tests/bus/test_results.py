@@ -35,7 +35,8 @@ Entries = Callable[[str], Awaitable[list[dict[str, str]]]]
 WINDOW = WindowEntry(
     at_ms=1, request="r", session="s", client="c", edge="e", cloud="k", method="sd",
     incarnation=1, number=3, outcome="accepted", num_drafted=4, num_accepted=4, num_committed=5,
-    rollback=False, threshold=0.5, window=4, credit=0.0, draft_ms=1.5, verify_ms=2.5, queue_ms=0.0, rtt_ms=3.25,
+    rollback=False, threshold=0.5, window=4, credit=0.0, draft_ms=1.5, verify_ms=2.5,
+    queue_ms=0.0, rtt_ms=3.25,
     bytes_up=100, bytes_down=50,
 )  # fmt: skip
 

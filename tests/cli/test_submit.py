@@ -116,7 +116,7 @@ async def test_a_reader_that_leaves_cancels_the_request(edge: ScriptedEdge, stor
         (["Hi", "--top-k", "-1"], b"", 1, "top_k:"),
         (["Hi", "--seed", "-1"], b"", 1, "seed:"),
         (["Hi", "--stop", ""], b"", 1, "stop:"),
-        (["Hi", "--method", "magic"], b"", 1, "there is no 'magic'; known are sd"),
+        (["Hi", "--method", "magic"], b"", 1, "there is no 'magic'; known are auto"),
         (["Hi", "--client", "a b"], b"", 1, "client:"),
         (["Hi", "--coupling", "magic"], b"", 2, "'magic' is not one of 'gumbel', 'residual'"),
         (["Hi", "--max-new-tokens", "many"], b"", 2, "--max-new-tokens"),
