@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.exactness.answers import Asked
-from bench.exactness.design import DesignCell, Installation
+from bench.exactness.design import DesignCell, Disturbance, Installation
 from bench.exactness.run import measure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -27,6 +27,9 @@ def test_exact_methods_give_the_targets_text_and_a_lossy_one_does_not(
         DesignCell("e2sci-no-threshold", None, 0.0, where), DesignCell("sd", 5, 0.8, where),
         DesignCell("plc", 1, 0.8, where),
         DesignCell("e2sci-no-threshold", None, 1.2, where), DesignCell("plc", 4, 1.2, where),
+        DesignCell("auto", 4, 0.0, where, Disturbance.PAUSE_EDGE),
+        DesignCell("auto", 4, 1.2, where, Disturbance.KILL_CLOUD),
+        DesignCell("auto", 4, 0.8, where, Disturbance.KILL_EDGE),
     )  # fmt: skip
     verdict = measure(
         [*exact, DesignCell("fsd:0.3", 4, 0.0, where)], Asked(PROMPTS, 24, target, draft, "float32")
