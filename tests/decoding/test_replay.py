@@ -13,7 +13,7 @@ from decoding.sampling import SamplingParams, from_wire, warp
 from tests.harness import EdgeCloudPair
 from tests.toy import ToyPair, target_alone
 
-PROMPT = (1, 2, 3)
+PROMPT: tuple[int, ...] = (1, 2, 3)
 NEVER: frozenset[int] = frozenset()
 
 
