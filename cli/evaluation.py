@@ -26,7 +26,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma between them: target (alone), edge-target (alone, on the edge), colocated "
-            "(sd with both models in the cloud), sd, fsd:0.1, plc, e2sci:0.15, …",
+            "(sd with both models in the cloud), auto, sd, fsd:0.1, plc, e2sci:0.15, …",
             show_default="target, sd, fsd, plc, e2sci and its ablations",
         ),
     ] = None,

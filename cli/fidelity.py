@@ -55,7 +55,7 @@ def exactness(
     ] = None,
     temperature: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=10, help="May be given several times.", show_default="0, 0.8"),
+        typer.Option(min=0, max=10, help="May be given several times.", show_default="0, 0.8, 1.2"),
     ] = None,
     pair: options.Pair = None,
     target: options.Target = None,
@@ -65,9 +65,8 @@ def exactness(
     """Is the text of every lossless method the target's own, token for token?
 
     Every two of methods, windows, links, temperatures, drafters and numbers of threads meet in
-    some cell. At temperature 0 a cell's answers are compared with the target alone, above with
-    other cells. Exit status 1 where they differ by more than rounding of the number format
-    explains.
+    some cell. A cell's answers are compared with the target alone with the same seed. Exit status
+    1 where they differ by more than rounding of the number format explains.
     """
     from bench.exactness.answers import Asked
     from bench.exactness.run import own_prompts
