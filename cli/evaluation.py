@@ -104,8 +104,8 @@ def evaluate(
 ) -> None:
     """Measure this machine: methods against each other, in one run, with a report.
 
-    Real processes, edge and cloud on one core each, methods in turns on every prompt. Nothing else
-    should run. Subcommands measure one thing each.
+    Real processes, edge and cloud on one core each, methods interleaved on every prompt. Nothing
+    else should run. Subcommands measure one thing each.
     """
     if context.invoked_subcommand is not None:
         return
