@@ -187,7 +187,7 @@ def pace(
 ) -> None:
     """What drafting ahead brings over the best static window and over the target alone.
 
-    Real processes, edge and cloud on one core each, methods in turns. Nothing else should run.
+    Real processes, edge and cloud on one core each, methods interleaved. Nothing else should run.
     """
     target_spec, drafts = options.checked_drafts(pair, target, draft)
     from bench.pace.plan import Plan

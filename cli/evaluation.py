@@ -26,7 +26,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma between them: target (alone), edge-target (alone, on the edge), colocated "
-            "(sd with both models in the cloud), sd, fsd:0.1, plc, e2sci:0.15, …",
+            "(sd with both models in the cloud), auto, sd, fsd:0.1, plc, e2sci:0.15, …",
             show_default="target, sd, fsd, plc, e2sci and its ablations",
         ),
     ] = None,
@@ -104,8 +104,8 @@ def evaluate(
 ) -> None:
     """Measure this machine: methods against each other, in one run, with a report.
 
-    Real processes, edge and cloud on one core each, methods in turns on every prompt. Nothing else
-    should run. Subcommands measure one thing each.
+    Real processes, edge and cloud on one core each, methods interleaved on every prompt. Nothing
+    else should run. Subcommands measure one thing each.
     """
     if context.invoked_subcommand is not None:
         return

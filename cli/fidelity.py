@@ -66,9 +66,8 @@ def exactness(
     """Is the text of every lossless method the target's own, token for token?
 
     Every two of methods, windows, links, temperatures, drafters and numbers of threads meet in
-    some cell. A cell's answers are compared with those of the target alone at its temperature, with
-    the same seed. Exit status 1 where they differ by more than rounding of the number format
-    explains.
+    some cell. A cell's answers are compared with the target alone with the same seed. Exit status
+    1 where they differ by more than rounding of the number format explains.
     """
     from bench.exactness.answers import Asked
     from bench.exactness.run import own_prompts

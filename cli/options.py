@@ -33,7 +33,7 @@ Prompt = Annotated[
     str, typer.Argument(help="The prompt, in quotes; - reads it from standard input.")
 ]
 Method = Annotated[
-    str | None, typer.Option(help=f"How to decode: {_METHODS}.", show_default="sd, exact")
+    str | None, typer.Option(help=f"How to decode: {_METHODS}.", show_default="auto, lossless")
 ]
 MaxNewTokens = Annotated[
     int | None, typer.Option(help="Longest answer, in tokens.", show_default="256")
@@ -144,8 +144,9 @@ Window = Annotated[
 DraftedBy = Annotated[
     DrafterKind | None,
     typer.Option(
-        help="Who drafts: the model, lookup (repeats what followed the same words earlier; costs "
-        "nothing), or lookup where it has something and else the model.",
+        help="Who drafts: the model; lookup (repeats what followed the same words earlier; costs "
+        "nothing); lookup where it has something and else the model; or none (a thin client: the "
+        "target writes by itself).",
         show_default="lookup+model",
     ),
 ]

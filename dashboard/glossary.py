@@ -11,23 +11,25 @@ TERMS = MappingProxyType(
     {
         "goodput": (
             "Tokens of finished text per second: drafted tokens the target accepted, plus the "
-            "tokens it put in itself. Guesses that were thrown away do not count."
+            "tokens it wrote itself. Guesses that were thrown away do not count."
         ),
         "acceptance": (
             "Of the tokens the draft model guessed, the share the target model accepted. "
-            "Higher means fewer wasted guesses. Counted as accepted ÷ drafted."
+            "Higher means fewer wasted guesses. Counted as accepted ÷ drafted; guesses that agree "
+            "with what the target had already written count as accepted."
         ),
         "rollback": (
             "The target refused a guessed token, so the edge threw away everything it had drafted "
-            "after that point and went on from the target's token. Costs time, never correctness."
+            "after that point and went on from the target's token. Costs drafting time, never "
+            "correctness; with “auto” and “e2sci” the target writes on meanwhile."
         ),
         "rollback share": (
             "Of all windows, the share in which the target refused a token, so that a rollback "
             "followed. One refused token is enough, however many were accepted before it."
         ),
         "window": (
-            "The few tokens an edge drafts and sends to the cloud at once. "
-            "The window size is how many."
+            "The few tokens an edge drafts and sends to the cloud at once, with the place in the "
+            "text that they follow. The window size is how many."
         ),
         "threshold": (
             "How far draft and target may disagree (Jensen-Shannon divergence in nats, at most "
@@ -43,6 +45,10 @@ TERMS = MappingProxyType(
             "Tokens an edge has drafted and sent that the target has not judged yet. Methods that "
             "draft ahead keep several windows in flight to hide the way to the cloud."
         ),
+        "own pass": (
+            "A run of the target model without any guess to check: it writes the next token by "
+            "itself, so that it never waits for an edge."
+        ),
         "steering": (
             "Credit is how well the recent windows went; the threshold is how far draft and target "
             "may disagree. Where credit steers, the second follows the first."
@@ -54,7 +60,10 @@ TERMS = MappingProxyType(
         "committed": "Tokens that are final and already streamed to whoever asked.",
         "draft model": "The small, fast model on the edge that guesses tokens ahead.",
         "target model": "The large model in the cloud whose text counts; it checks the guesses.",
-        "edge": "A worker near the user. It runs the draft model and streams the answer.",
+        "edge": (
+            "A worker near the user. It runs the draft model and streams the answer. A thin client "
+            "is an edge without a draft model."
+        ),
         "cloud": "A worker that runs the target model and checks the edges' windows.",
         "controller": (
             "The process that sets threshold and window size of each session. Nobody waits for "
@@ -95,6 +104,7 @@ SHOWN_AT_THE_BOTTOM = (
     "goodput",
     "acceptance",
     "rollback",
+    "own pass",
     "threshold",
     "credit",
     "lossless",

@@ -1,8 +1,9 @@
-"""Acceptance: which drafted tokens stand, and what replaces the first that does not.
+"""Acceptance: which drafted tokens are accepted, and what replaces the first that does not.
 
-Vocabulary, as in vLLM's rejection sampler: an *accepted* token was drafted and stands; a
-*recovered* token replaces the first rejected one, drawn from the residual; a *bonus* token
-follows a window accepted in full.
+Vocabulary: an *accepted* token was drafted and becomes part of the text; an *own* token is what
+the target itself puts there: after a rejection, after a pass accepted in full, or without any
+draft. With residual coupling a *recovered* token, drawn from the residual, replaces the first
+rejected one.
 
 Exact verification (Leviathan et al., 2023): accept x drawn from q with probability
 min(1, p(x)/q(x)); at a rejection draw from norm(max(0, p − q)). The committed token is then

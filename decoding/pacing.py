@@ -4,7 +4,7 @@
     t(n) = α + β·n        a target pass over n tokens (least squares, old passes fade)
     R, q, c, g            round trip, wait for other sessions, draft step, gap between two jobs
 
-Lockstep with windows of W tokens commits Σ_{i≤W} aⁱ tokens (the bonus token included) a cycle:
+Lockstep with windows of W tokens commits Σ_{i≤W} aⁱ tokens (the target's own included) a cycle:
 
     G(W) = (1 − a^(W+1))/(1 − a)  ÷  (W·c + g + R + q + t(W + 1))
 
@@ -19,7 +19,7 @@ without one (pre-hit). A draft too slow for that has each message run as it come
            N  ÷  ((m·c + g)/(1 − a^m) + R + q + t(m + 1))
 
 A target that runs on by itself writes a token a pass, t(1), from each rejection on, until the
-draft, which hears of it a round trip later, has overtaken it after x tokens; from there on a token
+draft, which learns of it a round trip later, has overtaken it after x tokens; from there on a token
 takes what the draft takes. Of drafts that reach so far, a^x are still right. A token then takes
 
     T = t(1)·(1 − a^x) + (max(c + g/m, β) + β·s·(1 − a))·a^x
@@ -360,7 +360,7 @@ def useful_ahead(a: float, price: float) -> int:
 
     The n-th token ahead is accepted with probability aⁿ. Verifying it takes the target β, in which
     it yields β·G tokens otherwise: the `price`. About half of what is drafted so far ahead is never
-    run, since a rejection makes it stale before its pass begins. So n is the last with
+    run, since a rejection makes it void before its pass begins. So n is the last with
     aⁿ ≥ ½·β·G [ours]. The draft's own time is no cost: it would wait.
     """
     chance = min(max(RUN_SHARE * price, LEAST_CHANCE), 0.9)

@@ -1,4 +1,5 @@
-"""Paces: lockstep drafts one window and waits for its feedback; PLC drafts on meanwhile."""
+"""Paces: lockstep drafts one window and waits for its feedback; PLC drafts on meanwhile, `auto`
+where that is predicted to pay."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ NOTHING = Flow(message=0, budget=0, awaits=False)
 
 
 class Lockstep:
-    """One window in flight, after which the target's own token follows as a bonus.
+    """One window in flight; the target's own token follows it.
 
     Args:
         window: W, whatever the controller says; None leaves it to the controller.

@@ -14,6 +14,8 @@ from launch.stack import Stack, StackOptions
 from tests.engines.tiny import save_tiny
 
 LEASE_S = 1.0
+PASS_MS = "6"
+"""Tiny targets take that of a pass, so that an answer lasts long enough to be disturbed."""
 NOISE = 0.1
 
 
@@ -40,6 +42,6 @@ async def stack(tiny_pair: tuple[Path, Path]) -> AsyncIterator[Stack]:
     """
     target, draft = tiny_pair
     options = StackOptions(target=str(target), draft=str(draft), dtype="float32", threads=1, edge=2)
-    env = {"E2SCI_LEASE_S": str(LEASE_S), "OMP_NUM_THREADS": "1"}
+    env = {"E2SCI_LEASE_S": str(LEASE_S), "OMP_NUM_THREADS": "1", "E2SCI_LEAST_PASS_MS": PASS_MS}
     async with Stack(options, log=lambda _: None, env=env) as running:
         yield running

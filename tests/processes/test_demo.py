@@ -18,6 +18,7 @@ from bus.protocol.messages import ControlUpdate, FinishReason, Message
 from bus.settings import BusSettings
 from bus.store import Store, WindowEntry
 from launch.stack import Stack, StackOptions
+from tests.processes.conftest import PASS_MS
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -31,7 +32,9 @@ async def stack(tiny_pair: tuple[Path, Path]) -> AsyncIterator[Stack]:
     """Without a calibration, which would not fit this pair, credit moves the threshold freely."""
     target, draft = map(str, tiny_pair)
     options = StackOptions(target=target, draft=draft, dtype="float32", threads=1)
-    env = {"OMP_NUM_THREADS": "1", "E2SCI_CALIBRATION": "none"}
+    env = {
+        "OMP_NUM_THREADS": "1", "E2SCI_CALIBRATION": "none", "E2SCI_LEAST_PASS_MS": PASS_MS,
+    }  # fmt: skip
     async with Stack(options, log=lambda _: None, env=env) as running:
         yield running
 
