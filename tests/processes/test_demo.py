@@ -59,6 +59,7 @@ async def test_the_updates_shown_are_those_the_windows_were_drafted_under(
     out = io.StringIO()
     screen = demo.Screen(Console(file=out, width=1000))
     async with Client(redis_url=stack.redis_url) as client, subscribed(stack.redis_url) as updates:
+        await client.generate(PROMPT, max_new_tokens=8)  # a cold draft judges a window or none
         end, changes = await demo.answer_by_credit(client, PROMPT, updates, screen)
     assert end.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
     assert not end.usage.lossless
