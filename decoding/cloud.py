@@ -23,7 +23,7 @@
 
 A window is addressed by what it follows: its start, and the hash of the whole text before it. So
 windows may come in any order, early, late or twice; one drafted after another text never matches
-and needs no answer. Whatever is committed is sent from where the edge was last told, and all that
+and needs no answer. Committed text is sent once, from where the last feedback ended, and all that
 is not acknowledged can be asked for again: a lost message costs time and no token.
 
 Invariant between passes: either all of `tokens` has run and the last pass's last row, the kept one,

@@ -1,6 +1,6 @@
 """Passes of one session at the cloud: what they run, and what their rows decide.
 
-    a draft continues the text     verify it: run the path of drafted tokens, keep those that stand
+    a draft continues the text     verify it: run the path of drafted tokens, keep those accepted
     none does, within the lease    run the last token alone: the target writes one by itself
     neither                        wait
 
@@ -146,7 +146,7 @@ def judge(state: CloudState, ready: RowsReady) -> Step:
 def _judge_from(
     state: CloudState, done: Plan, first: int, rows: tuple[TargetRow, ...], ran: Ran
 ) -> Step:
-    """Judge the path from its token `first` on; those before it stand."""
+    """Judge the path from its token `first` on; those before it are accepted."""
     tests = (_test(state, place, i) for i, place in enumerate(done.path[first:], first))
     passed = (test.passes(row) for test, row in zip(tests, rows[first:], strict=False))
     accepted = next((i for i, ok in enumerate(passed, first) if not ok), len(done.path))
@@ -213,7 +213,7 @@ def _conclude_path(
     state: CloudState, done: Plan, accepted: int, rows: tuple[TargetRow, ...], ran: Ran,
     own: int | None,
 ) -> Step:  # fmt: skip
-    """The drafted tokens that stand, and what the target has put after them."""
+    """The accepted drafted tokens, and what the target has put after them."""
     reports = _reports(state, done, accepted, rows, ran, own)
     judged = tuple(report.judged.window.message.number for report in reports)
     new = tuple(place.token for place in done.path[:accepted])
@@ -238,7 +238,7 @@ def _reports(
     for _, group in groupby(done.path, key=lambda place: id(place.drafted)):
         places = tuple(group)
         end = begin + len(places)
-        stands = min(accepted, end) - begin
+        num_good = min(accepted, end) - begin
         window, is_last = places[0].drafted.source, end == len(done.path)
         rejected = accepted < end
         if not rejected and places[-1].index + 1 < len(places[-1].drafted.tokens):
@@ -247,7 +247,7 @@ def _reports(
         judged = Judged(
             window=window,
             reached=places[0].index,
-            num_accepted=places[0].index + stands,
+            num_accepted=places[0].index + num_good,
             outcome=_outcome(rejected, ran),
             threshold=_threshold(state, window),
             done_ms=ran.now_ms,
@@ -277,7 +277,7 @@ def _committed(
     state: CloudState, new: tuple[int, ...], ran: Ran | None, queue_ms: float = 0.0,
     prehit: bool = False,
 ) -> Step:  # fmt: skip
-    """The text goes on with `new`: tell the edge, and judge by it the windows it has passed."""
+    """The text goes on with `new`: send it, and judge by it the windows it has passed."""
     now_ms = 0.0 if ran is None else ran.now_ms
     state = replace(
         state,

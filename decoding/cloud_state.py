@@ -60,7 +60,7 @@ class Recovering(Struct, frozen=True):
     """The pass is judged up to a rejection; the full row of it is being fetched, to draw from.
 
     Attributes:
-        accepted: drafted tokens that stand. rows: those judged.
+        accepted: drafted tokens that are accepted. rows: those judged.
     """
 
     name = "recovering"

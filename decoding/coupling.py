@@ -12,7 +12,7 @@ most of the time (Daliri et al., 2024: with probability at least (1 − TV)/(1 +
 top-k and top-p keep is decided by probability, then id; of equal scores the lowest id wins.
 
 log p is used up to a constant: logits over temperature. Word v of the position's numbers is that of
-id v, so what another vocabulary adds behind changes nothing before it.
+id v, so what a larger vocabulary adds after them changes nothing before.
 """
 
 from __future__ import annotations

@@ -111,9 +111,9 @@ class DraftTree(Struct, Generic[Source], frozen=True):
         """The tokens that hang at each (position, hash), each once."""
         found: dict[tuple[int, bytes], dict[bytes, Place[Source]]] = {}
         for window in self.windows:
-            for index, (before, behind) in enumerate(pairwise(window.hashes)):
+            for index, (before, after) in enumerate(pairwise(window.hashes)):
                 here = found.setdefault((window.start + index, before), {})
-                here.setdefault(behind, Place(window, index))
+                here.setdefault(after, Place(window, index))
         return {place: tuple(steps.values()) for place, steps in found.items()}
 
 

@@ -100,7 +100,7 @@ GIVE_UP_AFTER_SENDS = 12
 GIVE_UP_AFTER_FAILURES = 4
 """Failures of cloud workers, without feedback in between, that end the session [ours]."""
 ACK_MS = 100.0
-"""The cloud is told at least so often which text has come, where it goes on by itself [ours]."""
+"""An edge acknowledges its text at least so often, where the target goes on by itself [ours]."""
 CURABLE = frozenset(
     (FaultCode.UNKNOWN_SESSION, FaultCode.MODEL_FAILED, FaultCode.STALE_INCARNATION)
 )
@@ -332,7 +332,7 @@ def _extended(state: EdgeState, feedback: Feedback, new: tuple[int, ...], now_ms
     facts = judged_windows(state, text, feedback, now_ms)
     state = text_measured(state, text, facts, now_ms)
     commit = Commit(state.num_generated, new, tuple(i < text.agreed for i in range(len(new))))
-    stands = len(state.tokens) + text.agreed
+    good = len(state.tokens) + text.agreed
     decided_numbers = {fact.number for fact in facts}
     beyond = text.rejected or len(new) >= len(state.drafted)
     text_hash = _chained(state.text_hash, new)
@@ -348,7 +348,7 @@ def _extended(state: EdgeState, feedback: Feedback, new: tuple[int, ...], now_ms
     )
     effects: tuple[Effect, ...] = (commit, *facts)
     if text.rejected:
-        state = replace(state, job=None, num_cached=min(state.num_cached, stands))
+        state = replace(state, job=None, num_cached=min(state.num_cached, good))
         effects += (Crop(state.num_cached),)
     if (reason := state.end_reached()) is not None:
         state, more = _finish(state, reason)

@@ -154,7 +154,7 @@ class WindowJudged(Struct, frozen=True):
 
     Attributes:
         number: of the window, 0 without one.
-        num_accepted: its leading tokens that stand; num_committed: tokens that this feedback
+        num_accepted: its leading tokens that are accepted; num_committed: tokens that this feedback
             commits because of it, the target's own included.
         length: of the text afterwards, prompt included.
         verify_ms, queue_ms: of the pass; pass_tokens: the same in the first of a feedback, else 0.

@@ -102,23 +102,21 @@ def judged_windows(
 ) -> tuple[WindowJudged, ...]:
     """The facts of each window that new text decides, of the state before it; one of outcome `own`
     where it decides none."""
-    stands = len(state.tokens) + text.agreed
-    windows = [
-        f for f in state.in_flight if f.end <= stands or (text.rejected and f.start <= stands)
-    ]
+    good = len(state.tokens) + text.agreed
+    windows = [f for f in state.in_flight if f.end <= good or (text.rejected and f.start <= good)]
     facts: list[WindowJudged] = []
     at = len(state.tokens)
     for flight in windows:
-        whole, last = flight.end <= stands, flight is windows[-1]
+        whole, last = flight.end <= good, flight is windows[-1]
         end = len(state.tokens) + len(text.new) if last else flight.end
         fact = _fact(state, feedback, now_ms, end, first=not facts)
         facts.append(
             replace(
                 fact,
                 number=flight.number,
-                outcome=_outcome(whole, flight.start == stands and feedback.prehit),
+                outcome=_outcome(whole, flight.start == good and feedback.prehit),
                 num_drafted=len(flight.tokens),
-                num_accepted=min(flight.end, stands) - flight.start,
+                num_accepted=min(flight.end, good) - flight.start,
                 num_committed=end - at,
                 rolled_back=not whole,
                 threshold=flight.threshold,

@@ -42,7 +42,7 @@ class Running(Struct, frozen=True):
         waits_ms: since when an answer is waited for. heard_ms: when the last feedback arrived, None
             before the first.
         num_asks: times that the cloud has been asked since.
-        acked_ms: when it was last told which text has arrived.
+        acked_ms: when text was last acknowledged.
     """
 
     name = "running"

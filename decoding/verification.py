@@ -1,4 +1,4 @@
-"""What waits to be judged at the cloud, and what the controller is told about it afterwards."""
+"""What waits to be judged at the cloud, and what is reported about it afterwards."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Test(Struct, frozen=True):
     threshold: float
 
     def passes(self, row: TargetRow) -> bool:
-        """Whether the token stands: the rule accepts it, or it is what the target would put in its
-        place."""
+        """Whether the token is accepted: by the rule, or because it is what the target would put in
+        its place."""
         if self.rule.accepts(self.proposal, row, self.sampling, self.position, self.threshold):
             return True
         return self.sampling.coupled and own_token(row) == self.proposal.token
@@ -107,8 +107,8 @@ class Judged(Struct, frozen=True):
             are the same.
         rows: the target's, one for each token after those that a pass has judged, and maybe one
             after them.
-        num_accepted: leading tokens that stand, `reached` included; own: what the target wrote
-            after them in the same pass.
+        num_accepted: accepted leading tokens, `reached` included; own: what the target wrote after
+            them in the same pass.
         verify_ms: of that pass, 0 where there was none; pass_tokens: its length if it began with
             this window, else 0; share: of the pass's rows that were this session's.
     """
@@ -166,7 +166,7 @@ class Reported(Struct, frozen=True):
 
 
 def window_report(judged: Judged, whose: Reported, energy_j: float | None = None) -> WindowReport:
-    """What the controller is told: divergences and E[L_acc] over all positions of the window.
+    """What is reported: divergences and E[L_acc] over all positions of the window.
 
     `energy_j` is that of the target pass, counted with the window that it began with.
 
@@ -207,7 +207,7 @@ def window_report(judged: Judged, whose: Reported, energy_j: float | None = None
 
 
 def own_report(own: OwnPasses, whose: Reported, energy_j: float | None = None) -> WindowReport:
-    """What the controller is told about passes that the target ran by itself."""
+    """The report of passes that the target ran by itself."""
     return WindowReport(
         session=whose.session, incarnation=whose.incarnation, number=0, edge=whose.edge,
         client=whose.client, method=whose.method, outcome=Outcome.OWN, num_drafted=0,

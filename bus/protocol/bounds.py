@@ -36,8 +36,8 @@ __all__ = [
 class SessionCoupling(StrEnum):
     """How a session couples the draft's tokens with the target's (docs/method.md, Coupling).
 
-    `GUMBEL`: the target's token is a function of seed and position; a drafted token stands where it
-    is that one. `RESIDUAL`: rejection sampling, with the draft's probabilities.
+    `GUMBEL`: the target's token is a function of seed and position; a drafted token is accepted
+    where it is that one. `RESIDUAL`: rejection sampling, with the draft's probabilities.
     """
 
     GUMBEL = "gumbel"

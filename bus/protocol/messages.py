@@ -288,8 +288,8 @@ class Feedback(Message, frozen=True, tag=5):
 class WindowReport(Message, frozen=True, tag=6):
     """Cloud → controller: what became of a window, and what it cost.
 
-    Of `num_drafted` tokens the first `num_accepted` stand, those that the target had reached by
-    itself before they came included; `num_own` tokens of the target followed. One without drafted
+    Of `num_drafted` tokens the first `num_accepted` are accepted, those included that the target
+    had reached by itself before they came; `num_own` tokens of the target followed. One without drafted
     tokens, of outcome `own`, adds up passes that the target ran by itself.
 
     `expected_accepted` is E[L_acc] = Σᵢ Πⱼ≤ᵢ (1 − TV(pⱼ, qⱼ)) on temperature-1 distributions

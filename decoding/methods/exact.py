@@ -1,5 +1,5 @@
-"""The exact acceptance rule: a drafted token stands where it is the target's own; with residual
-coupling above temperature 0, rejection sampling."""
+"""The exact acceptance rule: a drafted token is accepted where it is the target's own; with
+residual coupling above temperature 0, rejection sampling."""
 
 from __future__ import annotations
 
