@@ -289,8 +289,8 @@ class WindowReport(Message, frozen=True, tag=6):
     """Cloud → controller: what became of a window, and what it cost.
 
     Of `num_drafted` tokens the first `num_accepted` are accepted, those included that the target
-    had reached by itself before they came; `num_own` tokens of the target followed. One without drafted
-    tokens, of outcome `own`, adds up passes that the target ran by itself.
+    had reached by itself before they came; `num_own` tokens of the target followed. One without
+    drafted tokens, of outcome `own`, adds up passes that the target ran by itself.
 
     `expected_accepted` is E[L_acc] = Σᵢ Πⱼ≤ᵢ (1 − TV(pⱼ, qⱼ)) on temperature-1 distributions
     (docs/method.md, Credit), and `mean_jsd` in nats, over the judged positions. Where windows carry

@@ -25,7 +25,7 @@ _REFRESH_S = 0.4
 _NOBODY = "nothing"
 _SHOWN = "playground answers"
 _CLIENT = "playground"
-_DEFAULT = "plc"
+_DEFAULT = "auto"
 T = TypeVar("T")
 
 
@@ -52,7 +52,8 @@ def _ask(settings: DashboardSettings) -> None:
         first, second, length, warmth = st.columns([2, 2, 1, 1])
         method = first.selectbox(
             "Method", names, index=names.index(_DEFAULT), format_func=method_label,
-            help=f"{TERMS['lossless']} plc drafts ahead, sd waits for each window.",
+            help=f"{TERMS['lossless']} auto drafts where that is faster than the target alone, "
+            "plc always drafts ahead, sd waits for each window.",
         )  # fmt: skip
         other = second.selectbox(
             "Compare with", [_NOBODY, *names],
