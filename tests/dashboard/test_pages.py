@@ -254,7 +254,7 @@ async def test_a_prompt_goes_through_the_queue_and_its_answer_comes_in_colour(
     found.button[0].click().run()
     assert not found.exception
     assert [caption.value for caption in found.caption].count("Waiting for an edge worker …") == 2
-    for method, text in (("plc", "Because"), ("sd", "It is")):
+    for method, text in (("auto", "Because"), ("sd", "It is")):
         claim = await store.queue.take("edge-1", block_ms=1000)
         assert claim is not None
         assert claim.request is not None
