@@ -14,7 +14,7 @@ from bus.protocol.messages import CloseSession, FinishReason, Message, OpenSessi
 from bus.protocol.requests import GenerationRequest
 from bus.runtime.worker import ControllerLink, Lifecycle, new_record
 from bus.settings import BusSettings
-from bus.store import EndEntry, Store, TokensEntry
+from bus.store import EndEntry, SessionEntry, Store, TelemetryEntry, TokensEntry
 from bus.transport.sockets import Sockets
 from cloud_worker.server import CloudWorker
 from cloud_worker.settings import CloudSettings
@@ -246,6 +246,15 @@ class House:
         assert end.end.error == ""
         assert tokens == self.expected(name)
         assert text == ToyTokenizer().decode(tokens)
+
+    async def telemetry(self, num_sessions: int) -> list[TelemetryEntry]:
+        """All entries, once so many sessions have their last one: it follows the answer's end."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                entries = [entry for _, entry in await self.store.telemetry.read()]
+                if sum(isinstance(entry, SessionEntry) for entry in entries) >= num_sessions:
+                    return entries
+                await asyncio.sleep(0.02)
 
     async def fails(self, name: str, text: str, **fields: Any) -> None:
         """The edge ends a request with an error that says `text`."""

@@ -177,7 +177,7 @@ async def test_a_stop_string_inside_an_accepted_window_ends_what_counts_too(
         assert shown == text[: text.index(text[3:5])]
         assert tokens == house.expected(name)[: len(tokens)]
         assert end.end.usage.accepted_tokens <= end.end.usage.completion_tokens == len(tokens)
-    entries = [entry for _, entry in await house.store.telemetry.read()]
+    entries = await house.telemetry(num_sessions=len(names))
     windows = [entry for entry in entries if isinstance(entry, WindowEntry)]
     assert windows
     for name in names:
