@@ -1,9 +1,9 @@
 """`e2sci bench floor`: is a method ever slower than the target alone over the same link?
 
 Real processes, edge and cloud on one core each. The target alone is a process that streams its
-tokens over a link of the same kind, one reader at a time; both answer each prompt in turns. What
-counts is each answer from its third second on, so that what the method has to find out about link
-and draft is found out.
+tokens over a link of the same kind, one reader at a time; each prompt is answered by both, who
+begins changes. What counts is each answer from its third second on, so that what the method has to
+find out about link and draft is found out.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def floor(
 ) -> None:
     """Whether a method is ever slower than the target alone over the same link.
 
-    Real processes, edge and cloud on one core each, both in turns. Nothing else should run.
+    Real processes, edge and cloud on one core each, both interleaved. Nothing else should run.
     """
     target, (draft,) = options.checked_drafts(pair, None, None)
     from bench.floor import DRAFTS, FloorPlan

@@ -86,7 +86,7 @@ from decoding.cloud_state import (
     Verifying,
     refusal,
 )
-from decoding.draft_tree import DraftTree, drafted
+from decoding.draft_tree import drafted
 from decoding.methods import Method
 from decoding.prefix_hash import chain, prompt_hash
 from decoding.sampling import SamplingParams
@@ -117,9 +117,16 @@ def begin(message: OpenSession, method: Method, cloud: str, limits: Limits, hand
     Args:
         handle: what its windows will be addressed by; no other session of this worker has it.
     """
+    return _prefill(_opened(message, method, cloud, limits, handle))
+
+
+def _opened(
+    message: OpenSession, method: Method, cloud: str, limits: Limits, handle: int
+) -> CloudState:
+    """With the text of the message, of which nothing has run."""
     prompt = unpack_tokens(message.prompt)
     tokens = prompt + unpack_tokens(message.committed)
-    state = CloudState(
+    return CloudState(
         cloud=cloud,
         session=message.session,
         client=message.client,
@@ -136,9 +143,8 @@ def begin(message: OpenSession, method: Method, cloud: str, limits: Limits, hand
         tokens=tokens,
         hashes=_hashes(tokens, len(prompt)),
         acknowledged=len(tokens),
-        told=len(tokens),
+        sent_length=len(tokens),
     )
-    return _prefill(state)
 
 
 def _hashes(tokens: tuple[int, ...], num_prompt: int) -> tuple[bytes, ...]:
@@ -249,26 +255,17 @@ def _open_again(state: CloudState, message: OpenSession, handle: int) -> Step:
         return state, ()
     if message.incarnation == state.incarnation:
         return state, (_ready(state),)
-    prompt = unpack_tokens(message.prompt)
-    tokens = prompt + unpack_tokens(message.committed)
-    common = _common_prefix(state.tokens, tokens)
-    num_run = min(state.num_run, common, len(tokens) - 1)
+    opened = _opened(message, state.method, state.cloud, state.limits, handle)
+    common = _common_prefix(state.tokens, opened.tokens)
+    num_run = min(state.num_run, common, len(opened.tokens) - 1)
     state = replace(
-        state,
-        edge=message.edge,
-        incarnation=message.incarnation,
-        handle=handle,
-        num_prompt=len(prompt),
-        end=len(prompt) + message.max_new_tokens,
-        tokens=tokens,
-        hashes=_hashes(tokens, len(prompt)),
-        acknowledged=len(tokens),
-        told=len(tokens),
+        opened,
+        client=state.client,
+        sampling=state.sampling,  # the cache was opened with it
         num_run=num_run,
-        kept=None,
-        drafts=DraftTree(),
-        judged=(),
-        heard=None,
+        job=state.job,
+        own=state.own,
+        pass_ms=state.pass_ms,
     )
     state, effects = _prefill(state)
     return state, (Crop(num_run), *effects)

@@ -5,7 +5,7 @@
     neither                        wait
 
 After a rejection, and wherever a method is lossless, the target's own choice follows at once: it is
-what the text goes on with whatever comes. A lossy method may yet let another token stand there:
+what the text goes on with whatever comes. A lossy method may yet accept another token there:
 where a pass is accepted in full its last row is kept, and the next drafted token is judged by it
 before anything is run (docs/invariants.md, Pre-hit is free).
 """
@@ -180,7 +180,7 @@ def _reject(
 
 
 def recovered(state: CloudState, stage: Recovering, probs: Float64Array) -> Step:
-    """The row of the rejection has come: draw what stands in for the rejected token. Where that is
+    """The row of the rejection has come: draw what replaces the rejected token. Where that is
     the very same, the drafts after it go on being useful."""
     place, accepted = stage.plan.path[stage.accepted], stage.accepted
     token = state.method.acceptance.recover(
@@ -293,8 +293,8 @@ def _committed(
     state = replace(state, drafts=state.drafts.after(len(state.tokens), state.hashes[-1]))
     state = _passed(state, tuple(report.judged.window.message.number for report in reports))
     prehit |= any(r.judged.outcome is Outcome.PREHIT_REJECTED for r in reports)
-    sent = feedback(state, state.told, ran, queue_ms, prehit)
-    return replace(state, told=len(state.tokens)), (Send(sent), *reports)
+    sent = feedback(state, state.sent_length, ran, queue_ms, prehit)
+    return replace(state, sent_length=len(state.tokens)), (Send(sent), *reports)
 
 
 def compared(state: CloudState, window: Drafted[Arrived], now_ms: float) -> Judged | None:
@@ -329,7 +329,7 @@ def feedback(
     state: CloudState, start: int, ran: Ran | None = None, queue_ms: float = 0.0,
     prehit: bool = False,
 ) -> Feedback:  # fmt: skip
-    """The text from `start` on. It measures a round trip only where it tells of a pass."""
+    """The text from `start` on. It measures a round trip only where a pass was run."""
     heard = None if ran is None else state.heard
     return Feedback(
         handle=state.handle,

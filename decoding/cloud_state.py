@@ -119,7 +119,7 @@ class CloudState(Struct, frozen=True):
         tokens: prompt and committed tokens.
         hashes: of the text at the end of the prompt, then with each token after it.
         acknowledged: length of the text that the edge is known to have.
-        told: length of the text that has been sent to it.
+        sent_length: of the text that has been sent to it.
         num_run: how many tokens the target's cache holds once the effects so far have run.
         drafts: the windows that wait.
         judged: numbers of the windows that have been judged, the latest last.
@@ -144,7 +144,7 @@ class CloudState(Struct, frozen=True):
     tokens: tuple[int, ...]
     hashes: tuple[bytes, ...]
     acknowledged: int
-    told: int
+    sent_length: int
     num_run: int = 0
     stage: Stage = Prefilling()
     drafts: DraftTree[Arrived] = DraftTree()

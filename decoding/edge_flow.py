@@ -49,7 +49,7 @@ def draft_measured(state: EdgeState, job: Job, event: Drafted) -> EdgeState:
 
 
 def feedback_measured(state: EdgeState, feedback: Feedback, now_ms: float) -> EdgeState:
-    """With what feedback tells about link and cloud, whatever it commits.
+    """With what feedback shows about link and cloud, whatever it commits.
 
     It names the last message that had come to the cloud, each a measure of the round trip once; a
     window that was sent twice says nothing (Karn's rule). The first feedback of an incarnation says

@@ -298,7 +298,7 @@ def identity(world: World, ordered: bool) -> tuple[Any, ...]:
     job = world.draft and (world.draft.feed, world.draft.count)
     known = there and (
         there.incarnation, there.handle, there.tokens, there.num_run, there.stage.name,
-        there.acknowledged, there.told, there.kept, tuple(sorted(there.judged)),
+        there.acknowledged, there.sent_length, there.kept, tuple(sorted(there.judged)),
         tuple(sorted((w.start, w.hashes) for w in there.drafts.windows)),
     )  # fmt: skip
     stage = state.stage

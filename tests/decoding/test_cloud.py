@@ -80,7 +80,7 @@ def test_opening_says_ready_reports_and_runs_all_but_the_last_token(
     assert new.effects == (READY, OPENED, Prefill(job=1, tokens=prefill))
     assert new.state.stage == cloud.Prefilling()
     assert new.state.num_run == len(new.text) - 1
-    assert new.state.acknowledged == new.state.told == len(new.text)
+    assert new.state.acknowledged == new.state.sent_length == len(new.text)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_full_acceptance_commits_the_targets_next_token_too(message: Any) -> N
     session = verifying(message)
     assert session.ran(10, 11, 12, 50) == ALL_ACCEPTED
     assert session.text == (1, 2, 3, 10, 11, 12, 50)
-    assert (session.state.num_run, session.state.told) == (6, 7)
+    assert (session.state.num_run, session.state.sent_length) == (6, 7)
     assert session.tell(arrives(window((20,), session.text, number=2))) == (Forward(3),)
     assert session.pass_begins().feed == (50, 20)
 

@@ -117,7 +117,7 @@ def test_a_higher_incarnation_keeps_the_common_prefix_and_runs_the_rest(
     assert state.tokens == PROMPT + committed
     assert state.num_run == len(state.tokens) - 1
     assert (state.incarnation, state.handle) == (2, 7)
-    assert state.acknowledged == state.told == len(state.tokens)
+    assert state.acknowledged == state.sent_length == len(state.tokens)
     assert (state.drafts.windows, state.judged, state.kept, state.heard) == ((), (), None, None)
 
 
@@ -290,7 +290,7 @@ class AnyOrder(Cloud):
             assert state.acknowledged >= before.acknowledged
         assert state.tokens[:3] == PROMPT
         assert len(state.hashes) == len(state.tokens) - 2
-        assert state.told == len(state.tokens)
+        assert state.sent_length == len(state.tokens)
         if isinstance(state.stage, cloud.Idle):
             assert self.cache == state.tokens[: state.num_run]
             assert (state.kept is None) is (state.num_run == len(state.tokens) - 1)

@@ -59,7 +59,7 @@ def test_it_tells_the_edge_only_what_it_has_not_told() -> None:
     session = alone()
     send, _ = session.ran(52)
     assert (send.message.start, send.message.token_ids) == (5, (52,))
-    assert session.state.told == 6
+    assert session.state.sent_length == 6
 
 
 @pytest.mark.parametrize("message", [OPEN, CHOSEN, RESIDUAL])

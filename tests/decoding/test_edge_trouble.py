@@ -108,7 +108,7 @@ def test_an_unanswered_window_is_sent_again_with_backoff_until_the_peer_is_given
 
 
 def test_of_several_windows_the_oldest_is_sent_again() -> None:
-    """The others lie behind it: whether they are lost shows once it is answered."""
+    """The others follow it: whether they are lost shows once it is answered."""
     assert three_in_flight().tell(Tick(2000.0)) == (sent(),)
 
 

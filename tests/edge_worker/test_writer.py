@@ -59,7 +59,7 @@ async def test_pieces_come_in_order_and_only_the_first_end_counts(
 async def test_pieces_wait_from_when_they_were_put_and_not_each_in_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a delay for each one after the other, a long answer would fall behind its text."""
+    """With a delay for each one after the other, a long answer would lag its text."""
     monkeypatch.setattr(module, "DELAY_S", 5.0)
     loop, late_s, waited_s = asyncio.get_running_loop(), 0.0, list[float]()
     clock = loop.time
