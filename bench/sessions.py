@@ -14,7 +14,7 @@ import itertools
 import json
 import statistics
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -277,35 +277,33 @@ def _p95(gaps: Iterator[float]) -> float:
 
 @asynccontextmanager
 async def _workers(dtype: str, against: Path | None) -> AsyncIterator[list[_Worker]]:
-    server = EmbeddedServer(lambda _: None, None)
-    await server.start()
-    settings = BusSettings.load(redis_url=server.url)
-    sockets, store = Sockets(settings), await Store.connect(settings)
     roots = {HERE: None, **({} if against is None else {THERE: against})}
-    specs = [
-        ProcessSpec(name, *_command(name, root, dtype, server.url), quiet=True)
-        for name, root in roots.items()
-    ]
-    tree = ProcessTree(specs, log=lambda _: None, probe=partial(_ready, store))
-    tasks: list[asyncio.Task[None]] = []
-    try:
-        tree.start()
+    async with AsyncExitStack() as exits:
+        server = await exits.enter_async_context(EmbeddedServer(lambda _: None))
+        settings = BusSettings.load(redis_url=server.url)
+        store = await Store.connect(settings)
+        exits.push_async_callback(store.close)
+        sockets = Sockets(settings)
+        exits.callback(sockets.close)
+        specs = [
+            ProcessSpec(name, *_command(name, root, dtype, server.url), quiet=True)
+            for name, root in roots.items()
+        ]
+        tree = ProcessTree(specs, log=lambda _: None, probe=partial(_ready, store))
+        await exits.enter_async_context(tree)
         await tree.ready()
         records = {record.worker_id: record for record in await store.registry.workers("cloud")}
         workers = [_Worker(name, records[name], sockets) for name in roots]
         for name in roots:
             pin_process(tree.process(name).pid, last=True)
         tasks = [asyncio.create_task(worker.listen()) for worker in workers]
-        yield workers
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        await tree.stop()
-        sockets.close()
-        await store.close()
-        await server.stop()
+        try:
+            yield workers
+        finally:
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
 
 def _command(

