@@ -182,7 +182,10 @@ class DrawnChoice:
         return draw_dense(self.probs, self.uniforms(0, self.position, Purpose.NOISE))
 
 
-@pytest.mark.parametrize(("num_sparse", "windows"), [(3, (1,)), (3, (2,)), (3, (1, 3)), (2, (2,))])
+@pytest.mark.parametrize(
+    ("num_sparse", "windows"),
+    [(3, (1,)), (3, (2,)), (3, (1, 3)), pytest.param(2, (2,), marks=pytest.mark.long)],
+)
 def test_whole_answers_are_distributed_as_the_targets(
     monkeypatch: pytest.MonkeyPatch, windows: tuple[int, ...], num_sparse: int
 ) -> None:

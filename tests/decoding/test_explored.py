@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import pytest
 
 from bus.protocol.bounds import SessionCoupling
 from decoding import methods
@@ -112,7 +115,7 @@ class Seen:
             setattr(self, name, getattr(self, name) + getattr(explorer, name))
 
 
-def seen(cases: tuple[Case, ...], limit: int) -> Seen:
+def seen(cases: Sequence[Case], limit: int) -> Seen:
     found = Seen()
     for case in cases:
         found.add(case, limit)
@@ -142,9 +145,16 @@ def test_nor_one_whose_target_goes_on_over_a_link_in_order() -> None:
     assert found.rollbacks > 100
 
 
-def test_nor_over_one_that_reorders() -> None:
-    found = seen(RUNS_ON, limit=12_000)
-    assert found.worlds > 10_000
-    assert found.own_passes > 500
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [case for case in RUNS_ON if not (case.faults and case.drafts)],
+        pytest.param(RUNS_ON, marks=pytest.mark.long),
+    ],
+)
+def test_nor_over_one_that_reorders(cases: Sequence[Case]) -> None:
+    found = seen(cases, limit=12_000)
+    assert found.worlds > 5_000
+    assert found.own_passes > 300
     assert found.late > 3_000
-    assert found.shared_passes > 100
+    assert found.shared_passes > 20

@@ -16,24 +16,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 PROMPTS = ("the cat sat on the mat", "def add(a, b):", "Grüße aus Köln")
 
 
+WHERE = Installation("loopback", "lookup+model", 1)
+FEW = (
+    DesignCell("sd", 3, 0.0, WHERE), DesignCell("plc", 7, 0.0, WHERE),
+    DesignCell("e2sci-no-threshold", None, 1.2, WHERE),
+    DesignCell("auto", 4, 0.8, WHERE, Disturbance.KILL_CLOUD),
+)  # fmt: skip
+MORE = (
+    DesignCell("plc-literal", 2, 0.0, WHERE), DesignCell("e2sci-no-threshold", None, 0.0, WHERE),
+    DesignCell("sd", 5, 0.8, WHERE), DesignCell("plc", 1, 0.8, WHERE),
+    DesignCell("plc", 4, 1.2, WHERE), DesignCell("auto", 4, 0.0, WHERE, Disturbance.PAUSE_EDGE),
+    DesignCell("auto", 4, 1.2, WHERE, Disturbance.KILL_CLOUD),
+    DesignCell("auto", 4, 0.8, WHERE, Disturbance.KILL_EDGE),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("exact", [FEW, pytest.param(MORE, marks=pytest.mark.long)])
 def test_exact_methods_give_the_targets_text_and_a_lossy_one_does_not(
-    tiny_pair: tuple[Path, Path],
+    tiny_pair: tuple[Path, Path], exact: tuple[DesignCell, ...]
 ) -> None:
     target, draft = map(str, tiny_pair)
-    where = Installation("loopback", "lookup+model", 1)
-    exact = (
-        DesignCell("sd", 3, 0.0, where), DesignCell("plc", 7, 0.0, where),
-        DesignCell("plc-literal", 2, 0.0, where),
-        DesignCell("e2sci-no-threshold", None, 0.0, where), DesignCell("sd", 5, 0.8, where),
-        DesignCell("plc", 1, 0.8, where),
-        DesignCell("e2sci-no-threshold", None, 1.2, where), DesignCell("plc", 4, 1.2, where),
-        DesignCell("auto", 4, 0.0, where, Disturbance.PAUSE_EDGE),
-        DesignCell("auto", 4, 1.2, where, Disturbance.KILL_CLOUD),
-        DesignCell("auto", 4, 0.8, where, Disturbance.KILL_EDGE),
-    )  # fmt: skip
-    verdict = measure(
-        [*exact, DesignCell("fsd:0.3", 4, 0.0, where)], Asked(PROMPTS, 24, target, draft, "float32")
-    )
+    asked = Asked(PROMPTS, 24, target, draft, "float32")
+    verdict = measure([*exact, DesignCell("fsd:0.3", 4, 0.0, WHERE)], asked)
     assert [cell.holds for cell in verdict.cells] == [True] * len(exact) + [False]
     assert not verdict.holds
     difference = verdict.cells[-1].difference
