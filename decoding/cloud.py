@@ -59,7 +59,6 @@ from decoding.cloud_events import (
     Prefilled,
     PrehitFailed,
     Report,
-    ReportWindow,
     RowsReady,
     Send,
     WindowArrived,
@@ -72,6 +71,7 @@ from decoding.cloud_passes import (
     plan,
     prehit_failed,
     recovered,
+    reported,
 )
 from decoding.cloud_state import (
     MAX_JUDGED,
@@ -289,11 +289,11 @@ def _window(state: CloudState, message: DraftWindow, now_ms: float) -> Step:
     known = {w.source.message.number for w in state.drafts.windows}
     if message.number in state.judged or message.number in known:
         return state, (Send(feedback(state, state.acknowledged)),)
-    hung = drafted(message.start, message.follows, message.token_ids, window)
+    hung = drafted(message.start, message.follows, message.token_ids, window, message.branch)
     judged = compared(state, hung, now_ms)
     if judged is not None:
         numbers = (*state.judged, message.number)[-MAX_JUDGED:]
-        return replace(state, judged=numbers), (ReportWindow(judged),)
+        return replace(state, judged=numbers), reported([judged])
     drafts = state.drafts.add(hung).after(len(state.tokens), state.hashes[-1])
     return next_pass(replace(state, drafts=drafts))
 

@@ -12,6 +12,7 @@ before anything is run (docs/invariants.md, Pre-hit is free).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 
 from msgspec.structs import replace
@@ -285,13 +286,14 @@ def _committed(
         hashes=(*state.hashes, *tuple(chain(state.hashes[-1], new))[1:]),
         kept=None,
     )
-    reports = tuple(
-        ReportWindow(judged)
+    passed = [
+        judged
         for window in state.drafts.windows
         if (judged := compared(state, window, now_ms)) is not None
-    )
+    ]
     state = replace(state, drafts=state.drafts.after(len(state.tokens), state.hashes[-1]))
-    state = _passed(state, tuple(report.judged.window.message.number for report in reports))
+    state = _passed(state, tuple(judged.window.message.number for judged in passed))
+    reports = reported(passed)
     prehit |= any(r.judged.outcome is Outcome.PREHIT_REJECTED for r in reports)
     sent = feedback(state, state.sent_length, ran, queue_ms, prehit)
     return replace(state, sent_length=len(state.tokens)), (Send(sent), *reports)
@@ -314,6 +316,15 @@ def compared(state: CloudState, window: Drafted[Arrived], now_ms: float) -> Judg
     threshold = _threshold(state, window.source)
     done_ms = max(now_ms, window.source.arrived_ms)
     return Judged(window.source, agreed, agreed, outcome, threshold, done_ms)
+
+
+def reported(passed: Iterable[Judged]) -> tuple[ReportWindow, ...]:
+    """Reports of windows that the text has decided; none of a branch that it has not taken."""
+    return tuple(
+        ReportWindow(judged)
+        for judged in passed
+        if judged.num_accepted or not judged.window.message.branch
+    )
 
 
 def _passed(state: CloudState, numbers: tuple[int, ...]) -> CloudState:

@@ -109,10 +109,28 @@ def choose_sparse(q: SparseDistribution, seed: int, position: int) -> int:
     """The token that the seed chooses from a draft's distribution, with the same noise."""
     if q.ids.size == 1:
         return int(q.ids[0])
+    ids, scores = _scores(q, seed, position)
+    return int(ids[int(np.argmax(scores))])
+
+
+def best_two(q: SparseDistribution, seed: int, position: int) -> tuple[int | None, float]:
+    """The token that the seed would choose next to that of `choose_sparse`, and by how much the
+    scores log q + g differ; None where there is no other."""
+    if q.ids.size == 1:
+        return None, math.inf
+    ids, scores = _scores(q, seed, position)
+    first = int(np.argmax(scores))
+    lead = float(scores[first])
+    scores[first] = -math.inf
+    second = int(np.argmax(scores))
+    return int(ids[second]), lead - float(scores[second])
+
+
+def _scores(q: SparseDistribution, seed: int, position: int) -> tuple[Int32Array, Float64Array]:
+    """Ids, rising, and their log q + g."""
     by_id = np.argsort(q.ids)
     ids = q.ids[by_id]
-    scores = np.log(q.probs[by_id]) + _gumbel(_words_at(seed, position, ids))
-    return int(ids[int(np.argmax(scores))])
+    return ids, np.log(q.probs[by_id]) + _gumbel(_words_at(seed, position, ids))
 
 
 def _best(

@@ -6,10 +6,11 @@ belong to texts that the target has turned away from: such a draft hangs where n
 goes when the committed text has passed it. Nothing is ever cancelled.
 
     committed text ──► token ──► token ──► …        the path that a pass verifies
-                         └─────► token ──► …        another branch (a path takes the longest)
+                         └─────► token ──► …        another branch
 
-A tree holds at most `MAX_TOKENS` tokens of `MAX_WINDOWS` windows. Where a window is too many, the
-one that starts furthest from the committed text goes, of equals the newest.
+At a fork a path takes the draft's own choice before a branch after its second one, and else what
+is longest. A tree holds at most `MAX_TOKENS` tokens of `MAX_WINDOWS` windows. Where a window is too
+many, the one that starts furthest from the committed text goes, of equals the newest.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ class Drafted(Struct, Generic[Source], frozen=True):
         start: absolute position of its first token.
         hashes: bytes[8] each: of the text it follows, then with each of its tokens.
         source: what it came in.
+        branch: it follows a second choice of the draft.
     """
 
     start: int
     tokens: tuple[int, ...]
     hashes: tuple[bytes, ...]
     source: Source
+    branch: bool = False
 
     @property
     def end(self) -> int:
@@ -60,9 +63,11 @@ class Place(Struct, Generic[Source], frozen=True):
         return self.drafted.tokens[self.index]
 
 
-def drafted(start: int, follows: bytes, tokens: tuple[int, ...], source: Source) -> Drafted[Source]:
+def drafted(
+    start: int, follows: bytes, tokens: tuple[int, ...], source: Source, branch: bool = False
+) -> Drafted[Source]:
     """A window as it hangs in a tree."""
-    return Drafted(start, tokens, tuple(chain(follows, tokens)), source)
+    return Drafted(start, tokens, tuple(chain(follows, tokens)), source, branch)
 
 
 class DraftTree(Struct, Generic[Source], frozen=True):
@@ -81,7 +86,8 @@ class DraftTree(Struct, Generic[Source], frozen=True):
         return DraftTree(tuple(kept))
 
     def path(self, length: int, text: bytes, most: int) -> tuple[Place[Source], ...]:
-        """The drafted tokens that continue a text: the longest branch, of equals the oldest.
+        """The drafted tokens that continue a text: the longest of them, of equals the oldest; those
+        after a second choice only where there are no others.
 
         Args:
             length: of the text; `text` its hash.
@@ -96,7 +102,8 @@ class DraftTree(Struct, Generic[Source], frozen=True):
             steps = following.get((length + len(branch), at), ()) if len(branch) < most else ()
             if not steps:
                 paths.append(branch)
-            branches += [(*branch, step) for step in steps]
+            chosen = [step for step in steps if not step.drafted.branch] or steps
+            branches += [(*branch, step) for step in chosen]
         return max(reversed(paths), key=len)
 
     def after(self, length: int, text: bytes) -> DraftTree[Source]:
@@ -113,7 +120,9 @@ class DraftTree(Struct, Generic[Source], frozen=True):
         for window in self.windows:
             for index, (before, after) in enumerate(pairwise(window.hashes)):
                 here = found.setdefault((window.start + index, before), {})
-                here.setdefault(after, Place(window, index))
+                known = here.get(after)
+                if known is None or (known.drafted.branch and not window.branch):
+                    here[after] = Place(window, index)
         return {place: tuple(steps.values()) for place, steps in found.items()}
 
 

@@ -40,6 +40,15 @@ from msgspec.structs import replace
 
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import CloseSession, Fault, FaultCode, Feedback, FinishReason
+from decoding.edge_branches import (
+    Rescue,
+    branched,
+    feed_of,
+    next_job,
+    rescue,
+    turned,
+    without_passed,
+)
 from decoding.edge_events import (
     CheckPeer,
     Commit,
@@ -62,6 +71,7 @@ from decoding.edge_events import (
     Tick,
 )
 from decoding.edge_flow import (
+    Decided,
     agreement_measured,
     decided,
     draft_measured,
@@ -77,7 +87,6 @@ from decoding.edge_state import (
     EdgeState,
     Finished,
     InFlight,
-    Job,
     Opening,
     Running,
     Seeking,
@@ -85,6 +94,7 @@ from decoding.edge_state import (
     Stage,
 )
 from decoding.prefix_hash import chain, prompt_hash
+from decoding.rescue import CERTAIN, Doubt, Fork, doubts
 from decoding.timing import pause_before
 
 __all__ = [
@@ -181,13 +191,16 @@ def step(state: EdgeState, event: Event) -> Step:
 
 
 def _open(state: EdgeState, now_ms: float) -> Step:
-    """Open, or open again, under the next incarnation; windows in flight move along. One that was
-    refused before a window went out under it is used again."""
+    """Open, or open again, under the next incarnation; windows in flight move along, branches do
+    not. One that was refused before a window went out under it is used again."""
     incarnation = state.incarnation + (0 if state.unused else 1)
     if incarnation > state.last_incarnation:
         why = f"no cloud worker kept the session, after {incarnation} incarnations; submit it again"
         return _finish(state, FinishReason.ERROR, why)
-    state = replace(state, stage=Opening(), incarnation=incarnation, unused=False, sent=())
+    state = replace(
+        state, stage=Opening(), incarnation=incarnation, unused=False, sent=(), branches=(),
+        branch_windows=(),
+    )  # fmt: skip
     state, effects = _send_open(state, Opening(), now_ms)
     state, more = _draft_more(state, now_ms)
     return state, effects + more
@@ -233,21 +246,20 @@ def _retreat(state: EdgeState, why: str, leave: bool = True) -> Step:
 
 
 def _draft_more(state: EdgeState, now_ms: float) -> Step:
-    """Ask for the tokens the flow allows now, never beyond the end of the answer."""
+    """Ask for the tokens the flow allows now, on the chain or a branch, never beyond the end of the
+    answer."""
     able = isinstance(state.stage, Opening | Running) and state.spec.drafts
     if not able or state.job is not None:
         return state, ()
-    flow = state.flow
-    if state.in_flight and flow.awaits:
+    found = next_job(state, now_ms)
+    if found is None:
         return state, ()
-    room = min(flow.budget, state.num_remaining) - len(state.drafted)
-    count = min(flow.message, room, state.spec.draft_context - len(state.text))
-    if count <= 0 or (state.drafted and state.drafted[-1] in state.eos):
-        return state, ()
-    text, number = state.text, state.last_job + 1
-    job = Job(number, len(text), state.num_cached, flow.awaits, now_ms)
-    state = replace(state, last_job=number, job=job)
-    return state, (Draft(number, text[state.num_cached :], count),)
+    job, count = found
+    draft = Draft(job.number, feed_of(state, job), count)
+    state = replace(state, last_job=job.number, job=job)
+    if job.num_cached == state.num_cached:
+        return state, (draft,)
+    return replace(state, num_cached=job.num_cached), (Crop(job.num_cached), draft)
 
 
 def _drafted(state: EdgeState, event: Drafted) -> Step:
@@ -256,7 +268,10 @@ def _drafted(state: EdgeState, event: Drafted) -> Step:
     job = state.job
     if job is None or event.job != job.number:
         return state, ()
-    state = replace(draft_measured(state, job, event), job=None, num_cached=event.num_cached)
+    state = replace(draft_measured(state, job, event), job=None)
+    if job.fork is not None:
+        return _branch_drafted(state, job.fork, event)
+    state = replace(state, num_cached=event.num_cached)
     text = state.text[event.start :]  # that has come since the job began
     both = min(len(text), len(event.tokens))
     pairs = zip(text, event.tokens, strict=False)
@@ -268,6 +283,17 @@ def _drafted(state: EdgeState, event: Drafted) -> Step:
         effects = (Crop(state.num_cached),)
     elif len(event.tokens) > len(text):
         state, effects = _send_window(state, event, len(text))
+    state, more = _draft_more(state, event.now_ms)
+    return state, effects + more
+
+
+def _branch_drafted(state: EdgeState, fork: Fork, event: Drafted) -> Step:
+    """What the branch has taken in the draft's cache is the chain's again."""
+    effects: tuple[Effect, ...] = (Crop(state.num_cached),)
+    state, flight = branched(state, fork, event)
+    if flight is not None:
+        state, sends = sent_windows(state, (flight,), event.now_ms)
+        effects += sends
     state, more = _draft_more(state, event.now_ms)
     return state, effects + more
 
@@ -290,11 +316,18 @@ def _send_window(state: EdgeState, event: Drafted, first: int) -> Step:
     state = replace(
         state,
         drafted=state.drafted + tokens,
+        doubts=state.doubts + _doubts(state, event)[first:],
         draft_hash=_chained(state.draft_hash, tokens),
         in_flight=(*state.in_flight, flight),
         last_number=flight.number,
     )
     return sent_windows(state, (flight,), event.now_ms)
+
+
+def _doubts(state: EdgeState, event: Drafted) -> tuple[Doubt, ...]:
+    if state.flow.rescue is None:
+        return (CERTAIN,) * len(event.tokens)
+    return doubts(event.q_ids, event.q_probs, state.spec.sampling, event.start)
 
 
 # --- feedback ---------------------------------------------------------------------------------
@@ -327,35 +360,52 @@ def _gap(state: EdgeState, stage: Running, now_ms: float) -> Step:
 
 
 def _extended(state: EdgeState, feedback: Feedback, new: tuple[int, ...], now_ms: float) -> Step:
-    """The text goes on with `new`."""
+    """The text goes on with `new`: where it turns to a branch, up to that first."""
     text = decided(state, new)
-    facts = judged_windows(state, text, feedback, now_ms)
-    state = text_measured(state, text, facts, now_ms)
-    commit = Commit(state.num_generated, new, tuple(i < text.agreed for i in range(len(new))))
-    good = len(state.tokens) + text.agreed
-    decided_numbers = {fact.number for fact in facts}
-    beyond = text.rejected or len(new) >= len(state.drafted)
-    text_hash = _chained(state.text_hash, new)
-    state = replace(
-        state,
-        tokens=state.tokens + new,
-        text_hash=text_hash,
-        drafted=() if beyond else state.drafted[len(new) :],
-        draft_hash=text_hash if beyond else state.draft_hash,
-        in_flight=()
-        if text.rejected
-        else tuple(f for f in state.in_flight if f.number not in decided_numbers),
-    )
-    effects: tuple[Effect, ...] = (commit, *facts)
-    if text.rejected:
-        state = replace(state, job=None, num_cached=min(state.num_cached, good))
-        effects += (Crop(state.num_cached),)
+    found = rescue(state, text)
+    rest = () if found is None else new[text.agreed + 1 :]
+    if rest:
+        text = decided(state, new[: text.agreed + 1])
+    state, effects = _committed(state, feedback, text, found, now_ms)
+    if rest:
+        state, more = _extended(state, replace(feedback, pass_tokens=0), rest, now_ms)
+        return state, effects + more
     if (reason := state.end_reached()) is not None:
         state, more = _finish(state, reason)
         return state, effects + more
     state, more = _draft_more(with_flow(state, now_ms), now_ms)
     state, acks = _acknowledge(state, now_ms)
     return state, effects + more + acks
+
+
+def _committed(
+    state: EdgeState, feedback: Feedback, text: Decided, found: Rescue | None, now_ms: float
+) -> Step:
+    """With new text, and what it makes of drafts."""
+    new, before = text.new, state
+    facts = judged_windows(state, text, feedback, now_ms, found is not None)
+    state = text_measured(state, text, facts, now_ms)
+    commit = Commit(state.num_generated, new, tuple(i < text.agreed for i in range(len(new))))
+    beyond = text.rejected or len(new) >= len(state.drafted)
+    text_hash = _chained(state.text_hash, new)
+    state = replace(state, tokens=state.tokens + new, text_hash=text_hash)
+    effects: tuple[Effect, ...] = (commit, *facts)
+    if not text.rejected:
+        numbers = {fact.number for fact in facts}
+        state = replace(
+            state,
+            drafted=() if beyond else state.drafted[len(new) :],
+            doubts=state.doubts[len(new) :],
+            draft_hash=text_hash if beyond else state.draft_hash,
+            in_flight=tuple(f for f in state.in_flight if f.number not in numbers),
+        )
+        return without_passed(state), effects
+    good = len(before.tokens) + text.agreed
+    state = turned(state, found)
+    state = replace(state, num_cached=min(state.num_cached, good))
+    if state.job is None:
+        effects += (Crop(state.num_cached),)
+    return state, effects
 
 
 def _acknowledge(state: EdgeState, now_ms: float) -> Step:
@@ -427,5 +477,8 @@ def _finish(state: EdgeState, reason: FinishReason, error: str = "") -> Step:
         session=state.spec.session, incarnation=state.incarnation, reason=str(reason)
     )
     effects: tuple[Effect, ...] = (Send(close),) if opened else ()
-    state = replace(state, stage=Finished(), in_flight=(), drafted=(), job=None)
+    state = replace(
+        state, stage=Finished(), in_flight=(), drafted=(), doubts=(), branches=(),
+        branch_windows=(), job=None,
+    )  # fmt: skip
     return state, (*effects, Finish(reason, error))

@@ -160,6 +160,7 @@ class WindowJudged(Struct, frozen=True):
         verify_ms, queue_ms: of the pass; pass_tokens: the same in the first of a feedback, else 0.
         budget: tokens allowed in flight until this feedback; `in_flight`: how many there were.
         rtt_ms: the last round trip measured. at_ms: when the feedback came.
+        rescued: the text has turned to a branch that had been drafted (`decoding.rescue`).
     """
 
     incarnation: int
@@ -181,6 +182,7 @@ class WindowJudged(Struct, frozen=True):
     pass_tokens: int
     rtt_ms: float
     at_ms: float
+    rescued: bool = False
 
 
 class CheckPeer(Struct, frozen=True):

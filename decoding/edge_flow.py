@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -10,6 +12,7 @@ from decoding.edge_events import Drafted, WindowJudged
 from decoding.edge_state import EdgeState, InFlight, Job, PreviousWindow, Running
 from decoding.methods.base import PaceView
 from decoding.pacing import eta, forecast
+from decoding.rescue import Doubt
 
 MAX_FEED = 2
 """Tokens a draft job may run before its first own one and still be a measure of a step."""
@@ -98,10 +101,10 @@ def decided(state: EdgeState, new: tuple[int, ...]) -> Decided:
 
 
 def judged_windows(
-    state: EdgeState, text: Decided, feedback: Feedback, now_ms: float
+    state: EdgeState, text: Decided, feedback: Feedback, now_ms: float, rescued: bool
 ) -> tuple[WindowJudged, ...]:
     """The facts of each window that new text decides, of the state before it; one of outcome `own`
-    where it decides none."""
+    where it decides none. The last is that of a rejection, if there is one: `rescued` or not."""
     good = len(state.tokens) + text.agreed
     windows = [f for f in state.in_flight if f.end <= good or (text.rejected and f.start <= good)]
     facts: list[WindowJudged] = []
@@ -121,12 +124,15 @@ def judged_windows(
                 rolled_back=not whole,
                 threshold=flight.threshold,
                 draft_ms=flight.draft_ms,
+                rescued=rescued and last,
             )
         )
         at = end
     if not facts and text.new:
         fact = _fact(state, feedback, now_ms, at + len(text.new), first=True)
-        return (replace(fact, num_committed=len(text.new), rolled_back=text.rejected),)
+        return (
+            replace(fact, num_committed=len(text.new), rolled_back=text.rejected, rescued=rescued),
+        )
     return tuple(facts)
 
 
@@ -154,6 +160,7 @@ def text_measured(
 ) -> EdgeState:
     """With what new text says about acceptance; of the state before it."""
     measures = agreement_measured(state, text.agreed, text.rejected).measures
+    measures = replace(measures, beliefs=measures.beliefs.seen(_ranks(state, text)))
     growth, previous = state.growth, state.previous
     flights = {flight.number: flight for flight in state.in_flight}
     for fact in facts:
@@ -164,6 +171,15 @@ def text_measured(
             )
             previous = _costs(flight, fact, now_ms)
     return replace(state, measures=measures, growth=growth, previous=previous)
+
+
+def _ranks(state: EdgeState, text: Decided) -> Iterator[tuple[Doubt, int]]:
+    """Which of the draft's choices the target's token was, at each place that is decided."""
+    for doubt in state.doubts[: text.agreed]:
+        yield doubt, 0
+    if text.rejected and text.agreed < len(state.doubts):
+        doubt = state.doubts[text.agreed]
+        yield doubt, 1 if doubt.second == text.new[text.agreed] else 2
 
 
 def _costs(flight: InFlight, fact: WindowJudged, now_ms: float) -> PreviousWindow:

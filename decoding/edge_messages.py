@@ -59,10 +59,13 @@ def sent_windows(
     if not state.spec.method.runs_on and all(not flight.num_sends for flight in state.in_flight):
         waits_ms = now_ms  # nothing was waited for
     numbers = {flight.number for flight in windows}
-    in_flight = tuple(
-        replace(f, sent_ms=now_ms, num_sends=f.num_sends + 1) if f.number in numbers else f
-        for f in state.in_flight
-    )
+
+    def counted(flights: tuple[InFlight, ...]) -> tuple[InFlight, ...]:
+        return tuple(
+            replace(f, sent_ms=now_ms, num_sends=f.num_sends + 1) if f.number in numbers else f
+            for f in flights
+        )
+
     sends = tuple(
         Send(
             DraftWindow(
@@ -73,6 +76,7 @@ def sent_windows(
                 follows=flight.follows,
                 tokens=pack_tokens(flight.tokens),
                 rows=flight.rows,
+                branch=flight.branch is not None,
             )
         )
         for flight in windows
@@ -81,7 +85,8 @@ def sent_windows(
     others = tuple(known for known in state.sent if known[0] not in numbers)
     state = replace(
         state,
-        in_flight=in_flight,
+        in_flight=counted(state.in_flight),
+        branch_windows=counted(state.branch_windows),
         sent=(*others, *once)[-MAX_SENT:],
         stage=replace(stage, acked_ms=now_ms, waits_ms=waits_ms),
     )

@@ -9,6 +9,7 @@ from bus.protocol.messages import ControlUpdate, DraftRows, FinishReason
 from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures
+from decoding.rescue import Branch, Doubt, Fork
 from decoding.sampling import SamplingParams
 from decoding.timing import ReplyTimer
 
@@ -122,6 +123,7 @@ class InFlight(Struct, frozen=True):
     Attributes:
         start: absolute position of its first token. follows: hash of the text before it.
         sent_ms: when it was last sent; num_sends: how often.
+        branch: where the branch forks that it is of, None on the chain.
     """
 
     number: int
@@ -134,6 +136,7 @@ class InFlight(Struct, frozen=True):
     drafted_ms: float
     sent_ms: float
     num_sends: int
+    branch: int | None = None
 
     @property
     def end(self) -> int:
@@ -145,6 +148,7 @@ class Job(Struct, frozen=True):
 
     Attributes:
         start: absolute position of its first token. awaits: it is one of lockstep.
+        fork: the branch that it begins or goes on with; None on the chain.
     """
 
     number: int
@@ -152,6 +156,7 @@ class Job(Struct, frozen=True):
     num_cached: int
     awaits: bool
     issued_ms: float
+    fork: Fork | None = None
 
 
 class PreviousWindow(Struct, frozen=True):
@@ -167,7 +172,8 @@ class EdgeState(Struct, frozen=True):
     Attributes:
         tokens: prompt and committed tokens; text_hash: of that text.
         drafted: tokens after them that were drafted and not decided yet; draft_hash: of the text
-            with them.
+            with them; doubts: of each, where the pace asks for branches.
+        branches: what was drafted after second choices of these, and branch_windows: as sent.
         in_flight: windows that are not wholly decided, in order.
         num_cached: length of the draft's cache once the effects so far have run.
         last_job: number of the newest draft job; job: the one that runs, if any.
@@ -190,6 +196,9 @@ class EdgeState(Struct, frozen=True):
     text_hash: bytes
     draft_hash: bytes
     drafted: tuple[int, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    branch_windows: tuple[InFlight, ...] = ()
     in_flight: tuple[InFlight, ...] = ()
     num_cached: int = 0
     last_job: int = 0

@@ -41,6 +41,8 @@ import math
 from msgspec import Struct
 from msgspec.structs import replace
 
+from decoding.rescue import Beliefs
+
 MAX_MESSAGE = 4
 """Most tokens a message (docs/method.md, Progressive lookahead)."""
 MAX_LOCKSTEP_WINDOW = 32
@@ -68,6 +70,9 @@ LEAST_ALONE = 3.0
 """Passes beside which nothing was drafted, before their time is believed [ours]."""
 LEAST_CHANCE = 1e-3
 """Tokens accepted less probably are never drafted, even where verifying them is free [ours]."""
+BRANCH_PRICE, LEAST_REACH = 0.5, 0.04
+"""What a step of a branch costs, in draft steps, and the least chance of being reached, whatever it
+may save [ours]."""
 ETA_GAIN = 1 / 8
 """κ of `eta`."""
 _SLOPE_WEIGHT = 4.0
@@ -169,6 +174,7 @@ class Measures(Struct, frozen=True):
         round_trips: the latest, in ms, without verification and queueing.
         rtt_ms: their smoothed value.
         queue_ms: smoothed wait at the cloud for other sessions.
+        beliefs: how often the draft's first and second choices were right.
     """
 
     alone: Costs = Costs()
@@ -178,6 +184,7 @@ class Measures(Struct, frozen=True):
     round_trips: tuple[float, ...] = ()
     rtt_ms: float | None = None
     queue_ms: float = 0.0
+    beliefs: Beliefs = Beliefs()
 
     def drafted(self, num_tokens: int, draft_ms: float, gap_ms: float, alone: bool) -> Measures:
         """With one more draft job of at least one token."""
@@ -243,6 +250,7 @@ class Forecast(Struct, frozen=True):
         message: m of the fastest drafting ahead, `ahead` its goodput.
         bdp: tokens drafted in one round trip, wait and verification, the bandwidth-delay product.
         useful: the last token ahead that is worth verifying, see `useful_ahead`.
+        rescue: the least chance of being reached at which a rescue branch is worth a draft step.
         drafting_ms, alone_ms: what a token takes of a target that runs on, with drafts and without;
             the second None before passes without drafts have been measured.
     """
@@ -253,6 +261,7 @@ class Forecast(Struct, frozen=True):
     ahead: float
     bdp: float
     useful: int
+    rescue: float
     drafting_ms: float
     alone_ms: float | None
 
@@ -304,6 +313,7 @@ def forecast(measures: Measures) -> Forecast | None:
         ahead=best.goodput,
         bdp=(measures.path_ms + at_cloud_ms) / (ahead.step_ms + gap_ms / best.message),
         useful=best.useful,
+        rescue=worth_rescuing(best, ahead, away_ms, gap_ms),
         drafting_ms=running_on_ms(best, a, ahead, away_ms, gap_ms),
         alone_ms=alone.pass_ms(1) if measures.alone.passes.weight >= LEAST_ALONE else None,
     )
@@ -318,6 +328,18 @@ def running_on_ms(plan: AheadPlan, a: float, costs: _Line, away_ms: float, gap_m
     reach: float = a**overtaking
     led_ms = max(draft_ms, costs.per_token_ms) + costs.per_token_ms * plan.waiting * (1.0 - a)
     return own_ms * (1.0 - reach) + led_ms * reach
+
+
+def worth_rescuing(plan: AheadPlan, costs: _Line, away_ms: float, gap_ms: float) -> float:
+    """The least chance of being reached at which a branch is drafted.
+
+    Where it is reached, the x tokens that the target would write by itself are verified instead:
+    it saves x·(t(1) − c − g/m) ms. The edge has time for it, but a step beside a pass makes both
+    slower where they share a machine: so the saving must be worth a part of the step [ours].
+    """
+    draft_ms = costs.step_ms + gap_ms / plan.message
+    saved_ms = away_ms + gap_ms + max(0.0, costs.pass_ms(1) - draft_ms) / 2
+    return min(max(BRANCH_PRICE * draft_ms / saved_ms, LEAST_REACH), 1.0)
 
 
 def lockstep_goodput(window: int, a: float, costs: _Line, away_ms: float, gap_ms: float) -> float:

@@ -14,26 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
+from engines.second_choices import OTHER, Choice
 from engines.torch.cache import KVCache
 from engines.torch.draft import TrimmedDraft, WholeDraft, load_draft
 from engines.torch.oracle import RecordedAnswer
 
 NUM_BINS = 12
-OTHER = 2
-"""Rank of a token that is neither choice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """At one token of an answer.
-
-    Attributes:
-        rank: of the answer's token in the draft's row: 0, 1, or `OTHER`.
-        margin: in [0, 1].
-    """
-
-    rank: int
-    margin: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bench.simulate.choices import Choice, belief, drawn
+from bench.simulate.choices import belief, drawn
 from bench.simulate.device import Device
 from bench.simulate.rescue import Policy, Rescued, RescueSession
+from engines.second_choices import Choice
 
 _LEASTS = (0.01, 0.03, 0.08)
 CHAINS = tuple(Policy(least=least) for least in _LEASTS)

@@ -1,10 +1,11 @@
 """One session on a virtual clock: the real state machines, and shells that only pass time.
 
 Temperature 0 and no models: the target's answer is known, and at each of its positions whether the
-draft would have written the same. What a drafted token after a wrong one is does not matter, since
-it falls with it. The shells do as the real ones: one draft at a time, which looks between two
-tokens whether it is still wanted; one pass at a time, which takes in what has come by then. However
-much text a draft reads before its first token, its steps take the same time.
+draft would have written the same, and what its second choice was. What a drafted token after a
+wrong one is does not matter, since it falls with it. The shells do as the real ones: one draft at a
+time, which looks between two tokens whether it is still wanted; one pass at a time, which takes in
+what has come by then. However much text a draft reads before its first token, its steps take the
+same time.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from decoding.pacing import Measures
 from decoding.passes import SessionPass, run_pass
 from decoding.sampling import SamplingParams
 from edge_worker.timeline import Timeline
+from engines.second_choices import Choice, choice_at
 
-_WRONG = 1
+_WRONG, _OTHER = 1, -1
 _WINDOW = 4  # the controller's, where a method asks for it
 _TICK_MS = 50.0
 _LIMITS = cloud.Limits(VOCAB_SIZE, CONTEXT_LENGTH, threshold_min=0.0, threshold_max=0.0)
@@ -89,6 +91,7 @@ class SimulatedSession:
         recalled: what an earlier session has learnt, or None.
         drafts: whether the edge has anything to draft with; else it is a thin client.
         trouble: a pause or an outage, or None.
+        seed: of the draft's second choices.
     """
 
     def __init__(
@@ -100,10 +103,11 @@ class SimulatedSession:
         recalled: Measures | None = None,
         drafts: bool = True,
         trouble: Trouble | None = None,
+        seed: int = 0,
     ) -> None:
         self._clock = Clock()
         self._agrees, self._device, self._recalled = agrees, device, recalled
-        self._trouble = trouble
+        self._trouble, self._seed = trouble, seed
         self._one_way_ms = (rtt_ms + device.message_ms) / 2
         self._edge_core = Core(self._clock)
         self._cloud_core = Core(self._clock)
@@ -140,12 +144,30 @@ class SimulatedSession:
     # --- the text -----------------------------------------------------------------------------
 
     def _target_token(self, position: int) -> int:
-        return 2 * (position % 1000) + 2
+        return 3 * (position % 1000) + 3
 
-    def _drafted_token(self, position: int) -> int:
+    def _choice(self, position: int) -> Choice:
         index = position - len(_PROMPT)
         right = index >= len(self._agrees) or self._agrees[index]
-        return self._target_token(position) + (0 if right else _WRONG)
+        return choice_at(right, self._seed, position)
+
+    def _drafted_token(self, position: int) -> int:
+        return self._target_token(position) + (_WRONG if self._choice(position).rank else 0)
+
+    def _rows(self, start: int, num_tokens: int) -> tuple[Int32Array, Float16Array]:
+        """First and second choices: int32[n, 2], float16[n, 2]."""
+        choices = [self._choice(position) for position in range(start, start + num_tokens)]
+        ids = [
+            (
+                self._drafted_token(position),
+                self._target_token(position) + (0 if choice.rank == 1 else _OTHER),
+            )
+            for position, choice in enumerate(choices, start)
+        ]
+        return (
+            np.array(ids, dtype=np.int32).reshape(-1, 2),
+            np.array([choice.probs for choice in choices], dtype=np.float16).reshape(-1, 2),
+        )
 
     # --- the edge -----------------------------------------------------------------------------
 
@@ -230,7 +252,7 @@ class SimulatedSession:
         draft_ms = now_ms - began_ms
         self._outcome.drafted_tokens += len(tokens)
         self._outcome.timeline.drafted(start, len(tokens), draft_ms, now_ms)
-        ids, probs = _rows(tokens)
+        ids, probs = self._rows(start, len(tokens))
         num_cached = start + max(len(tokens) - 1, 0)
         self._edge_event(
             edge_events.Drafted(draft.job, start, num_cached, tokens, ids, probs, draft_ms, now_ms)
@@ -320,9 +342,3 @@ class SimulatedSession:
     def _passed(self, ran: SessionPass[Positions], began_ms: float) -> None:
         now_ms = self._clock.now_ms
         self._cloud_event(ran.event(now_ms - began_ms, now_ms))
-
-
-def _rows(tokens: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:
-    """One-hot rows: int32[n, 1], float16[n, 1]."""
-    ids = np.array(tokens, dtype=np.int32).reshape(-1, 1)
-    return ids, np.ones(ids.shape, dtype=np.float16)

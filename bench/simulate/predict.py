@@ -56,9 +56,11 @@ def predict(
 ) -> Prediction:
     """Simulate. As in the edge worker, a session begins with what the one before has learnt."""
     memory, outcomes = PathMemory(), list[Outcome]()
-    for agrees in answers:
+    for seed, agrees in enumerate(answers):
         recalled = memory.recall("cloud", method.name)
-        outcome = SimulatedSession(method, agrees, rtt_ms, device, recalled, drafts).run()
+        outcome = SimulatedSession(
+            method, agrees, rtt_ms, device, recalled, drafts, seed=seed
+        ).run()
         memory.keep("cloud", method.name, outcome.measures)
         outcomes.append(outcome)
     drafted = sum(outcome.drafted_tokens for outcome in outcomes)

@@ -21,9 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench.simulate.choices import Belief, Choice
+from bench.simulate.choices import Belief
 from bench.simulate.cores import Clock
 from bench.simulate.device import Device
+from engines.second_choices import Choice
 
 MAX_PASS_TOKENS = 256
 

@@ -164,7 +164,9 @@ class DraftWindow(Message, frozen=True, tag=2):
     """Edge → cloud: W drafted tokens from position `start`, after a text with the hash `follows`.
 
     `handle` is that of `SessionReady`. `number` counts the session's windows and acknowledgements;
-    `acknowledged` is as `Ack.length`. Lossless methods with Gumbel coupling send no rows.
+    `acknowledged` is as `Ack.length`. Lossless methods with Gumbel coupling send no rows. A
+    `branch` follows a second choice of the draft (`decoding.rescue`): where the text goes another
+    way, that is no error of the draft's.
     """
 
     single_float: ClassVar[bool] = True
@@ -176,6 +178,7 @@ class DraftWindow(Message, frozen=True, tag=2):
     follows: bytes  # 8 bytes of `decoding.prefix_hash`
     tokens: bytes  # i32[W], W ≥ 1
     rows: DraftRows | None = None
+    branch: bool = False
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")

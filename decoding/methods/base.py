@@ -103,11 +103,14 @@ class Flow(Struct, frozen=True):
         message: tokens a window; 0: nothing is drafted.
         budget: most tokens drafted and not judged yet, those being drafted included.
         awaits: lockstep: nothing is drafted after a window before its feedback.
+        rescue: the least chance of being reached at which a branch is drafted (`decoding.rescue`);
+            None: there are none.
     """
 
     message: int
     budget: int
     awaits: bool
+    rescue: float | None = None
 
 
 class Pace(Protocol):

@@ -71,7 +71,7 @@ def _budget(forecast: Forecast, growth: float) -> int:
 
 class WherePaying:
     """For a target that runs on by itself: as `Ahead`, where that is predicted to be faster than
-    nothing at all.
+    nothing at all; and with rescue branches.
 
     What the target takes alone is measured first, by not drafting for a few passes. Where drafts do
     not pay, a window is drafted now and then all the same, to see whether that has changed.
@@ -87,7 +87,8 @@ class WherePaying:
         if forecast.alone_ms is None:
             return NOTHING
         if forecast.drafting_ms * LEAST_GAIN <= forecast.alone_ms:
-            return Flow(forecast.message, _budget(forecast, view.growth), awaits=False)
+            budget = _budget(forecast, view.growth)
+            return Flow(forecast.message, budget, awaits=False, rescue=forecast.rescue)
         if view.idle_ms >= PROBE_MS:
             return Flow(PROBE, PROBE, awaits=False)
         return NOTHING

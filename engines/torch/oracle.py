@@ -3,7 +3,7 @@
 It replays the target's own recorded answer by absolute position, wrong at positions drawn at a set
 rate. The draft model behind it takes every step in full and only its word is replaced: a step
 costs what a real one costs, and a message weighs as much. A wrong token is followed by right ones,
-which fall with it.
+which fall with it. At temperature 0 it has second choices (`engines.second_choices`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bus.protocol.errors import ConfigurationError, RequestError
 from decoding.sampling import SamplingParams
 from decoding.uniforms import Purpose, uniform
 from engines.row import certain
+from engines.second_choices import Choice, choice_at
 from engines.torch.draft import LoadedDraft, load_draft
 from engines.torch.drafter import DraftCache, ModelDrafter
 from engines.torch.prefixes import Prefix
@@ -110,9 +111,22 @@ class OracleDraft(ModelDrafter):
         if index >= len(cache.answer):
             return row
         token = cache.answer[index]
-        if is_wrong(cache.sampling.seed, position, self._error_rate):
-            token = (token + 1) % self.vocab_size
-        return certain(token, row[0].shape[0])
+        seed = cache.sampling.seed
+        right = not is_wrong(seed, position, self._error_rate)
+        if not cache.sampling.greedy or row[0].shape[0] < 2:
+            return certain(token if right else (token + 1) % self.vocab_size, row[0].shape[0])
+        choice = choice_at(right, seed, position)
+        first, second = token, (token + 2) % self.vocab_size
+        if choice.rank:
+            first, second = (token + 1) % self.vocab_size, token if choice.rank == 1 else second
+        return likely(first, second, choice, row[0].shape[0])
+
+
+def likely(first: int, second: int, choice: Choice, size: int) -> tuple[Int32Array, Float16Array]:
+    """Two tokens by a choice's margin, as `size` entries: int32[K], float16[K]."""
+    ids, probs = certain(first, size)
+    ids[1], probs[:2] = second, choice.probs
+    return ids, probs
 
 
 def is_wrong(seed: int, position: int, error_rate: float) -> bool:

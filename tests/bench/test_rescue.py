@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.simulate.choices import OTHER, Belief, Choice, belief, drawn, recorded_choices
+from bench.simulate.choices import Belief, belief, drawn, recorded_choices
 from bench.simulate.device import Device
 from bench.simulate.gains import gain
 from bench.simulate.rescue import Policy, Rescued, RescueSession
 from bench.simulate.run import rescue_gains
 from bus.protocol.errors import ConfigurationError
+from engines.second_choices import OTHER, Choice
 from engines.torch.oracle import RecordedAnswer, write_answers
 from tests.engines.tiny import save_tiny
 

@@ -185,8 +185,8 @@ def view(made: Forecast | None, growth: float = 1.0, **changes: Any) -> PaceView
 
 
 AHEAD = Forecast(
-    window=5, lockstep=0.01, message=2, ahead=0.02, bdp=8.0, useful=20, drafting_ms=8.0,
-    alone_ms=10.0,
+    window=5, lockstep=0.01, message=2, ahead=0.02, bdp=8.0, useful=20, rescue=0.1,
+    drafting_ms=8.0, alone_ms=10.0,
 )  # fmt: skip
 
 
