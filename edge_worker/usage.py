@@ -84,6 +84,7 @@ class UsageMeter:
         self._passes = 0
         self._own_passes = 0
         self._prehit_rejections = 0
+        self._rescues = 0
         self._first_pass = FirstPass()
         self._written_tokens = 0
         self.timeline = Timeline(now_ms())
@@ -127,6 +128,7 @@ class UsageMeter:
         self._passes += effect.pass_tokens > 0
         self._own_passes += effect.pass_tokens > 0 and not effect.num_drafted
         self._prehit_rejections += effect.outcome is Outcome.PREHIT_REJECTED
+        self._rescues += effect.rescued
         self._windows += effect.num_drafted > 0
         self._drafted_tokens += effect.num_drafted
         self._accepted_tokens += effect.num_accepted
@@ -207,6 +209,7 @@ class UsageMeter:
             own_passes=self._own_passes,
             passes_saved=max(0, self._windows - (self._passes - self._own_passes)),
             prehit_rejections=self._prehit_rejections,
+            rescues=self._rescues,
             edge_idle=shares.edge_idle,
             cloud_idle=shares.cloud_idle,
             hidden=shares.hidden,

@@ -81,6 +81,7 @@ class Explorer:
             "s1", "c1", "edge-1", method, PROMPT, sampling, length, "toy", drafts
         )
         self.shared_passes = self.prehits = self.rollbacks = self.own_passes = self.late = 0
+        self.branches = self.rescued = 0
 
     def first(self, faults: int) -> World:
         """A session that is about to open."""
@@ -148,12 +149,14 @@ class Explorer:
                 case edge_events.Crop(length):
                     world = replace(world, draft_cache=world.draft_cache[:length])
                 case edge_events.Send(message):
+                    self.branches += isinstance(message, DraftWindow) and message.branch
                     world = replace(world, to_cloud=(*world.to_cloud, message))
                 case edge_events.Commit(start, tokens, _):
                     assert start == len(world.answer)
                     world = replace(world, answer=world.answer + tokens)
-                case edge_events.WindowJudged(rolled_back=True, outcome=outcome):
+                case edge_events.WindowJudged(rolled_back=True, outcome=outcome, rescued=rescued):
                     self.rollbacks += 1
+                    self.rescued += rescued
                     self.prehits += outcome is Outcome.PREHIT_REJECTED
                 case edge_events.SeekPeer():
                     world = self._edge(world, edge_events.Started(frozenset(), world.now_ms))
@@ -176,7 +179,9 @@ class Explorer:
             ids, probs = self.pair.draft_probs(PROMPT)
             stale = edge_events.Drafted(old.job, 9, 9, (1,), ids[None], probs[None], 1.0, 0.0)
             assert edge.step(state, stale) == (state, ())
-        assert len(state.drafted) + job.count <= state.flow.budget
+        assert state.job is not None
+        at = state.job.start - len(state.tokens)
+        assert at + job.count <= state.flow.budget
         assert job.feed
         return replace(world, draft=job)
 
@@ -306,7 +311,8 @@ def identity(world: World, ordered: bool) -> tuple[Any, ...]:
     return (
         stage.name, handle, state.incarnation, state.tokens, state.drafted,
         tuple((f.number, f.start, f.tokens) for f in state.in_flight), state.num_cached,
-        state.job and state.job.start, state.flow, state.growth, state.setbacks, known, job,
+        state.job and (state.job.start, state.job.fork), state.branches, state.flow, state.growth,
+        state.setbacks, known, job,
         world.draft_cache, world.running is None, type(world.result), world.target_cache,
         tuple(arranged(map(_named, world.to_cloud))), tuple(arranged(map(_named, world.to_edge))),
         world.finished, world.faults,

@@ -30,6 +30,8 @@ from decoding import cloud, cloud_events, edge, edge_events, methods
 from decoding.engine import Segment, Want
 from decoding.methods import Method, find
 from decoding.passes import run_pass
+from decoding.prefix_hash import chain
+from decoding.rescue import Branch
 from decoding.sampling import SamplingParams
 from decoding.verification import Judged, Reported, own_report, window_report
 from tests.toy import ToyDraft, ToyPair, ToyTarget
@@ -58,6 +60,27 @@ def check_in_flight(state: edge.EdgeState) -> None:
         assert flight.tokens[at - flight.start :] == state.text[at : flight.end]
         at = flight.end
     assert at == len(state.text)
+    assert len(state.doubts) == len(state.drafted)
+    for branch in state.branches:
+        check_branch(state, branch)
+
+
+def check_branch(state: edge.EdgeState, branch: Branch) -> None:
+    """A branch forks within what is drafted, goes another way, and is in flight as a whole."""
+    assert len(state.tokens) <= branch.start < len(state.text)
+    assert branch.tokens[0] != state.text[branch.start]
+    assert len(branch.doubts) == len(branch.tokens) - 1
+    before = state.text[len(state.tokens) : branch.start]
+    hashes = list(chain(state.text_hash, (*before, *branch.tokens)))
+    assert branch.text_hash == hashes[-1]
+    at = branch.start
+    for flight in state.branch_windows:
+        if flight.branch == branch.start:
+            assert flight.start == at
+            assert flight.follows == hashes[at - len(state.tokens)]
+            assert flight.tokens == branch.tokens[at - branch.start :][: len(flight.tokens)]
+            at = flight.end
+    assert at == branch.end
 
 
 @dataclass
@@ -89,6 +112,7 @@ class EdgeCloudPair:
         self.now_ms = 0.0
         self.answer: tuple[int, ...] = self.committed
         self.accepted: list[bool] = []
+        self.rescued = 0
         self.finished: edge_events.Finish | None = None
         self.faults: list[Fault] = []
         self.sent: list[Message] = []
@@ -157,7 +181,8 @@ class EdgeCloudPair:
                     assert len(tokens) == len(accepted)
                     self.answer += tokens
                     self.accepted += accepted
-                case edge_events.WindowJudged():
+                case edge_events.WindowJudged(rescued=rescued):
+                    self.rescued += rescued
                     update = ControlUpdate("s1", 1, len(self.sent), 0.15, next(self._windows), 0, 0)
                     event = edge_events.ControlArrived(update, self.now_ms)
                     self._at(0.0, partial(self._step_edge, event))

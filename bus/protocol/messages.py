@@ -49,7 +49,7 @@ __all__ = [
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 HASH_BYTES = 8
 """Of `decoding.prefix_hash`."""
 MAX_SPARSE = 1024

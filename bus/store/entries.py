@@ -34,7 +34,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     `drafted_tokens` are those in judged windows, `acceptance` is accepted ÷ drafted.
     `wasted_tokens` were drafted and not accepted, be it that nobody judged them. `passes` are
     target passes, of which the target ran `own_passes` by itself, without a draft; a window that
-    failed at pre-hit, shared a pass or was overtaken is one of `passes_saved`.
+    failed at pre-hit, shared a pass or was overtaken is one of `passes_saved`. At `rescues` of the
+    `rollbacks` the text turned to a branch that had been drafted.
     `decode_tokens` came in `decode_seconds`, from the feedback of the first pass on to the last:
     a speed of decoding that neither prefill nor what was drafted during it touches. `edge_idle`,
     `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
@@ -63,6 +64,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     own_passes: Count = 0
     passes_saved: Count = 0
     prehit_rejections: Count = 0
+    rescues: Count = 0
     edge_idle: float = 0.0
     cloud_idle: float = 0.0
     hidden: float = 0.0

@@ -293,3 +293,40 @@ def test_a_residual_draft_that_was_overtaken_goes_on_from_the_kept_row() -> None
     assert plan.prehit is not None
     assert plan.prehit.test.proposal.token == 20
     assert plan.prehit.test.passes(row(0, p=1.0))
+
+
+# --- branches ---------------------------------------------------------------------------------
+
+
+def branch(tokens: tuple[int, ...], number: int) -> Any:
+    return msgspec.structs.replace(window(tokens, (*PROMPT, *OWN), number=number), branch=True)
+
+
+@pytest.mark.parametrize("branch_first", [True, False])
+def test_a_pass_verifies_the_drafts_first_choice(branch_first: bool) -> None:
+    chain = window((52, 60), (*PROMPT, *OWN))
+    both = [branch((20, 21, 22), 2), chain] if branch_first else [chain, branch((20, 21, 22), 2)]
+    session = alone().is_told(*map(arrives, both))
+    assert session.pass_begins().feed == (51, 52, 60)
+
+
+def test_where_that_is_rejected_the_next_pass_has_the_branch() -> None:
+    session = alone().is_told(arrives(window((52, 60), (*PROMPT, *OWN))))
+    session.is_told(arrives(branch((20, 21, 22), 2)))
+    session.pass_begins()
+    assert session.ran(20, 0, 0)[-1] == Forward(5)
+    assert session.pass_begins().feed == (20, 21, 22)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_branch_that_the_text_has_not_taken_is_no_error_of_the_drafts(late: bool) -> None:
+    session = alone().is_told(arrives(window((52,), (*PROMPT, *OWN))))
+    other = arrives(branch((20, 21), 2))
+    if not late:
+        session.tell(other)
+    session.pass_begins()
+    session.ran(52, 53)
+    if late:
+        session.tell(other)
+    assert [judged.window.message.number for judged in session.judged] == [1]
+    assert session.state.drafts.windows == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
@@ -22,12 +22,12 @@ PAIR = ToyPair(vocab_size=3, agreement=0.6, seed=4, num_sparse=3)
 
 
 class Steady:
-    """`message` tokens a window, `budget` in flight."""
+    """`message` tokens a window, `budget` in flight, branches that are likelier than `rescue`."""
 
     name, forecasts = "steady", False
 
-    def __init__(self, message: int, budget: int) -> None:
-        self._flow = Flow(message, budget, awaits=False)
+    def __init__(self, message: int, budget: int, rescue: float | None = None) -> None:
+        self._flow = Flow(message, budget, awaits=False, rescue=rescue)
 
     def flow(self, view: PaceView) -> Flow:
         return self._flow
@@ -107,12 +107,15 @@ class Seen:
     rollbacks: int = 0
     own_passes: int = 0
     late: int = 0
+    branches: int = 0
+    rescued: int = 0
 
     def add(self, case: Case, limit: int) -> None:
         explorer = case.explorer()
         self.worlds += explore(explorer, case.faults, limit)
-        for name in ("shared_passes", "prehits", "rollbacks", "own_passes", "late"):
-            setattr(self, name, getattr(self, name) + getattr(explorer, name))
+        for name in fields(self)[1:]:
+            count = getattr(self, name.name) + getattr(explorer, name.name)
+            setattr(self, name.name, count)
 
 
 def seen(cases: Sequence[Case], limit: int) -> Seen:
@@ -158,3 +161,19 @@ def test_nor_over_one_that_reorders(cases: Sequence[Case]) -> None:
     assert found.own_passes > 300
     assert found.late > 3_000
     assert found.shared_passes > 20
+
+
+BRANCHES = (
+    Case(Steady(1, 2, 0.05), 1, GREEDY, 3, lease=1),
+    Case(Steady(1, 2, 0.05), 3, CUT, 3, lease=2, ordered=True),
+    Case(Steady(1, 3, 0.05), 3, SAMPLED, 4, lease=2, ordered=True),
+    Case(Steady(1, 2, 0.05), 1, GREEDY, 3, faults=1, lease=1, ordered=True),
+    Case(Steady(1, 2, 0.05), 3, CUT, 3, faults=1, lease=2, ordered=True),
+)
+
+
+def test_nor_one_with_branches() -> None:
+    found = seen(BRANCHES, limit=12_000)
+    assert found.worlds > 5_000
+    assert found.branches > 1_000
+    assert found.rescued > 300

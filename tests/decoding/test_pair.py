@@ -118,18 +118,23 @@ def test_a_restarted_cloud_is_told_what_was_promised() -> None:
 
 
 class Steady:
-    """`message` tokens a window, `budget` in flight."""
+    """`message` tokens a window, `budget` in flight, branches that are likelier than `rescue`."""
 
     name, forecasts = "steady", False
 
-    def __init__(self, message: int, budget: int) -> None:
-        self._flow = Flow(message, budget, awaits=False)
+    def __init__(self, message: int, budget: int, rescue: float | None = None) -> None:
+        self._flow = Flow(message, budget, awaits=False, rescue=rescue)
 
     def flow(self, view: PaceView) -> Flow:
         return self._flow
 
 
-paces = st.sampled_from([Lockstep(), Ahead(), Steady(1, 3), Steady(2, 5), Steady(3, 3)])
+paces = st.sampled_from(
+    [
+        Lockstep(), Ahead(), Steady(1, 3), Steady(2, 5), Steady(3, 3), Steady(1, 6, 0.01),
+        Steady(2, 5, 0.05), Steady(1, 3, 0.0),
+    ]
+)  # fmt: skip
 CUT = SamplingParams(temperature=1.2, top_p=0.8, seed=7)
 
 
@@ -181,3 +186,19 @@ def test_a_fast_draft_that_agrees_makes_it_faster() -> None:
         run.run()
     assert drafted.now_ms < 0.7 * alone.now_ms
     assert any(drafted.accepted)
+
+
+def test_a_draft_that_is_half_right_is_rescued() -> None:
+    """Over a long link, with time to draft branches: the same text in less time."""
+    pair, times, rescued = ToyPair(agreement=0.6, seed=3), [], 0
+    for rescue in (None, 0.02):
+        link = (Fate((40.0,)),) * 2000
+        run = running_on(
+            pair, GREEDY, Steady(1, 8, rescue), draft_ms=3.0, busy_ms=30.0, max_new_tokens=60,
+            fates=link,
+        )  # fmt: skip
+        assert run.run() == target_alone(pair, (1, 2, 3), GREEDY, 60, frozenset())
+        times.append(run.now_ms)
+        rescued += run.rescued
+    assert rescued > 3
+    assert times[1] < 0.95 * times[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bus.protocol.errors import ConfigurationError, RequestError
+from decoding.rescue import doubts
 from decoding.sampling import SamplingParams, from_wire
 from engines.torch.draft import LoadedDraft, load_draft
 from engines.torch.oracle import (
@@ -63,9 +64,12 @@ def test_errors_come_at_the_set_rate() -> None:
     assert 900 < wrong < 1100
 
 
-def test_what_it_sends_is_one_hot_and_as_large_as_a_models(loaded: LoadedDraft) -> None:
+def test_above_temperature_0_it_sends_one_hot_rows_as_large_as_a_models(
+    loaded: LoadedDraft,
+) -> None:
     model = oracle(loaded, 0.0)
-    window = model.draft(model.open(SamplingParams(), PROMPT), PROMPT, 2, NEVER, lambda: False)
+    cache = model.open(SamplingParams(temperature=0.8), PROMPT)
+    window = model.draft(cache, PROMPT, 2, NEVER, lambda: False)
     assert window.q_ids.shape == window.q_probs.shape == (2, 48)
     for row in range(2):
         q = from_wire(window.q_ids[row], window.q_probs[row])
@@ -100,3 +104,17 @@ def test_another_file_is_an_error_that_names_it(tmp_path: Path, content: str) ->
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="gone"):
         read_answers(tmp_path / "gone")
+
+
+def test_where_it_is_wrong_the_answer_is_often_its_second_choice(loaded: LoadedDraft) -> None:
+    long = tuple(range(10, 110))
+    model = OracleDraft(loaded, 48, {PROMPT: long}, 0.5)
+    cache = model.open(SamplingParams(seed=3), PROMPT)
+    window = model.draft(cache, PROMPT, len(long), NEVER, stop=lambda: False)
+    wrong = [i for i, token in enumerate(window.tokens) if token != long[i]]
+    seconds = sum(int(window.q_ids[i, 1]) == long[i] for i in wrong)
+    assert 0.4 < seconds / len(wrong) < 0.8
+    found = doubts(window.q_ids, window.q_probs, SamplingParams(), window.start)
+    surer = [found[i].margin for i in range(len(long)) if i not in wrong]
+    assert sum(surer) / len(surer) > 0.7
+    assert sum(found[i].margin for i in wrong) / len(wrong) < 0.4
