@@ -330,7 +330,7 @@ def test_text_is_no_array() -> None:
 @pytest.mark.parametrize("version", [0, 1, 2, 3, 4, -1, 2**40])
 def test_another_version_is_named(version: int) -> None:
     frame = msgpack.packb([version, *array_of(FEEDBACK)[1:]])
-    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 5"):
+    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 6"):
         decode(frame)
 
 
