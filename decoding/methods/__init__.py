@@ -21,7 +21,7 @@ __all__ = ["Method", "find", "names"]
 _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        auto.METHOD, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
+        auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
         *e2sci.METHODS,
     )
 }  # fmt: skip

@@ -71,14 +71,20 @@ def _budget(forecast: Forecast, growth: float) -> int:
 
 class WherePaying:
     """For a target that runs on by itself: as `Ahead`, where that is predicted to be faster than
-    nothing at all; and with rescue branches.
+    nothing at all; and with rescue branches (`decoding.rescue`).
 
     What the target takes alone is measured first, by not drafting for a few passes. Where drafts do
     not pay, a window is drafted now and then all the same, to see whether that has changed.
+
+    Args:
+        rescues: whether there are rescue branches.
     """
 
     name = "auto"
     forecasts = True
+
+    def __init__(self, rescues: bool = True) -> None:
+        self._rescues = rescues
 
     def flow(self, view: PaceView) -> Flow:
         forecast = view.forecast
@@ -88,7 +94,8 @@ class WherePaying:
             return NOTHING
         if forecast.drafting_ms * LEAST_GAIN <= forecast.alone_ms:
             budget = _budget(forecast, view.growth)
-            return Flow(forecast.message, budget, awaits=False, rescue=forecast.rescue)
+            rescue = forecast.rescue if self._rescues else None
+            return Flow(forecast.message, budget, awaits=False, rescue=rescue)
         if view.idle_ms >= PROBE_MS:
             return Flow(PROBE, PROBE, awaits=False)
         return NOTHING

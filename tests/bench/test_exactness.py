@@ -316,7 +316,7 @@ def test_the_end_says_it_in_words(
     ("flags", "message"),
     [
         (["--method", "e2sci"], "e2sci: expected a lossless method"),
-        (["--method", "fsd:0.1"], "use auto, sd, plc, plc-literal"),
+        (["--method", "fsd:0.1"], "use auto, auto-chain, sd, plc, plc-literal"),
         (["--method", "nonsense"], "there is no 'nonsense'"),
         (["--link", "pigeon"], "pigeon"),
         (["--dtype", "int3"], "int3"),
