@@ -123,6 +123,12 @@ def lossless_methods() -> tuple[str, ...]:
     return tuple(name for name, method in found if method is not None and method.lossless)
 
 
+def usual_methods() -> tuple[str, ...]:
+    """The lossless ones, but for one that can do nothing that another cannot: `auto-chain` is
+    `auto` without branches."""
+    return tuple(name for name in lossless_methods() if name != methods.auto.CHAIN.name)
+
+
 def checked_lossless(method: str) -> str:
     """A method's name.
 
@@ -147,7 +153,7 @@ class Factors:
         named: attributes whose levels somebody asked for: none of them is left out.
     """
 
-    methods: tuple[str, ...] = field(default_factory=lossless_methods)
+    methods: tuple[str, ...] = field(default_factory=usual_methods)
     windows: tuple[int, ...] = WINDOWS
     links: tuple[str, ...] = LINKS
     temperatures: tuple[float, ...] = TEMPERATURES

@@ -23,6 +23,7 @@ from bench.exactness.design import (
     Installation,
     design,
     lossless_methods,
+    usual_methods,
 )
 from bench.exactness.judge import Allowance, CellVerdict, allowance_of, judge
 from bench.exactness.run import Verdict, closing_lines, own_prompts
@@ -68,17 +69,19 @@ def present(cells: tuple[DesignCell, ...]) -> dict[str, set[Any]]:
     return {name: {row[name] for row in rows} for name in rows[0]}
 
 
-def test_the_usual_design_has_at_most_24_cells_and_every_lossless_method() -> None:
+def test_the_usual_design_has_at_most_24_cells_and_every_usual_method() -> None:
     cells = design(Factors(), 24)
     assert len(cells) <= 24
     levels: dict[str, set[Any]] = {
-        "method": set(lossless_methods()), "window": {*WINDOWS, None}, "link": set(LINKS),
+        "method": set(usual_methods()), "window": {*WINDOWS, None}, "link": set(LINKS),
         "temperature": set(TEMPERATURES), "drafter": set(DRAFTERS), "threads": set(THREADS),
     }  # fmt: skip
     check(cells, levels)
-    assert set(lossless_methods()) == {
-        name for name in methods.names() if getattr(methods.find(name), "lossless", False)
-    }
+    assert (
+        {*usual_methods(), "auto-chain"}
+        == set(lossless_methods())
+        == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
+    )
     assert cells == design(Factors(), 24)
 
 
