@@ -35,7 +35,8 @@ def exactness(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="A lossless method; may be given several times.", show_default="all of them but auto-chain"
+            help="A lossless method; may be given several times.",
+            show_default="all of them but auto-chain",
         ),
     ] = None,
     window: Annotated[
