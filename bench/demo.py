@@ -21,7 +21,7 @@ from bus.client import Client
 from bus.protocol.errors import E2SCIError
 from bus.protocol.messages import ControlUpdate
 from bus.protocol.requests import session_id
-from bus.store import End, FinishReason
+from bus.store import End, FinishReason, Usage
 from launch.stack import DEFAULT_DASHBOARD_PORT, Stack, StackOptions
 
 EXACT_PROMPTS = (
@@ -167,7 +167,6 @@ def _summary(ends: list[End], changes: int) -> Table:
     drafted = sum(u.drafted_tokens for u in usages)
     accepted = sum(u.accepted_tokens for u in usages)
     seconds = sum(u.seconds for u in usages)
-    sent = sum(u.bytes_per_drafted_token * u.drafted_tokens for u in usages)
     table = Table(title="Summary (measured on this machine)", show_header=False)
     table.add_row("prompts answered through the queue", str(len(ends)))
     table.add_row("tokens", str(tokens))
@@ -175,9 +174,22 @@ def _summary(ends: list[End], changes: int) -> Table:
     table.add_row("acceptance", f"{accepted / max(drafted, 1):.1%} of {drafted} drafted")
     table.add_row("rollbacks", f"{sum(u.rollbacks for u in usages)}")
     table.add_row("windows", f"{sum(u.windows for u in usages)}")
-    table.add_row("bytes per drafted token", f"{sent / max(drafted, 1):.0f}")
+    table.add_row("bytes up per drafted token", _bytes_up(usages))
     table.add_row("changes of threshold or window (e2sci)", str(changes))
     return table
+
+
+def _bytes_up(usages: list[Usage]) -> str:
+    """Of windows and acknowledgements; a lossy method's windows carry probabilities too."""
+    kinds = {"lossless": True, "lossy": False}
+    found = []
+    for kind, lossless in kinds.items():
+        those = [usage for usage in usages if usage.lossless is lossless]
+        drafted = sum(usage.drafted_tokens for usage in those)
+        sent = sum(usage.bytes_per_drafted_token * usage.drafted_tokens for usage in those)
+        if drafted:
+            found.append(f"{sent / drafted:.0f} {kind}")
+    return ", ".join(found)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from bus.protocol.errors import E2SCIError, ImpossibleEventError, StoreUnavailableError
-from bus.protocol.messages import CloseSession, DraftWindow, FinishReason, Message
+from bus.protocol.messages import CloseSession, FinishReason, Message
 from bus.store import TelemetryEntry, Usage
 from decoding import edge
 from decoding.edge_events import (
@@ -291,11 +291,7 @@ class EdgeSession:
     def _send(self, message: Message) -> None:
         if self.peer is None:
             return
-        size = self.peer.send(message)
-        if isinstance(message, DraftWindow):
-            self._meter.sent_window(message, size)
-        else:
-            self._meter.bytes_up += size
+        self._meter.sent(message, self.peer.send(message))
         if isinstance(message, CloseSession):
             self._context.peers.vacated()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from bus.protocol.messages import DraftWindow, FinishReason, Outcome
+from bus.protocol.messages import Ack, DraftWindow, FinishReason, Message, Outcome
 from bus.store import SessionEntry, TimelineEntry, Usage, WindowEntry, WorkerRecord
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
@@ -88,7 +88,7 @@ class UsageMeter:
         self._first_pass = FirstPass()
         self._written_tokens = 0
         self.timeline = Timeline(now_ms())
-        self._window_bytes = 0
+        self._drafting_bytes = 0  # of windows and acknowledgements
         self._sent_tokens = 0
         self._cloud = ""
         self._probes = set(probes) if num_committed else set()
@@ -114,12 +114,14 @@ class UsageMeter:
         self._written_tokens += num_tokens
         self.timeline.drafted(start, num_tokens, draft_ms, ended_ms)
 
-    def sent_window(self, message: DraftWindow, size: int) -> None:
-        """One window frame of `size` bytes, resent ones included."""
+    def sent(self, message: Message, size: int) -> None:
+        """One frame of `size` bytes, resent ones included."""
         self.bytes_up += size
-        self._window_bytes += size
-        self._sent_tokens += message.num_tokens
-        self.timeline.sent(message, now_ms())
+        if isinstance(message, DraftWindow | Ack):
+            self._drafting_bytes += size
+        if isinstance(message, DraftWindow):
+            self._sent_tokens += message.num_tokens
+            self.timeline.sent(message, now_ms())
 
     def judged(self, effect: WindowJudged) -> None:
         """Count what a feedback says of a window, or of a pass without one."""
@@ -202,7 +204,9 @@ class UsageMeter:
             tokens_per_s=new_tokens / seconds if seconds > 0 else 0.0,
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
-            bytes_per_drafted_token=self._window_bytes / max(self._sent_tokens, 1),
+            bytes_per_drafted_token=(
+                self._drafting_bytes / self._sent_tokens if self._sent_tokens else 0.0
+            ),
             lossless=self._spec.method.lossless,
             wasted_tokens=max(0, self._written_tokens - self._accepted_tokens),
             passes=self._passes,

@@ -32,6 +32,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer took. Times are seconds, sizes bytes on the wire between edge and cloud.
 
     `drafted_tokens` are those in judged windows, `acceptance` is accepted ÷ drafted.
+    `bytes_per_drafted_token` are those of windows and acknowledgements, for each token sent.
     `wasted_tokens` were drafted and not accepted, be it that nobody judged them. `passes` are
     target passes, of which the target ran `own_passes` by itself, without a draft; a window that
     failed at pre-hit, shared a pass or was overtaken is one of `passes_saved`. At `rescues` of the

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bus.protocol.messages import DraftWindow, FinishReason, Outcome
+from bus.protocol.messages import Ack, CloseSession, DraftWindow, FinishReason, Outcome
 from bus.store import Role, WorkerRecord
 from decoding import methods
 from decoding.edge import SessionSpec
@@ -51,18 +51,19 @@ def own(at_ms: float = 1000.0, **facts: Any) -> WindowJudged:
 def test_an_answer_is_added_up() -> None:
     meter = UsageMeter("r1", SPEC, num_committed=0)
     for num_accepted, rolled_back in ((4, False), (1, True)):
-        meter.sent_window(window(), 600)
+        meter.sent(window(), 600)
         meter.bytes_down += 40
         meter.committed(num_accepted + 1)
         meter.judged(judged(4, num_accepted, rolled_back))
-    meter.sent_window(window(), 600)  # sent again: bytes, but no new window
-    meter.bytes_up += 100  # anything that is no window
+    meter.sent(window(), 600)  # sent again: bytes, but no new window
+    meter.sent(Ack(1, 2, 3), 60)
+    meter.sent(CloseSession("s1", 1, "length"), 40)
     usage = meter.usage()
     assert (usage.prompt_tokens, usage.completion_tokens) == (3, 7)
     assert (usage.drafted_tokens, usage.accepted_tokens, usage.acceptance) == (8, 5, 5 / 8)
     assert (usage.windows, usage.rollbacks) == (2, 1)
     assert (usage.bytes_up, usage.bytes_down) == (1900, 80)
-    assert usage.bytes_per_drafted_token == 150.0
+    assert usage.bytes_per_drafted_token == 1860 / 12
     assert usage.seconds > 0
     assert usage.tokens_per_s == pytest.approx(7 / usage.seconds)
     assert usage.lossless
@@ -150,7 +151,7 @@ def test_before_the_first_window_nothing_is_divided_by_zero() -> None:
 
 def test_a_window_entry_has_the_verdict_and_the_bytes_since_the_entry_before() -> None:
     meter = UsageMeter("r1", SPEC, num_committed=0)
-    meter.sent_window(window(), 600)
+    meter.sent(window(), 600)
     meter.bytes_down += 40
     first = meter.entry(judged(4, 1, True), PEER)
     assert first is not None
@@ -162,7 +163,7 @@ def test_a_window_entry_has_the_verdict_and_the_bytes_since_the_entry_before() -
     assert (first.threshold, first.window, first.credit) == (0.25, 4, 0.5)
     assert (first.draft_ms, first.verify_ms, first.queue_ms, first.rtt_ms) == (6.0, 10.0, 0.5, 9.0)
     assert (first.bytes_up, first.bytes_down) == (600, 40)
-    meter.sent_window(window(), 500)
+    meter.sent(window(), 500)
     second = meter.entry(judged(4, 1, True), None)
     assert second is not None
     assert (second.bytes_up, second.bytes_down, second.cloud) == (500, 0, "")
