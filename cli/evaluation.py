@@ -15,7 +15,7 @@ from cli import options
 
 __all__ = ["evaluate"]
 
-_QUICK_METHODS = "target,sd:2,plc,e2sci"
+_QUICK_METHODS = "target,auto,sd:2,e2sci"
 _QUICK_LIMIT, _QUICK_TOKENS = 2, 24
 _DEFAULT_OUT, _QUICK_OUT = Path("runs/bench"), Path("runs/quick")
 

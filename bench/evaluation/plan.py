@@ -26,7 +26,8 @@ COLOCATED = "colocated"
 `colocated:W` sets the window."""
 BASELINES = (TARGET, EDGE_TARGET, COLOCATED)
 METHODS = (
-    TARGET, "sd", "fsd", "plc", "e2sci", "e2sci-no-plc", "e2sci-no-threshold", "e2sci-no-history",
+    TARGET, "auto", "sd", "fsd", "plc", "e2sci", "e2sci-no-plc", "e2sci-no-threshold",
+    "e2sci-no-history",
 )  # fmt: skip
 ORACLE = "oracle:"
 SWEEP_QUESTIONS = 6
