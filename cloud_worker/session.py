@@ -179,8 +179,11 @@ class CloudSession:
     def _advance(self, event: Event) -> None:
         at_ms, before = now_ms(), self.state.stage
         self.state, effects = cloud.step(self.state, event)
-        self.story.told(at_ms, event, effects, before.name, self.state.stage.name)
-        told = self._run(effects, self._scheduler.take)
+        after = self.state.stage
+        try:
+            told = self._run(effects, self._scheduler.take)
+        finally:  # feedback first
+            self.story.told(at_ms, event, effects, before.name, after.name)
         if told:
             self._to_loop(self._tell, told)
 

@@ -35,10 +35,9 @@ This module knows no clock, no socket and no model.
 
 from __future__ import annotations
 
-import numpy as np
 from msgspec.structs import replace
 
-from bus.protocol.arrays import TOKEN_DTYPE, unpack_tokens
+from bus.protocol.arrays import unpack_tokens
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import (
     Ack,
@@ -338,9 +337,10 @@ def _check(state: CloudState, window: Arrived) -> Fault | None:
             f"{state.method.name} needs the draft's probabilities of each token, with coupling "
             f"{state.sampling.coupling.value}; the window has none",
         )  # fmt: skip
-    read = message.tokens if message.rows is None else message.tokens + message.rows.q_ids
-    ids = np.frombuffer(read, dtype=TOKEN_DTYPE).view(np.uint32)  # negative ids lie above
-    if ids.max() >= state.limits.vocab_size:
+    ids = [proposal.token for proposal in window.proposals]
+    if message.rows is not None:
+        ids += unpack_tokens(message.rows.q_ids)
+    if not (min(ids) >= 0 and max(ids) < state.limits.vocab_size):
         return refusal(
             state.session,
             FaultCode.BAD_TOKENS,

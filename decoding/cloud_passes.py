@@ -63,7 +63,7 @@ def next_pass(state: CloudState) -> Step:
     """Ask for the model where there is something to run and nothing runs."""
     if not isinstance(state.stage, Idle) or state.ended:
         return state, ()
-    if _path(state):
+    if state.drafts.continues(len(state.tokens), state.hashes[-1]):
         return _forward(state)
     if not state.method.runs_on or len(state.tokens) - state.acknowledged >= state.lease:
         return state, ()

@@ -85,6 +85,12 @@ class DraftTree(Struct, Generic[Source], frozen=True):
             del kept[furthest]
         return DraftTree(tuple(kept))
 
+    def continues(self, length: int, text: bytes) -> bool:
+        """Whether a drafted token follows the text of so many tokens and this hash."""
+        return any(
+            w.start <= length < w.end and w.hashes[length - w.start] == text for w in self.windows
+        )
+
     def path(self, length: int, text: bytes, most: int) -> tuple[Place[Source], ...]:
         """The drafted tokens that continue a text: the longest of them, of equals the oldest; those
         after a second choice only where there are no others.
@@ -93,6 +99,13 @@ class DraftTree(Struct, Generic[Source], frozen=True):
             length: of the text; `text` its hash.
             most: tokens wanted.
         """
+        if not self.continues(length, text):
+            return ()
+        if len(self.windows) == 1:
+            (window,) = self.windows
+            begin = length - window.start
+            end = min(len(window.tokens), begin + most)
+            return tuple(Place(window, index) for index in range(begin, end))
         following = self._following()
         paths: list[tuple[Place[Source], ...]] = []
         branches: list[tuple[Place[Source], ...]] = [()]

@@ -10,16 +10,17 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.protocol.arrays import Int32Array
+from bus.protocol.arrays import PROB_DTYPE, Float16Array, Int32Array
 from bus.protocol.messages import DraftWindow, Outcome, WindowReport
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.draft_tree import Place
-from decoding.engine import TargetRow, Want
+from decoding.engine import NO_IDS, TargetRow, Want
 from decoding.methods.base import AcceptanceRule, Proposal
 from decoding.sampling import SamplingParams
 
 OWN_PASSES = 32
 """Passes of the target by itself that one report adds up [ours]."""
+_NO_SENT_PROBS: Float16Array = np.empty(0, PROB_DTYPE)
 
 
 class Arrived(Struct, frozen=True):
@@ -32,7 +33,11 @@ class Arrived(Struct, frozen=True):
 
 def arrived(message: DraftWindow, now_ms: float, sampling: SamplingParams) -> Arrived:
     """A window that has come just now."""
-    rows = zip(message.token_ids, message.q_id_rows, message.q_prob_rows, strict=True)
+    tokens = message.token_ids
+    if message.rows is None:
+        alone = tuple(Proposal(token, NO_IDS, _NO_SENT_PROBS, sampling) for token in tokens)
+        return Arrived(message, now_ms, alone)
+    rows = zip(tokens, message.q_id_rows, message.q_prob_rows, strict=True)
     proposals = tuple(Proposal(token, ids, probs, sampling) for token, ids, probs in rows)
     return Arrived(message, now_ms, proposals)
 

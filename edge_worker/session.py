@@ -139,9 +139,11 @@ class EdgeSession:
     def _advance(self, event: Event) -> None:
         before = self.state.stage
         self.state, effects = edge.step(self.state, event)
-        after = self.state.stage
-        self.story.told(now_ms(), event, effects, before.name, after.name)
-        self._run(effects)
+        at_ms, after = now_ms(), self.state.stage
+        try:
+            self._run(effects)
+        finally:  # messages first
+            self.story.told(at_ms, event, effects, before.name, after.name)
         if isinstance(after, edge.Running) and not isinstance(before, edge.Running):
             self._leave_rows()
 
@@ -380,13 +382,13 @@ class EdgeSession:
     def _drafted(self, job: int, window: DraftedWindow) -> None:
         """Interrupted ones are counted too, though the machine will not hear of their tokens."""
         at_ms = now_ms()
-        self._meter.drafted(window.start, len(window.tokens), window.draft_ms, at_ms)
         self.handle(
             Drafted(
                 job, window.start, window.num_cached, window.tokens, window.q_ids, window.q_probs,
                 window.draft_ms, at_ms,
             )
         )  # fmt: skip
+        self._meter.drafted(window.start, len(window.tokens), window.draft_ms, at_ms)
 
     # --- on the model thread --------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Token ids are int32 and probabilities float16. This module knows byte order and 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,9 +22,10 @@ Float64Array = npt.NDArray[np.float64]
 
 def pack_tokens(tokens: Iterable[int]) -> bytes:
     """Token ids → int32 little-endian bytes."""
-    return np.fromiter(tokens, dtype=TOKEN_DTYPE).tobytes()
+    ids = tuple(tokens)
+    return struct.pack(f"<{len(ids)}i", *ids)
 
 
 def unpack_tokens(data: bytes) -> tuple[int, ...]:
     """int32 little-endian bytes → token ids as Python ints."""
-    return tuple(np.frombuffer(data, dtype=TOKEN_DTYPE).tolist())
+    return struct.unpack(f"<{len(data) // 4}i", data)

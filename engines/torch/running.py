@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
+
 from decoding.sampling import SamplingParams
 from engines.padding import Padding
 from engines.torch.loading import Loaded
 from engines.torch.prefixes import Prefix, PrefixCache
+from engines.torch.rowwise import exp_sum
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class RunningModel(Generic[CacheType]):
         self.vocab_size = loaded.vocab_size
         self.padding = Padding()
         self.prefixes = PrefixCache()
+        exp_sum(torch.zeros(1, 1))  # compiled or loaded now, not in a session's first pass
 
     def length(self, cache: CacheType) -> int:
         """Positions held."""

@@ -16,5 +16,6 @@ row attends to its session's prefix and its ancestors among the rows, in order o
 
 from engines.torch.kernels.instructions import BLOCK
 from engines.torch.kernels.passes import UNIT, largest_activation, multiply, run
+from engines.torch.kernels.row import exp_sums
 
-__all__ = ["BLOCK", "UNIT", "largest_activation", "multiply", "run"]
+__all__ = ["BLOCK", "UNIT", "exp_sums", "largest_activation", "multiply", "run"]

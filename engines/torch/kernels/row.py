@@ -18,12 +18,14 @@ from engines.torch.kernels.instructions import (
     further,
     mix_1,
     mix_4,
+    pointer_to,
 )
 
 _MAGIC = np.float32(12_582_912.0)  # 1.5 · 2²³: adding it rounds to the nearest whole number
 _MAGIC_BITS = np.int32(0x4B400000)
 _DAMAGED = np.int32(0x7F800000)  # bits of infinity: NaN's are above
 _TINY = np.float32(1e-30)
+_NUM_LANES = 64
 
 
 @compiled
@@ -92,6 +94,30 @@ def turn_head(head: Any, cos: Any, signed_sin: Any, dim: int, out: Any) -> None:
         low, high = head[i], head[half + i]
         out[i] = low * cos[i] + high * signed_sin[i]
         out[half + i] = high * cos[half + i] + low * signed_sin[half + i]
+
+
+@compiled
+def exp_sums(rows: Any, out: Any) -> None:
+    """Σ eˣ of each row of float32[n, width], contiguous, in float64[n]: exponentials in float32,
+    summed over 64 lanes, then over the lanes. What is below −87 counts as −87."""
+    num_rows, width = rows.shape
+    powers, lanes = np.empty(_NUM_LANES, np.float32), np.empty(_NUM_LANES, np.float64)
+    power, lane = pointer_to(powers, 0), pointer_to(lanes, 0)
+    for r in range(num_rows):
+        for i in range(_NUM_LANES):
+            lane[i] = 0.0
+        for begin in range(0, width, _NUM_LANES):
+            part = pointer_to(rows, r * width + begin)
+            count = min(_NUM_LANES, width - begin)
+            for i in range(count):
+                x = part[i]
+                power[i] = exp(x if not x < np.float32(-87) else np.float32(-87))
+            for i in range(count):
+                lane[i] += power[i]
+        total = 0.0
+        for i in range(_NUM_LANES):
+            total += lane[i]
+        out[r] = total
 
 
 @compiled
