@@ -66,7 +66,7 @@ def distill(
     its own layers learn to say the same. Cut off at any time (Ctrl-C, kill),
     --out holds the last good weights, and the same command goes on from there.
     """
-    target_spec = options.checked_models(None, target, "default").target
+    target_spec = options.checked_models(None, target, target or "default").target
     from cli.distill import distill as run_distill
     from cli.distill import parse_layers
     from training.distill.run import DistillSettings

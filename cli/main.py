@@ -94,11 +94,12 @@ def up(
     process of its own. One that dies is started again.
     """
     from cli.up import up as run_up
-    from engines.catalog.registry import chosen_models, require_local
+    from engines.catalog.registry import chosen_models
+    from engines.catalog.sources import require_found
     from launch.stack import StackOptions
 
     specs = chosen_models(pair, target, draft)
-    require_local([*([specs.target] if cloud else []), *([specs.draft] if edge else [])])
+    require_found([*([specs.target] if cloud else []), *([specs.draft] if edge else [])])
     url = configured_redis_url(redis_url)
     if url is not None and data_dir is not None:
         raise ConfigurationError("--data-dir is for the embedded Valkey; this run uses a Redis")
@@ -192,7 +193,8 @@ def generate(
 
     With --json, one object on one line for each prompt: token_ids, text, finish_reason, stats.
     """
-    from engines.catalog.registry import chosen_models, require_local
+    from engines.catalog.registry import chosen_models
+    from engines.catalog.sources import require_found
     from launch.stack import StackOptions
 
     if target_only and (method or window or drafter or link or coupling):
@@ -206,7 +208,7 @@ def generate(
     requests = _requests(prompt, prompts, sampling)
     dtype = options.checked_dtype(dtype)
     specs = chosen_models(pair, target, draft)
-    require_local([specs.target] if target_only else specs)
+    require_found([specs.target] if target_only else specs)
     if target_only:
         _print_alone(requests, specs.target, dtype, threads, json)
     else:

@@ -267,12 +267,13 @@ def checked_models(pair: str | None, target: str | None, draft: str | None) -> S
 
     Raises:
         ConfigurationError: there is no such pair.
-        ModelError: a registered model is not here; the text says how to fetch it.
+        ModelError: a model is not where its spec says; the text says what to do.
     """
-    from engines.catalog.registry import chosen_models, require_local
+    from engines.catalog.registry import chosen_models
+    from engines.catalog.sources import require_found
 
     specs = chosen_models(pair, target, draft)
-    require_local(specs)
+    require_found(specs)
     return specs
 
 
@@ -284,11 +285,11 @@ def checked_drafts(
     Raises:
         ConfigurationError, ModelError: as `checked_models`.
     """
-    from engines.catalog.registry import require_local
+    from engines.catalog.sources import require_found
 
     first = checked_models(pair, target, drafts[0] if drafts else None)
     others = (drafts or [])[1:]
-    require_local(others)
+    require_found(others)
     return first.target, (first.draft, *others)
 
 

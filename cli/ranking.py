@@ -51,9 +51,9 @@ def rank(
     such a ranking of its tokenizer; docs/models.md. Count in texts like the
     answers you expect.
     """
-    from engines.catalog.registry import require_local
+    from engines.catalog.sources import require_found
 
-    require_local([model])
+    require_found([model])
     from engines.catalog.ranking import own_rankings, save_ranking
     from engines.catalog.ranking import rank as run_rank
     from engines.tokenizer import tokenizer_digest

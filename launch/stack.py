@@ -38,7 +38,7 @@ class StackOptions:
     Attributes:
         cloud, edge: how many workers of each role.
         pair: a named pair, as `engines.catalog.registry` knows it; None is the default pair.
-        target, draft: models, as `engines.torch.sources` takes them; None takes the pair's.
+        target, draft: models, as `engines.catalog.sources` takes them; None takes the pair's.
         dtype: number format of both models.
         window: tokens drafted at a time; None leaves it to the controller's settings.
         drafter: who drafts (`engines.kinds.DrafterKind`); None leaves it to the edges' settings.

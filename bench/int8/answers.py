@@ -12,13 +12,13 @@ import msgspec
 import torch
 
 from bench.lines import append_rows, read_all
+from engines.catalog.sources import find_source
 from engines.tokenizer import encode_prompt
 from engines.torch.cache import KVCache
-from engines.torch.conversion import content_key, on_disk
+from engines.torch.converted import content_key, on_disk
 from engines.torch.linears import integer
 from engines.torch.loading import LoadedModel, load_model
 from engines.torch.network import CausalNetwork
-from engines.torch.sources import find_source
 
 LONGEST = 100
 """Tokens of an answer at most."""

@@ -25,8 +25,8 @@ from bench.int8.llamacpp import LlamaCpp
 from bench.passes import CONTEXT, PASS_SIZES, DraftStep, TargetPass, alternate, memory_bandwidth
 from bus.protocol.errors import ConfigurationError
 from engines.catalog.registry import Specs
+from engines.catalog.sources import find_source
 from engines.torch.drafter import ModelDrafter
-from engines.torch.sources import find_source
 from engines.torch.target import TargetModel
 
 INT8, FLOAT32, LLAMA_CPP, DRAFT = "int8", "float32", "llama.cpp", "draft step"

@@ -18,10 +18,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bus.protocol.errors import ConfigurationError, ModelError
 from engines.catalog.registry import split_head
-from engines.torch.conversion import on_disk, read_config, weights_of
+from engines.catalog.sources import find_source
+from engines.torch.conversion import read_config, weights_of
+from engines.torch.converted import on_disk
 from engines.torch.draft import is_trimmed, read_trimmed, trimmed_location
 from engines.torch.llama import has_llama_config
-from engines.torch.sources import find_source
 from engines.torch.weights import MappedWeights, Weights
 
 

@@ -13,16 +13,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from bus.protocol.arrays import Int32Array
 from bus.protocol.errors import ModelError
 from engines.catalog.places import cache_root
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _SHIPPED = Path(__file__).with_name("rankings")
 _KEY, _DIGEST = "ids", "tokenizer_digest"

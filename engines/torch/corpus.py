@@ -7,15 +7,17 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from bus.protocol.errors import ConfigurationError
+from engines.catalog.sources import ModelSource, find_source
 from engines.tokenizer import num_real_tokens
-from engines.torch.conversion import on_disk, read_config, save_tokenizer
+from engines.torch.conversion import read_config, save_tokenizer
+from engines.torch.converted import on_disk
 from engines.torch.loading import load_tokenizer
-from engines.torch.sources import ModelSource, find_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _PIECE_CHARS = 65_536  # of a text file; a tokenizer takes one call for each piece
 

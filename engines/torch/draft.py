@@ -22,15 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import MODEL_MAPPING, AutoConfig, LlamaConfig
-from transformers.configuration_utils import PreTrainedConfig
+from transformers import MODEL_MAPPING, AutoConfig
 
 from bus.protocol.arrays import Int32Array
 from bus.protocol.errors import ModelError
@@ -38,9 +37,10 @@ from engines.catalog.digests import file_digest
 from engines.catalog.places import cache_root
 from engines.catalog.ranking import most_frequent
 from engines.catalog.registry import split_head
+from engines.catalog.sources import DEFAULT_SPEC, ModelSource, find_source
 from engines.tokenizer import num_real_tokens, tokenizer_digest
 from engines.torch.cache import KVCache
-from engines.torch.conversion import content_key, read_config, save_tokenizer, weights_of
+from engines.torch.converted import content_key
 from engines.torch.integer import IntegerProduct
 from engines.torch.integer_decoder import FORMAT, IntegerDecoder, convert
 from engines.torch.linears import Product, halved, integer
@@ -49,6 +49,7 @@ from engines.torch.loading import (
     Loaded,
     LoadedModel,
     context_length,
+    load_config,
     load_model,
     load_tokenizer,
     quiet_transformers,
@@ -56,16 +57,11 @@ from engines.torch.loading import (
 from engines.torch.network import Body, CausalNetwork, Network, fast_body
 from engines.torch.parts import Part, wanted_rows
 from engines.torch.precision import NumberFormat, resolve_device, resolve_format, torch_dtype
-from engines.torch.sources import (
-    DEFAULT_SPEC,
-    ModelSource,
-    find_source,
-    first_line,
-    made_once,
-    resolve_source,
-    write_complete,
-)
+from engines.torch.sources import first_line, made_once, resolve_source, write_complete
 from engines.torch.weights import MappedWeights
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PreTrainedConfig
 
 SHIPPED_WEIGHTS = "draft-smollm2-135m.safetensors"
 DRAFT_WEIGHTS = "draft.safetensors"
@@ -273,7 +269,7 @@ def _load_trimmed_draft(spec: str, dtype: str, device: str) -> LoadedDraft:
         weights, target = trimmed_location(spec)
         network = load_trimmed(weights, target, torch_dtype(number_format), where)
     tokenizer = load_tokenizer(source)
-    config = AutoConfig.from_pretrained(source.location)
+    config = load_config(source)
     return LoadedDraft(
         network=network,
         tokenizer=tokenizer,
@@ -298,6 +294,8 @@ def load_integer_trimmed(spec: str) -> tuple[Path, IntegerDecoder]:
     directory = cache_root() / "models" / f"{weights.stem}-{key}-{FORMAT}"
 
     def write(scratch: Path) -> None:
+        from engines.torch.conversion import save_tokenizer  # noqa: PLC0415 - as `_convert_trimmed`
+
         _convert_trimmed(weights, target).save(scratch)
         save_tokenizer(target, scratch)
 
@@ -309,6 +307,9 @@ def load_integer_trimmed(spec: str) -> tuple[Path, IntegerDecoder]:
 
 
 def _convert_trimmed(weights: Path, target: ModelSource) -> IntegerDecoder:
+    # Here because a draft that was converted already needs none of what it loads.
+    from engines.torch.conversion import read_config, weights_of  # noqa: PLC0415
+
     stored = load_file(weights)
     vocab = stored.pop("vocab")
     layers = _dequantise(stored, torch.float32)
@@ -364,6 +365,9 @@ def _draft_config(target: Path, layers: dict[str, Tensor], weights: Path) -> Pre
     """The target's config, as deep as the draft."""
     if (target / EMBEDDING_WEIGHTS).is_file():
         return AutoConfig.from_pretrained(target)
+    # Here because a draft in int8 does not: this class is slow to import.
+    from transformers import LlamaConfig  # noqa: PLC0415
+
     config = LlamaConfig.from_pretrained(target)
     config.num_hidden_layers = _depth(layers, weights)
     return config

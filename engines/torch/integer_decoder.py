@@ -12,6 +12,7 @@ embedding as float16, of which only the rows of the tokens are read), config and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from bus.protocol.errors import ModelError
 from engines.torch.integer import IntegerMatrix
@@ -80,7 +81,7 @@ class IntegerDecoder:
             ModelError: the directory is damaged.
         """
         try:
-            config = AutoConfig.from_pretrained(directory)
+            config = read_converted_config(directory)
             tensors = load_file(directory / INTEGER_WEIGHTS)
             layers = IntegerLayers(*(_matrix(tensors, part) for part in IntegerLayers.__slots__))
             head, vocab = _matrix(tensors, "head"), tensors.get("vocab")
@@ -98,6 +99,13 @@ class IntegerDecoder:
     def _matrices(self) -> dict[str, IntegerMatrix]:
         parts = {part: getattr(self.layers, part) for part in IntegerLayers.__slots__}
         return {"head": self.head, **parts}
+
+
+def read_converted_config(directory: Path) -> Any:
+    """The config that `IntegerDecoder.save` wrote, as transformers' base class: it holds every
+    value, and the class of its own model type takes longer to import than the weights to read."""
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    return PreTrainedConfig.from_dict(config)
 
 
 def convert(

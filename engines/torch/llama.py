@@ -27,8 +27,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engines.torch import kernels
 from engines.torch.cache import KVCache
@@ -70,7 +69,11 @@ def has_llama_config(config: Any) -> bool:
 
 
 def runs_as_llama(body: Any) -> bool:
-    """Whether `FloatBody` computes what this transformers model computes."""
+    """Whether `FloatBody` computes what this transformers model without a head computes."""
+    # Here because a model in int8 needs no module tree; who holds one has imported it already.
+    from transformers.models.llama.modeling_llama import LlamaModel  # noqa: PLC0415
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2Model  # noqa: PLC0415
+
     if type(body) not in (LlamaModel, Qwen2Model):
         return False
     weight = body.embed_tokens.weight
@@ -81,13 +84,27 @@ def runs_as_llama(body: Any) -> bool:
     )
 
 
+def rope_frequencies(config: Any) -> tuple[Tensor, float]:
+    """θ of RoPE, float32[d/2], and the factor of cosines and sines, as transformers'
+    `LlamaRotaryEmbedding` has them, to the bit, without its module."""
+    parameters = config.rope_parameters
+    if parameters["rope_type"] != "default":
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+        return frequencies.float(), float(scaling)
+    exponents = torch.arange(0, _head_dim(config), 2, dtype=torch.float32) / _head_dim(config)
+    return 1.0 / parameters["rope_theta"] ** exponents, 1.0
+
+
+def _head_dim(config: Any) -> int:
+    given = getattr(config, "head_dim", None)
+    return int(given or config.hidden_size // config.num_attention_heads)
+
+
 class Rotation:
     """RoPE's table, made as far as positions are asked for."""
 
     def __init__(self, config: Any) -> None:
-        rotary = LlamaRotaryEmbedding(config)
-        self._frequencies = rotary.inv_freq.float()
-        self._scaling = float(rotary.attention_scaling)
+        self._frequencies, self._scaling = rope_frequencies(config)
         self._cos = self._sin = torch.empty(0, 1, 2 * len(self._frequencies))
 
     def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -121,8 +138,7 @@ class LlamaBody:
     def __init__(self, config: Any) -> None:
         self._num_kv_heads = int(config.num_key_value_heads)
         self._num_heads = int(config.num_attention_heads)
-        head_dim = getattr(config, "head_dim", None)
-        self._head_dim = int(head_dim or config.hidden_size // self._num_heads)
+        self._head_dim = _head_dim(config)
         self._rotation = Rotation(config)
         self.weight_bytes = 0
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from bus.protocol.errors import ModelError
 from engines.catalog.registry import is_registered, load_registry
+from engines.catalog.sources import ModelSource
 from engines.tokenizer import eos_token_ids, num_real_tokens, tokenizer_digest
 from engines.torch.cache import require_croppable
-from engines.torch.conversion import is_converted, load_integer
-from engines.torch.integer_decoder import IntegerDecoder
+from engines.torch.converted import is_converted, load_integer
+from engines.torch.integer_decoder import IntegerDecoder, read_converted_config
 from engines.torch.precision import (
     NumberFormat,
     resolve_device,
@@ -29,7 +29,11 @@ from engines.torch.precision import (
     resolve_format,
     torch_dtype,
 )
-from engines.torch.sources import ModelSource, first_line, resolve_source
+from engines.torch.sources import first_line, resolve_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -152,12 +156,21 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """
     quiet_transformers()
     try:
+        # Given no config, transformers reads it again, and imports the class of its model type.
+        config = load_config(source) if is_converted(source.location) else None
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            source.location, trust_remote_code=False
+            source.location, trust_remote_code=False, config=config
         )
     except Exception as error:  # hub, file formats and custom classes can raise anything
         raise _cannot_load("tokenizer", source, error) from error
     return tokenizer
+
+
+def load_config(source: ModelSource) -> Any:
+    """transformers' config of a model, without any model's module where it was converted."""
+    if is_converted(source.location):
+        return read_converted_config(Path(source.location))
+    return AutoConfig.from_pretrained(source.location)
 
 
 def context_length(config: Any, name: str) -> int:

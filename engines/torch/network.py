@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from bus.protocol.errors import LocalError
 from engines.torch.cache import KVCache
@@ -99,7 +98,7 @@ class CausalNetwork(Network):
         self._fast: tuple[Body, Product] | None = None
         if isinstance(model, IntegerDecoder):
             self._fast = IntegerBody(model), IntegerProduct(model.head)
-        elif type(model) in (LlamaForCausalLM, Qwen2ForCausalLM) and runs_as_llama(model.model):
+        elif _is_plain(model) and runs_as_llama(model.model):
             self._fast = FloatBody(model.model, layout), layout([model.lm_head])
         if self._fast is None:
             replace_linears(model, layout)
@@ -130,6 +129,14 @@ class CausalNetwork(Network):
         logits = self._modules(ids[None], cache=part.cache.states, logits_to_keep=kept).logits[0]
         rows: Tensor = logits[[index - first for index in part.wanted]]
         return rows[:, : self._vocab_size]
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether a model of transformers is a Llama or Qwen2 with a linear head and nothing else."""
+    # Here because a model in int8 needs no module tree; who holds one has imported it already.
+    from transformers import LlamaForCausalLM, Qwen2ForCausalLM  # noqa: PLC0415
+
+    return type(model) in (LlamaForCausalLM, Qwen2ForCausalLM)
 
 
 def weight_bytes(model: Any) -> int:

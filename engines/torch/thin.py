@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Self
 
-from transformers import AutoConfig
-
 from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow
 from decoding.sampling import SamplingParams
 from engines.catalog.registry import split_head
+from engines.catalog.sources import ModelSource
 from engines.tokenizer import num_real_tokens, tokenizer_digest
 from engines.torch.draft import is_trimmed, trimmed_location
-from engines.torch.loading import Loaded, context_length, load_tokenizer, quiet_transformers
+from engines.torch.loading import (
+    Loaded,
+    context_length,
+    load_config,
+    load_tokenizer,
+    quiet_transformers,
+)
 from engines.torch.precision import NumberFormat, resolve_device
 from engines.torch.prefixes import Prefix
 from engines.torch.probe import Probe
 from engines.torch.running import RunningModel, SessionCache
-from engines.torch.sources import ModelSource, resolve_source
+from engines.torch.sources import resolve_source
 
 
 class NoDrafter(RunningModel[SessionCache]):
@@ -39,7 +44,7 @@ class NoDrafter(RunningModel[SessionCache]):
             source = ModelSource(spec, location, is_local=True)
         else:
             source = resolve_source(split_head(spec)[0])
-        tokenizer, config = load_tokenizer(source), AutoConfig.from_pretrained(source.location)
+        tokenizer, config = load_tokenizer(source), load_config(source)
         return cls(
             Loaded(
                 tokenizer=tokenizer,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from bus.protocol.errors import RequestError
 from cli.generate import parse_prompts
 from cli.main import app
 from cli.options import Sampling
+from launch.python import ROOT
+from launch.stack import Stack
 from tests.cli.conftest import e2sci
 from tests.engines.tiny import save_tiny
 
@@ -120,9 +124,54 @@ def test_a_prompt_beyond_the_context_is_refused(pair: list[str]) -> None:
     assert "more than the 512 of the model's context" in done.stderr
 
 
+@pytest.mark.parametrize("command", [["generate", "a"], ["up"]])
+@pytest.mark.parametrize(
+    ("option", "spec", "words"),
+    [
+        ("--target", "/nowhere/model", "no such model directory: '/nowhere/model'"),
+        ("--draft", "/nowhere/draft", "no such model directory: '/nowhere/draft'"),
+        ("--draft", "/nowhere/draft@512", "no such model directory: '/nowhere/draft'"),
+        ("--target", "/nowhere/model.gguf", "no such file: '/nowhere/model.gguf'"),
+        ("--target", "qwen2.5-coder", "is a pair, not a model"),
+    ],
+)
+def test_an_unknown_model_is_one_clear_line_before_anything_starts(
+    command: list[str], option: str, spec: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stack, "start", _must_not_start)
+    done = CliRunner().invoke(app, [*command, option, spec])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+async def _must_not_start(_: Stack) -> None:
+    pytest.fail("processes were started")
+
+
+def test_a_command_that_cannot_start_loads_no_torch() -> None:
+    """It is the parent of the workers, and answers at once."""
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from cli.main import app\n"
+        "done = CliRunner().invoke(app, ['generate', 'a', '--target', '/nowhere/model'])\n"
+        "assert 'no such model directory' in done.stderr, done.stderr\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.slow
-async def test_an_unknown_model_is_one_clear_line(pair: list[str]) -> None:
-    done = await e2sci("generate", "a", "--target", "/nowhere/model", *pair[2:])
+async def test_a_model_that_a_worker_refuses_is_one_clear_line(
+    pair: list[str], tmp_path: Path
+) -> None:
+    """What only a worker can know: the directory is there, and holds no weights."""
+    (tmp_path / "config.json").write_text("{}")
+    done = await e2sci("generate", "a", "--target", str(tmp_path), *pair[2:])
     assert done.status == 1
-    assert "no such model directory: '/nowhere/model'" in done.err
+    assert f"cannot load the model in {tmp_path}" in done.err
     assert done.err.count("\n") == 1

@@ -25,7 +25,7 @@ from transformers import (
 from bus.protocol.errors import ConfigurationError, ModelError
 from engines.torch import conversion, loading, precision
 from engines.torch.cache import KVCache
-from engines.torch.conversion import load_integer
+from engines.torch.converted import load_integer
 from engines.torch.draft import load_draft
 from engines.torch.integer_decoder import INTEGER_WEIGHTS, IntegerDecoder, convert
 from engines.torch.linears import ProductModule, integer
@@ -148,10 +148,10 @@ def test_a_killed_conversion_leaves_nothing_half_written_and_two_processes_conve
     path = save_tiny_gguf(tmp_path / "tiny.gguf")
     program = (
         "import logging, os, signal, sys; logging.basicConfig(level='INFO', stream=sys.stdout)\n"
-        "from engines.torch import conversion\n"
+        "from engines.torch import conversion, converted\n"
         "if sys.argv[1:]:\n"
         "    conversion.save_tokenizer = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"source, _ = conversion.load_integer({str(path)!r})\n"
+        f"source, _ = converted.load_integer({str(path)!r})\n"
         "print('at', source.location)"
     )
     command = [sys.executable, "-c", program]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bus.protocol.errors import ModelError
-from engines.torch.weights import DirectoryWeights, GgufWeights, MappedWeights, Weights
+from engines.torch.gguf_weights import GgufWeights
+from engines.torch.weights import DirectoryWeights, MappedWeights, Weights
 from tests.engines.tiny import byte_level_tokenizer, save_tiny_gguf, tiny_llama, tiny_qwen2
 
 NUM_TOKENS = len(byte_level_tokenizer())
