@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bus.protocol.errors import ModelError
+from engines.catalog import sources
 from engines.tokenizer import tokenizer_digest
-from engines.torch import sources
 from engines.torch.loading import load_causal_lm
 from engines.torch.sources import resolve_source
 from tests.engines.tiny import byte_level_tokenizer, save_tiny, save_tiny_gguf, tiny_llama
