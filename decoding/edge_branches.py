@@ -25,7 +25,7 @@ def next_job(state: EdgeState, now_ms: float) -> tuple[Job, int] | None:
     count = 0 if ends else min(flow.message, room, state.spec.draft_context - len(state.text))
     fork = _best_fork(state, least_reach(state, count))
     if fork is not None:
-        left = state.num_remaining - (fork.end - len(state.tokens))
+        left = len(state.tokens) + state.num_remaining - fork.end
         count = min(flow.message, left, state.spec.draft_context - fork.end)
     if count <= 0:
         return None
@@ -69,7 +69,9 @@ def _forks(state: EdgeState) -> Iterator[tuple[float, Fork]]:
     beliefs, reach = state.measures.beliefs, 1.0
     branches = {branch.start: branch for branch in state.branches}
     hashes = chain(state.text_hash, state.drafted)
-    end = len(state.tokens) + min(state.num_remaining, state.flow.budget)
+    end = min(
+        len(state.tokens) + min(state.num_remaining, state.flow.budget), state.spec.draft_context
+    )
     for start, (doubt, before) in enumerate(
         zip(state.doubts, hashes, strict=False), len(state.tokens)
     ):
