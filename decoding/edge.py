@@ -34,27 +34,17 @@ late or twice changes nothing.
 
 from __future__ import annotations
 
-from itertools import islice
-
 from msgspec.structs import replace
 
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import CloseSession, Fault, FaultCode, Feedback, FinishReason
-from decoding.edge_branches import (
-    Rescue,
-    branched,
-    feed_of,
-    next_job,
-    rescue,
-    turned,
-    without_passed,
-)
+from decoding.edge_branches import Rescue, rescue, turned, without_passed
+from decoding.edge_drafting import draft_more, drafted
 from decoding.edge_events import (
     CheckPeer,
     Commit,
     ControlArrived,
     Crop,
-    Draft,
     Drafted,
     Effect,
     Ended,
@@ -72,15 +62,13 @@ from decoding.edge_events import (
 )
 from decoding.edge_flow import (
     Decided,
-    agreement_measured,
     decided,
-    draft_measured,
     feedback_measured,
     judged_windows,
     text_measured,
     with_flow,
 )
-from decoding.edge_messages import acknowledged, drafted_rows, opening, sent_windows
+from decoding.edge_messages import acknowledged, opening, sent_windows
 from decoding.edge_state import (
     MAX_INCARNATION,
     Control,
@@ -92,9 +80,9 @@ from decoding.edge_state import (
     Seeking,
     SessionSpec,
     Stage,
+    Step,
 )
-from decoding.prefix_hash import chain, prompt_hash
-from decoding.rescue import CERTAIN, Doubt, Fork, doubts
+from decoding.prefix_hash import extended, prompt_hash
 from decoding.timing import pause_before
 
 __all__ = [
@@ -115,7 +103,6 @@ CURABLE = frozenset(
     (FaultCode.UNKNOWN_SESSION, FaultCode.MODEL_FAILED, FaultCode.STALE_INCARNATION)
 )
 """Faults after which the session may well go on, here or elsewhere."""
-Step = tuple[EdgeState, tuple[Effect, ...]]
 
 
 def begin(
@@ -127,7 +114,7 @@ def begin(
 ) -> Step:
     """A new session, or one taken over with tokens already promised to its user. Others may have
     used incarnations up to `incarnation`; those above `last_incarnation` are its successors'."""
-    text_hash = _chained(prompt_hash(spec.prompt), committed)
+    text_hash = extended(prompt_hash(spec.prompt), committed)
     state = with_flow(
         EdgeState(
             spec=spec,
@@ -142,10 +129,6 @@ def begin(
         0.0,
     )
     return state, (SeekPeer("new session"),)
-
-
-def _chained(text_hash: bytes, tokens: tuple[int, ...]) -> bytes:
-    return next(islice(chain(text_hash, tokens), len(tokens), None))
 
 
 def step(state: EdgeState, event: Event) -> Step:
@@ -164,7 +147,7 @@ def step(state: EdgeState, event: Event) -> Step:
         case Opened(message, now_ms):
             return _opened(state, message.incarnation, message.handle, now_ms)
         case Drafted():
-            return _drafted(state, event)
+            return drafted(state, event)
         case FeedbackArrived(message, now_ms):
             return _feedback(state, message, now_ms)
         case ControlArrived(message, now_ms):
@@ -202,7 +185,7 @@ def _open(state: EdgeState, now_ms: float) -> Step:
         branch_windows=(),
     )  # fmt: skip
     state, effects = _send_open(state, Opening(), now_ms)
-    state, more = _draft_more(state, now_ms)
+    state, more = draft_more(state, now_ms)
     return state, effects + more
 
 
@@ -216,7 +199,7 @@ def _opened(state: EdgeState, incarnation: int, handle: int, now_ms: float) -> S
         return state, ()
     state = replace(state, stage=Running(handle, waits_ms=now_ms, acked_ms=now_ms))
     state, sends = sent_windows(state, state.in_flight, now_ms)
-    state, more = _draft_more(state, now_ms)
+    state, more = draft_more(state, now_ms)
     return state, sends + more
 
 
@@ -240,94 +223,6 @@ def _retreat(state: EdgeState, why: str, leave: bool = True) -> Step:
         return state, ()
     pause_ms = pause_before(state.setbacks)
     return _seek(replace(state, setbacks=state.setbacks + 1), why, pause_ms, leave)
-
-
-# --- drafting ---------------------------------------------------------------------------------
-
-
-def _draft_more(state: EdgeState, now_ms: float) -> Step:
-    """Ask for the tokens the flow allows now, on the chain or a branch, never beyond the end of the
-    answer."""
-    able = isinstance(state.stage, Opening | Running) and state.spec.drafts
-    if not able or state.job is not None:
-        return state, ()
-    found = next_job(state, now_ms)
-    if found is None:
-        return state, ()
-    job, count = found
-    draft = Draft(job.number, feed_of(state, job), count)
-    state = replace(state, last_job=job.number, job=job)
-    if job.num_cached == state.num_cached:
-        return state, (draft,)
-    return replace(state, num_cached=job.num_cached), (Crop(job.num_cached), draft)
-
-
-def _drafted(state: EdgeState, event: Drafted) -> Step:
-    if event.job > state.last_job:
-        raise ImpossibleEventError(f"job {event.job} has ended, {state.last_job} is the newest")
-    job = state.job
-    if job is None or event.job != job.number:
-        return state, ()
-    state = replace(draft_measured(state, job, event), job=None)
-    if job.fork is not None:
-        return _branch_drafted(state, job.fork, event)
-    state = replace(state, num_cached=event.num_cached)
-    text = state.text[event.start :]  # that has come since the job began
-    both = min(len(text), len(event.tokens))
-    pairs = zip(text, event.tokens, strict=False)
-    agreed = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), both)
-    state = agreement_measured(state, agreed, agreed < both)
-    effects: tuple[Effect, ...] = ()
-    if agreed < both:
-        state = replace(state, num_cached=min(state.num_cached, event.start + agreed))
-        effects = (Crop(state.num_cached),)
-    elif len(event.tokens) > len(text):
-        state, effects = _send_window(state, event, len(text))
-    state, more = _draft_more(state, event.now_ms)
-    return state, effects + more
-
-
-def _branch_drafted(state: EdgeState, fork: Fork, event: Drafted) -> Step:
-    """What the branch has taken in the draft's cache is the chain's again."""
-    effects: tuple[Effect, ...] = (Crop(state.num_cached),)
-    state, flight = branched(state, fork, event)
-    if flight is not None:
-        state, sends = sent_windows(state, (flight,), event.now_ms)
-        effects += sends
-    state, more = _draft_more(state, event.now_ms)
-    return state, effects + more
-
-
-def _send_window(state: EdgeState, event: Drafted, first: int) -> Step:
-    """The drafted tokens from index `first` on; the text has those before it already."""
-    tokens = event.tokens[first:]
-    flight = InFlight(
-        number=state.last_number + 1,
-        start=event.start + first,
-        tokens=tokens,
-        follows=state.draft_hash,
-        rows=drafted_rows(state, event, first),
-        threshold=state.threshold_at(event.now_ms),
-        draft_ms=event.draft_ms,
-        drafted_ms=event.now_ms - event.draft_ms,
-        sent_ms=event.now_ms,
-        num_sends=0,
-    )
-    state = replace(
-        state,
-        drafted=state.drafted + tokens,
-        doubts=state.doubts + _doubts(state, event)[first:],
-        draft_hash=_chained(state.draft_hash, tokens),
-        in_flight=(*state.in_flight, flight),
-        last_number=flight.number,
-    )
-    return sent_windows(state, (flight,), event.now_ms)
-
-
-def _doubts(state: EdgeState, event: Drafted) -> tuple[Doubt, ...]:
-    if state.flow.rescue is None:
-        return (CERTAIN,) * len(event.tokens)
-    return doubts(event.q_ids, event.q_probs, state.spec.sampling, event.start)
 
 
 # --- feedback ---------------------------------------------------------------------------------
@@ -373,7 +268,7 @@ def _extended(state: EdgeState, feedback: Feedback, new: tuple[int, ...], now_ms
     if (reason := state.end_reached()) is not None:
         state, more = _finish(state, reason)
         return state, effects + more
-    state, more = _draft_more(with_flow(state, now_ms), now_ms)
+    state, more = draft_more(with_flow(state, now_ms), now_ms)
     state, acks = _acknowledge(state, now_ms)
     return state, effects + more + acks
 
@@ -387,7 +282,7 @@ def _committed(
     state = text_measured(state, text, facts, now_ms)
     commit = Commit(state.num_generated, new, tuple(i < text.agreed for i in range(len(new))))
     beyond = text.rejected or len(new) >= len(state.drafted)
-    text_hash = _chained(state.text_hash, new)
+    text_hash = extended(state.text_hash, new)
     state = replace(state, tokens=state.tokens + new, text_hash=text_hash)
     effects: tuple[Effect, ...] = (commit, *facts)
     if not text.rejected:

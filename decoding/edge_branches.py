@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -11,7 +10,7 @@ from msgspec.structs import replace
 from decoding.edge_events import Drafted
 from decoding.edge_flow import Decided
 from decoding.edge_state import EdgeState, InFlight, Job
-from decoding.prefix_hash import chain
+from decoding.prefix_hash import chain, extended
 from decoding.rescue import CERTAIN, Branch, Fork, doubts
 
 
@@ -114,7 +113,7 @@ def branched(state: EdgeState, fork: Fork, event: Drafted) -> tuple[EdgeState, I
         num_sends=0,
         branch=fork.start,
     )
-    after = next(islice(chain(branch.text_hash, tokens), len(tokens), None))
+    after = extended(branch.text_hash, tokens)
     known[fork.start] = branch.longer(tokens, after, more)
     state = replace(
         state,

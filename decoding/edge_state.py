@@ -6,6 +6,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from bus.protocol.messages import ControlUpdate, DraftRows, FinishReason
+from decoding.edge_events import Effect
 from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures
@@ -250,3 +251,6 @@ class EdgeState(Struct, frozen=True):
         if self.num_generated and self.tokens[-1] in self.eos:
             return FinishReason.STOP
         return FinishReason.LENGTH if self.num_remaining <= 0 else None
+
+
+Step = tuple[EdgeState, tuple[Effect, ...]]

@@ -11,6 +11,7 @@ agreement, at 2⁻⁶⁴ a pair, costs the verification of a useless draft and n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from hashlib import blake2b
 from itertools import accumulate
 
@@ -26,6 +27,11 @@ def prompt_hash(tokens: Iterable[int]) -> bytes:
 def chain(start: bytes, tokens: Iterable[int]) -> Iterator[bytes]:
     """h of the text that `start` is of, then of that text with each further token."""
     return accumulate(tokens, followed_by, initial=start)
+
+
+def extended(text: bytes, tokens: tuple[int, ...]) -> bytes:
+    """h of the text that `text` is of with all these tokens."""
+    return reduce(followed_by, tokens, text)
 
 
 def followed_by(text: bytes, token: int) -> bytes:
