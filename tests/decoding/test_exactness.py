@@ -184,7 +184,12 @@ class DrawnChoice:
 
 @pytest.mark.parametrize(
     ("num_sparse", "windows"),
-    [(3, (1,)), (3, (2,)), (3, (1, 3)), pytest.param(2, (2,), marks=pytest.mark.long)],
+    [
+        (3, (1, 3)),
+        pytest.param(3, (1,), marks=pytest.mark.long),
+        pytest.param(3, (2,), marks=pytest.mark.long),
+        pytest.param(2, (2,), marks=pytest.mark.long),
+    ],
 )
 def test_whole_answers_are_distributed_as_the_targets(
     monkeypatch: pytest.MonkeyPatch, windows: tuple[int, ...], num_sparse: int

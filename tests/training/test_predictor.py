@@ -52,6 +52,7 @@ def test_the_law_then_relaxes_where_quality_allows_and_not_elsewhere(
     assert asked(0.32) < 0.08
 
 
+@pytest.mark.long
 def test_safe_thresholds_lie_where_the_loss_reaches_the_limit(
     table_and_layers: tuple[Table, Calibration],
 ) -> None:
