@@ -121,7 +121,9 @@ def test_any_named_levels_are_all_covered(
     check(cells, levels)
 
 
-@pytest.mark.parametrize("most", [6, 8, 12, 17])
+@pytest.mark.parametrize(
+    "most", [6, 8, *(pytest.param(n, marks=pytest.mark.long) for n in (12, 17))]
+)
 def test_few_cells_cover_fewer_levels(most: int) -> None:
     cells = design(Factors(), most)
     assert len(cells) <= most

