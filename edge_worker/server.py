@@ -30,19 +30,13 @@ from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_rec
 from bus.store import Claim, Store, StoryWriter, WorkerRecord
 from bus.transport.sockets import Sockets
 from decoding import edge
-from decoding.edge_events import (
-    ControlArrived,
-    Ended,
-    FaultArrived,
-    FeedbackArrived,
-    Opened,
-    Tick,
-)
+from decoding.edge_events import ControlArrived, Ended, FaultArrived, FeedbackArrived, Opened, Tick
 from decoding.engine import Drafter
 from decoding.story import Story
+from edge_worker.context import SessionContext
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
-from edge_worker.session import EdgeSession, SessionContext
+from edge_worker.session import EdgeSession
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
 from edge_worker.text import AnswerText

@@ -8,12 +8,9 @@ off the token path.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -40,37 +37,18 @@ from decoding.edge_events import (
     StopMatched,
     WindowJudged,
 )
-from decoding.engine import DraftedWindow, Drafter
+from decoding.engine import DraftedWindow
 from decoding.story import Story
-from edge_worker.memory import PathMemory
-from edge_worker.peers import Peer, Peers
+from edge_worker.context import SessionContext
+from edge_worker.peers import Peer
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter, within
 from edge_worker.writer import Piece, ResultWriter
-from engines.thread import ModelThread, now_ms
+from engines.thread import now_ms
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class SessionContext:
-    """What all sessions of an edge worker share.
-
-    Attributes:
-        timelines: whether sessions add theirs to telemetry.
-        counters: of the worker. turns: numbers sessions in their order of arrival.
-    """
-
-    drafter: Drafter[Any]
-    thread: ModelThread
-    peers: Peers
-    mismatch_wait_s: float
-    timelines: bool
-    memory: PathMemory
-    counters: Counter[str] = field(default_factory=Counter)
-    turns: Iterator[int] = field(default_factory=itertools.count)
 
 
 class EdgeSession:

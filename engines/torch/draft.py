@@ -67,7 +67,6 @@ SHIPPED_WEIGHTS = "draft-smollm2-135m.safetensors"
 DRAFT_WEIGHTS = "draft.safetensors"
 EMBEDDING_WEIGHTS = "embedding.safetensors"
 HEAD_KEY = "head.weight"
-
 _TARGET_WEIGHTS = "model.safetensors"
 _EMBEDDING = "embed_tokens.weight"
 _TARGET_EMBEDDING = f"model.{_EMBEDDING}"

@@ -39,7 +39,6 @@ from tests.cloud_worker.conftest import (
     own_text,
     window,
 )
-from tests.engines.tiny import CONTEXT_LENGTH
 from tests.sessions import drafted_rows
 
 # --- garbage ----------------------------------------------------------------------------------
@@ -392,21 +391,6 @@ async def test_a_worker_that_leaves_tells_its_edges_and_takes_nobody_new(
     assert house.reported(SessionClosed)[0].reason == "worker left"
     fault = await house.ask(opening(target, session="s2"), Fault)
     assert (fault.code, fault.detail) == (FaultCode.OVERLOADED, "leaving")
-
-
-async def test_the_registry_record_says_what_it_runs(start: Start, target: TargetModel) -> None:
-    house = start(max_sessions=7)
-    record = house.record
-    assert (record.bitwise, record.probe_digest) == (target.probe.bitwise, target.probe.digest)
-    assert (record.worker_id, record.role, record.dtype, record.device) == (
-        "cloud-1", "cloud", "float32", "cpu",
-    )  # fmt: skip
-    assert (record.tokenizer_digest, record.vocab_size, record.context_length) == (
-        target.tokenizer_digest, target.vocab_size, CONTEXT_LENGTH,
-    )  # fmt: skip
-    assert record.eos_tokens == tuple(sorted(target.eos_tokens))
-    assert record.capacity == 7
-    assert set(record.endpoints) == {"windows", "feedback"}
 
 
 def test_messages_are_what_the_codec_knows() -> None:

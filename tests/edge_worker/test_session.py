@@ -15,8 +15,9 @@ from bus.protocol.messages import FinishReason
 from decoding import edge, methods
 from decoding.edge_events import Commit, Ended, StopMatched, Tick
 from decoding.sampling import SamplingParams
+from edge_worker.context import SessionContext
 from edge_worker.memory import PathMemory
-from edge_worker.session import EdgeSession, SessionContext
+from edge_worker.session import EdgeSession
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from engines.thread import ModelThread
