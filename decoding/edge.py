@@ -181,9 +181,8 @@ def _open(state: EdgeState, now_ms: float) -> Step:
         why = f"no cloud worker kept the session, after {incarnation} incarnations; submit it again"
         return _finish(state, FinishReason.ERROR, why)
     state = replace(
-        state, stage=Opening(), incarnation=incarnation, unused=False, sent=(), branches=(),
-        branch_windows=(),
-    )  # fmt: skip
+        state, stage=Opening(), incarnation=incarnation, unused=False, sent=(), branches=()
+    )
     state, effects = _send_open(state, Opening(), now_ms)
     state, more = draft_more(state, now_ms)
     return state, effects + more
@@ -373,7 +372,6 @@ def _finish(state: EdgeState, reason: FinishReason, error: str = "") -> Step:
     )
     effects: tuple[Effect, ...] = (Send(close),) if opened else ()
     state = replace(
-        state, stage=Finished(), in_flight=(), drafted=(), doubts=(), branches=(),
-        branch_windows=(), job=None,
-    )  # fmt: skip
+        state, stage=Finished(), in_flight=(), drafted=(), doubts=(), branches=(), job=None
+    )
     return state, (*effects, Finish(reason, error))

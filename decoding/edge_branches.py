@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from math import prod
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from decoding.edge_events import Drafted
 from decoding.edge_flow import Decided
-from decoding.edge_state import EdgeState, InFlight, Job
-from decoding.prefix_hash import chain, extended
-from decoding.rescue import CERTAIN, Branch, Fork, doubts
+from decoding.edge_messages import new_window
+from decoding.edge_state import Branch, EdgeState, InFlight, Job
+from decoding.prefix_hash import extended
+from decoding.rescue import CERTAIN, Fork, doubts
 
 
 def next_job(state: EdgeState, now_ms: float) -> tuple[Job, int] | None:
@@ -22,17 +23,15 @@ def next_job(state: EdgeState, now_ms: float) -> tuple[Job, int] | None:
         return None
     room = min(flow.budget, state.num_remaining) - len(state.drafted)
     count = 0 if ends else min(flow.message, room, state.spec.draft_context - len(state.text))
-    fork = _best_fork(state, least_reach(state, count))
+    start, cached = len(state.text), state.num_cached
+    fork = _best_fork(state, chain_may_go_on=count > 0)
     if fork is not None:
         left = len(state.tokens) + state.num_remaining - fork.end
         count = min(flow.message, left, state.spec.draft_context - fork.end)
+        start, cached = fork.end, min(cached, fork.start)
     if count <= 0:
         return None
-    start, cached = len(state.text), state.num_cached
-    if fork is not None:
-        start, cached = fork.end, min(cached, fork.start)
-    job = Job(state.last_job + 1, start, cached, flow.awaits, now_ms, fork)
-    return job, count
+    return Job(state.last_job + 1, start, cached, flow.awaits, now_ms, fork), count
 
 
 def feed_of(state: EdgeState, job: Job) -> tuple[int, ...]:
@@ -42,86 +41,60 @@ def feed_of(state: EdgeState, job: Job) -> tuple[int, ...]:
     return state.text[job.num_cached : job.fork.start] + job.fork.tokens
 
 
-def least_reach(state: EdgeState, chain_count: int) -> float | None:
-    """What a branch must exceed: what the pace asks for, and the chain where that may go on; None
-    where there are no branches."""
-    rescue = state.flow.rescue
-    if rescue is None or state.spec.method.needs_rows(state.spec.sampling):
+def _best_fork(state: EdgeState, chain_may_go_on: bool) -> Fork | None:
+    """Where a branch begins or goes on that is likelier to be reached than the pace asks for, and
+    than the end of the chain where that may go on."""
+    least = state.flow.rescue
+    if least is None or state.spec.method.needs_rows(state.spec.sampling):
         return None
-    if chain_count <= 0:
-        return rescue
-    reach = 1.0
-    for doubt in state.doubts:
-        reach *= state.measures.beliefs.rates(doubt)[0]
-    return max(rescue, reach)
-
-
-def _best_fork(state: EdgeState, least: float | None) -> Fork | None:
-    if least is None:
-        return None
-    reach, fork = max(_forks(state), key=lambda found: found[0], default=(0.0, None))
-    return fork if reach > least else None
-
-
-def _forks(state: EdgeState) -> Iterator[tuple[float, Fork]]:
-    """Where a branch may begin or go on, and how likely the text comes by there."""
     beliefs, reach = state.measures.beliefs, 1.0
     branches = {branch.start: branch for branch in state.branches}
-    hashes = chain(state.text_hash, state.drafted)
-    end = min(
-        len(state.tokens) + min(state.num_remaining, state.flow.budget), state.spec.draft_context
-    )
-    for start, (doubt, before) in enumerate(
-        zip(state.doubts, hashes, strict=False), len(state.tokens)
-    ):
+    best: tuple[int, tuple[int, ...]] | None = None
+    for start, doubt in enumerate(state.doubts, len(state.tokens)):
         first, second = beliefs.rates(doubt)
-        branch = branches.get(start)
-        if branch is not None:
-            worth = reach * second
-            for inner in branch.doubts:
-                worth *= beliefs.rates(inner)[0]
-            if branch.end < end and branch.tokens[-1] not in state.eos:
-                yield worth, Fork(start, branch.tokens, before)
-        elif doubt.second is not None and doubt.second not in state.eos and start + 1 < end:
-            yield reach * second, Fork(start, (doubt.second,), before)
+        worth = reach * second
+        tokens: tuple[int, ...] = () if doubt.second is None else (doubt.second,)
+        if (branch := branches.get(start)) is not None:
+            worth *= prod(beliefs.rates(inner)[0] for inner in branch.doubts)
+            tokens = branch.tokens
+        if tokens and worth > least and _may_go_on(state, start, tokens):
+            best, least = (start, tokens), worth
         reach *= first
+    if best is None or (chain_may_go_on and least <= reach):
+        return None
+    start, tokens = best
+    before = state.drafted[: start - len(state.tokens)]
+    return Fork(start, tokens, extended(state.text_hash, before))
+
+
+def _may_go_on(state: EdgeState, start: int, tokens: tuple[int, ...]) -> bool:
+    """Whether more can be drafted after a branch's tokens."""
+    budget_end = len(state.tokens) + min(state.num_remaining, state.flow.budget)
+    end = min(budget_end, state.spec.draft_context)
+    return start + len(tokens) < end and tokens[-1] not in state.eos
 
 
 def branched(state: EdgeState, fork: Fork, event: Drafted) -> tuple[EdgeState, InFlight | None]:
     """With what was drafted on a branch, and the window of it; None where the text has passed the
     branch meanwhile, or nothing was drafted."""
-    known = {branch.start: branch for branch in state.branches}
     gone = fork.start < len(state.tokens) or fork.start >= len(state.text)
     if gone or not event.tokens:
         return state, None
-    branch = known.get(fork.start)
-    more = doubts(event.q_ids, event.q_probs, state.spec.sampling, event.start)
-    tokens, start = event.tokens, event.start
+    branches = {branch.start: branch for branch in state.branches}
+    branch, tokens, start = branches.get(fork.start), event.tokens, event.start
     if branch is None:  # its first token is sent with those after it
         branch = Branch(fork.start, (), fork.follows, (CERTAIN,) * (len(fork.tokens) - 1))
         tokens, start = (*fork.tokens, *tokens), fork.start
-    flight = InFlight(
-        number=state.last_number + 1,
-        start=start,
-        tokens=tokens,
-        follows=branch.text_hash,
-        rows=None,
-        threshold=state.threshold_at(event.now_ms),
-        draft_ms=event.draft_ms,
-        drafted_ms=event.now_ms - event.draft_ms,
-        sent_ms=event.now_ms,
-        num_sends=0,
-        branch=fork.start,
+    flight = new_window(state, event, start, tokens, branch.text_hash, branch=True)
+    more = doubts(event.q_ids, event.q_probs, state.spec.sampling, event.start)
+    branches[fork.start] = replace(
+        branch,
+        tokens=branch.tokens + tokens,
+        text_hash=extended(branch.text_hash, tokens),
+        doubts=branch.doubts + more,
+        windows=(*branch.windows, flight),
     )
-    after = extended(branch.text_hash, tokens)
-    known[fork.start] = branch.longer(tokens, after, more)
-    state = replace(
-        state,
-        branches=tuple(known.values()),
-        branch_windows=(*state.branch_windows, flight),
-        last_number=flight.number,
-    )
-    return state, flight
+    return replace(state, branches=tuple(branches.values()), last_number=flight.number), flight
 
 
 class Rescue(Struct, frozen=True):
@@ -149,14 +122,13 @@ def turned(state: EdgeState, found: Rescue | None) -> EdgeState:
     """The text, of which `state` has all, has turned away from the chain: what is rescued is the
     chain now, and all else goes."""
     job = None if found is None or found.job is None else replace(found.job, fork=None)
-    branch, flights = None if found is None else found.branch, state.branch_windows
+    branch = None if found is None else found.branch
     state = replace(
-        state, drafted=(), doubts=(), draft_hash=state.text_hash, branches=(), branch_windows=(),
-        in_flight=(), job=job,
-    )  # fmt: skip
+        state, drafted=(), doubts=(), draft_hash=state.text_hash, branches=(), in_flight=(), job=job
+    )
     if branch is None:
         return state
-    first, *others = (replace(f, branch=None) for f in flights if f.branch == branch.start)
+    first, *others = (replace(flight, branch=False) for flight in branch.windows)
     first = replace(
         first, start=first.start + 1, tokens=first.tokens[1:], follows=state.text_hash
     )  # its own first token is the text's last
@@ -171,11 +143,7 @@ def turned(state: EdgeState, found: Rescue | None) -> EdgeState:
 
 def without_passed(state: EdgeState) -> EdgeState:
     """Without branches that the text has passed."""
-    at = len(state.tokens)
     if not state.branches:
         return state
-    return replace(
-        state,
-        branches=tuple(branch for branch in state.branches if branch.start >= at),
-        branch_windows=tuple(f for f in state.branch_windows if (f.branch or 0) >= at),
-    )
+    ahead = (branch for branch in state.branches if branch.start >= len(state.tokens))
+    return replace(state, branches=tuple(ahead))

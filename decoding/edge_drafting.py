@@ -8,8 +8,8 @@ from bus.protocol.errors import ImpossibleEventError
 from decoding.edge_branches import branched, feed_of, next_job
 from decoding.edge_events import Crop, Draft, Drafted, Effect
 from decoding.edge_flow import agreement_measured, draft_measured
-from decoding.edge_messages import drafted_rows, sent_windows
-from decoding.edge_state import EdgeState, InFlight, Opening, Running, Step
+from decoding.edge_messages import new_window, sent_windows
+from decoding.edge_state import EdgeState, Opening, Running, Step
 from decoding.prefix_hash import extended
 from decoding.rescue import CERTAIN, Doubt, Fork, doubts
 
@@ -70,18 +70,7 @@ def _branch_drafted(state: EdgeState, fork: Fork, event: Drafted) -> Step:
 def _send_window(state: EdgeState, event: Drafted, first: int) -> Step:
     """The drafted tokens from index `first` on; the text has those before it already."""
     tokens = event.tokens[first:]
-    flight = InFlight(
-        number=state.last_number + 1,
-        start=event.start + first,
-        tokens=tokens,
-        follows=state.draft_hash,
-        rows=drafted_rows(state, event, first),
-        threshold=state.threshold_at(event.now_ms),
-        draft_ms=event.draft_ms,
-        drafted_ms=event.now_ms - event.draft_ms,
-        sent_ms=event.now_ms,
-        num_sends=0,
-    )
+    flight = new_window(state, event, event.start + first, tokens, state.draft_hash)
     state = replace(
         state,
         drafted=state.drafted + tokens,

@@ -160,7 +160,8 @@ def text_measured(
 ) -> EdgeState:
     """With what new text says about acceptance; of the state before it."""
     measures = agreement_measured(state, text.agreed, text.rejected).measures
-    measures = replace(measures, beliefs=measures.beliefs.seen(_ranks(state, text)))
+    if state.flow.rescue is not None:
+        measures = replace(measures, beliefs=measures.beliefs.seen(_ranks(state, text)))
     growth, previous = state.growth, state.previous
     flights = {flight.number: flight for flight in state.in_flight}
     for fact in facts:

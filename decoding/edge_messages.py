@@ -34,7 +34,7 @@ def opening(state: EdgeState) -> OpenSession:
     )
 
 
-def drafted_rows(state: EdgeState, event: Drafted, first: int) -> DraftRows | None:
+def _drafted_rows(state: EdgeState, event: Drafted, first: int) -> DraftRows | None:
     """What the tokens from index `first` on were drawn from, where the method needs it."""
     if not state.spec.method.needs_rows(state.spec.sampling):
         return None
@@ -45,6 +45,26 @@ def drafted_rows(state: EdgeState, event: Drafted, first: int) -> DraftRows | No
         control_version=state.control.version,
         edge_ms=state.previous.edge_ms,
         rework_ms=state.previous.rework_ms,
+    )
+
+
+def new_window(
+    state: EdgeState, event: Drafted, start: int, tokens: tuple[int, ...], follows: bytes,
+    branch: bool = False,
+) -> InFlight:  # fmt: skip
+    """The next window, not sent yet: tokens of a draft job, from position `start` on."""
+    return InFlight(
+        number=state.last_number + 1,
+        start=start,
+        tokens=tokens,
+        follows=follows,
+        rows=_drafted_rows(state, event, start - event.start),
+        threshold=state.threshold_at(event.now_ms),
+        draft_ms=event.draft_ms,
+        drafted_ms=event.now_ms - event.draft_ms,
+        sent_ms=event.now_ms,
+        num_sends=0,
+        branch=branch,
     )
 
 
@@ -76,7 +96,7 @@ def sent_windows(
                 follows=flight.follows,
                 tokens=pack_tokens(flight.tokens),
                 rows=flight.rows,
-                branch=flight.branch is not None,
+                branch=flight.branch,
             )
         )
         for flight in windows
@@ -86,7 +106,7 @@ def sent_windows(
     state = replace(
         state,
         in_flight=counted(state.in_flight),
-        branch_windows=counted(state.branch_windows),
+        branches=tuple(replace(b, windows=counted(b.windows)) for b in state.branches),
         sent=(*others, *once)[-MAX_SENT:],
         stage=replace(stage, acked_ms=now_ms, waits_ms=waits_ms),
     )

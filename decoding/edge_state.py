@@ -10,7 +10,7 @@ from decoding.edge_events import Effect
 from decoding.methods import Method
 from decoding.methods.base import Flow
 from decoding.pacing import Measures
-from decoding.rescue import Branch, Doubt, Fork
+from decoding.rescue import Doubt, Fork
 from decoding.sampling import SamplingParams
 from decoding.timing import ReplyTimer
 
@@ -124,7 +124,7 @@ class InFlight(Struct, frozen=True):
     Attributes:
         start: absolute position of its first token. follows: hash of the text before it.
         sent_ms: when it was last sent; num_sends: how often.
-        branch: where the branch forks that it is of, None on the chain.
+        branch: it is of a branch, not of the chain.
     """
 
     number: int
@@ -137,7 +137,27 @@ class InFlight(Struct, frozen=True):
     drafted_ms: float
     sent_ms: float
     num_sends: int
-    branch: int | None = None
+    branch: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+class Branch(Struct, frozen=True):
+    """What has been drafted after a second choice (`decoding.rescue`).
+
+    Attributes:
+        start: absolute position of `tokens[0]`, the second choice there.
+        text_hash: of the text with all its tokens. doubts: of those after the first.
+        windows: in which they were sent, in order.
+    """
+
+    start: int
+    tokens: tuple[int, ...]
+    text_hash: bytes
+    doubts: tuple[Doubt, ...]
+    windows: tuple[InFlight, ...] = ()
 
     @property
     def end(self) -> int:
@@ -174,7 +194,7 @@ class EdgeState(Struct, frozen=True):
         tokens: prompt and committed tokens; text_hash: of that text.
         drafted: tokens after them that were drafted and not decided yet; draft_hash: of the text
             with them; doubts: of each, where the pace asks for branches.
-        branches: what was drafted after second choices of these, and branch_windows: as sent.
+        branches: what was drafted after second choices of these.
         in_flight: windows that are not wholly decided, in order.
         num_cached: length of the draft's cache once the effects so far have run.
         last_job: number of the newest draft job; job: the one that runs, if any.
@@ -199,7 +219,6 @@ class EdgeState(Struct, frozen=True):
     drafted: tuple[int, ...] = ()
     doubts: tuple[Doubt, ...] = ()
     branches: tuple[Branch, ...] = ()
-    branch_windows: tuple[InFlight, ...] = ()
     in_flight: tuple[InFlight, ...] = ()
     num_cached: int = 0
     last_job: int = 0

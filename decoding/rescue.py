@@ -22,7 +22,6 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from bus.protocol.arrays import Float16Array, Int32Array
 from decoding.coupling import best_two
@@ -106,7 +105,7 @@ class Fork(Struct, frozen=True):
 
     Attributes:
         start: absolute position of its first token, a second choice.
-        tokens: it has already. follows: hash of the text before the first of them.
+        tokens: those it has already. follows: hash of the text before the first of them.
     """
 
     start: int
@@ -116,28 +115,3 @@ class Fork(Struct, frozen=True):
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
-
-
-class Branch(Struct, frozen=True):
-    """What has been drafted after a second choice.
-
-    Attributes:
-        start: absolute position of `tokens[0]`, the second choice there.
-        text_hash: of the text with all its tokens.
-        doubts: of the tokens after the first.
-    """
-
-    start: int
-    tokens: tuple[int, ...]
-    text_hash: bytes
-    doubts: tuple[Doubt, ...]
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.tokens)
-
-    def longer(self, tokens: tuple[int, ...], text_hash: bytes, more: tuple[Doubt, ...]) -> Branch:
-        """With tokens after its own."""
-        return replace(
-            self, tokens=self.tokens + tokens, text_hash=text_hash, doubts=self.doubts + more
-        )

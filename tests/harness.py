@@ -26,12 +26,11 @@ from bus.protocol.messages import (
     Message,
     OpenSession,
 )
-from decoding import cloud, cloud_events, edge, edge_events, methods
+from decoding import cloud, cloud_events, edge, edge_events, edge_state, methods
 from decoding.engine import Segment, Want
 from decoding.methods import Method, find
 from decoding.passes import run_pass
 from decoding.prefix_hash import chain
-from decoding.rescue import Branch
 from decoding.sampling import SamplingParams
 from decoding.verification import Judged, Reported, own_report, window_report
 from tests.toy import ToyDraft, ToyPair, ToyTarget
@@ -65,7 +64,7 @@ def check_in_flight(state: edge.EdgeState) -> None:
         check_branch(state, branch)
 
 
-def check_branch(state: edge.EdgeState, branch: Branch) -> None:
+def check_branch(state: edge.EdgeState, branch: edge_state.Branch) -> None:
     """A branch forks within what is drafted, goes another way, and is in flight as a whole."""
     assert len(state.tokens) <= branch.start < len(state.text)
     assert branch.tokens[0] != state.text[branch.start]
@@ -74,12 +73,12 @@ def check_branch(state: edge.EdgeState, branch: Branch) -> None:
     hashes = list(chain(state.text_hash, (*before, *branch.tokens)))
     assert branch.text_hash == hashes[-1]
     at = branch.start
-    for flight in state.branch_windows:
-        if flight.branch == branch.start:
-            assert flight.start == at
-            assert flight.follows == hashes[at - len(state.tokens)]
-            assert flight.tokens == branch.tokens[at - branch.start :][: len(flight.tokens)]
-            at = flight.end
+    for flight in branch.windows:
+        assert flight.branch
+        assert flight.start == at
+        assert flight.follows == hashes[at - len(state.tokens)]
+        assert flight.tokens == branch.tokens[at - branch.start :][: len(flight.tokens)]
+        at = flight.end
     assert at == branch.end
 
 

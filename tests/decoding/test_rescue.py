@@ -160,9 +160,8 @@ def test_a_branch_that_is_being_drafted_goes_on_as_the_chain() -> None:
 def test_where_the_text_goes_elsewhere_branches_are_dropped() -> None:
     edge = with_a_branch()
     edge.tell(says(3, (66,)))
-    assert not (edge.state.branches)
-    assert not (edge.state.branch_windows)
-    assert not (edge.state.drafted)
+    assert not edge.state.branches
+    assert not edge.state.drafted
     assert edge.state.num_cached == 3
 
 
@@ -185,8 +184,7 @@ def test_a_draft_of_a_branch_that_the_text_has_passed_is_nothing() -> None:
 def test_a_session_that_is_opened_again_begins_without_branches() -> None:
     edge = with_a_branch()
     edge.tell(UNKNOWN)
-    assert not (edge.state.branches)
-    assert not (edge.state.branch_windows)
+    assert not edge.state.branches
     assert [flight.tokens for flight in edge.state.in_flight] == [CHAIN[:1], CHAIN[1:]]
 
 
