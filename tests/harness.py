@@ -29,6 +29,7 @@ from bus.protocol.messages import (
 from decoding import cloud, cloud_events, edge, edge_events, edge_state, methods
 from decoding.engine import Segment, Want
 from decoding.methods import Method, find
+from decoding.methods.base import Flow, PaceView
 from decoding.passes import run_pass
 from decoding.prefix_hash import chain
 from decoding.sampling import SamplingParams
@@ -49,6 +50,18 @@ class Fate:
 
 
 PERFECT = Fate()
+
+
+class Steady:
+    """`message` tokens a window, `budget` in flight, branches that are likelier than `rescue`."""
+
+    name, forecasts = "steady", False
+
+    def __init__(self, message: int, budget: int, rescue: float | None = None) -> None:
+        self._flow = Flow(message, budget, awaits=False, rescue=rescue)
+
+    def flow(self, view: PaceView) -> Flow:
+        return self._flow
 
 
 def check_in_flight(state: edge.EdgeState) -> None:

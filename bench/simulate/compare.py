@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from bench.pace.plan import Plan
 from bench.pace.rows import read_rows, read_stack_rows, read_timeline_rows
 from bench.pace.run import ANSWERS, ROWS, STACKS, TIMELINES, load_plan
 from bench.pace.summary import PaceCell, summarise
+from bench.simulate.choices import recorded_choices
 from bench.simulate.device import Device, fit_device
 from bench.simulate.predict import Hits, named, predict
-from engines.torch.cache import KVCache
-from engines.torch.draft import TrimmedDraft, WholeDraft, load_draft
 from engines.torch.oracle import RecordedAnswer, is_wrong, read_answers
 
 
@@ -92,16 +89,9 @@ def oracle_answer(recorded: RecordedAnswer, seed: int, error_rate: float) -> Hit
     )
 
 
-@torch.inference_mode()
 def draft_agreement(spec: str, recorded: Sequence[RecordedAnswer]) -> list[Hits]:
     """Where a draft model, given the answer so far, would have written the answer's token."""
-    draft = load_draft(spec, "float32")
-    network = draft.network
-    assert isinstance(network, WholeDraft | TrimmedDraft)  # what `load_draft` gives
-    found = []
-    for answer in recorded:
-        text = torch.tensor(answer.prompt + answer.answer[:-1], device=draft.device)
-        rows = network.logits(text, KVCache(), len(answer.answer)).argmax(-1).cpu().numpy()
-        tokens = rows if network.vocab is None else network.vocab[rows]
-        found.append(tuple(int(a) == b for a, b in zip(tokens, answer.answer, strict=True)))
-    return found
+    return [
+        tuple(choice.rank == 0 for choice in choices)
+        for choices in recorded_choices(spec, recorded)
+    ]

@@ -33,7 +33,6 @@ from engines.padding import LeastTimes, Padding, Tally, TallyFile, read_tally
 from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
 from engines.torch.target import TargetModel
-from tests.engines.tiny import save_tiny
 
 PROMPT = [5, 9, 40, 77, 9, 40, 3]
 NEVER: frozenset[int] = frozenset()
@@ -47,20 +46,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny models that seldom agree."""
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny(folder / "target")
-    save_tiny(folder / "stranger", seed=7)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def target(folder: Path) -> TargetModel:
-    return TargetModel.load(str(folder / "target"), "float32", "cpu")
 
 
 @pytest.fixture(scope="module")

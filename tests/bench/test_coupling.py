@@ -14,23 +14,9 @@ from cli.main import app
 from decoding.sampling import SamplingParams
 from engines.torch.drafter import ModelDrafter
 from engines.torch.target import TargetModel
-from tests.engines.tiny import save_tiny
 
 PROMPT = (5, 9, 40, 77, 9, 40, 3)
 HOW = [SamplingParams(), SamplingParams(0.8, 0.9, seed=3), SamplingParams(1.2, seed=3)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny(folder / "target")
-    save_tiny(folder / "stranger", seed=7)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def target(folder: Path) -> TargetModel:
-    return TargetModel.load(str(folder / "target"), "float32", "cpu")
 
 
 def measured(

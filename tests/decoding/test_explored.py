@@ -12,6 +12,7 @@ from decoding import methods
 from decoding.methods.base import Flow, Pace, PaceView
 from decoding.sampling import SamplingParams
 from tests.explorer import Explorer, explore
+from tests.harness import Steady
 from tests.toy import ToyPair
 
 GREEDY = SamplingParams()
@@ -19,18 +20,6 @@ SAMPLED = SamplingParams(temperature=0.8, seed=11)
 RESIDUAL = replace(SAMPLED, coupling=SessionCoupling.RESIDUAL)
 CUT = SamplingParams(temperature=1.2, top_p=0.8, seed=7)
 PAIR = ToyPair(vocab_size=3, agreement=0.6, seed=4, num_sparse=3)
-
-
-class Steady:
-    """`message` tokens a window, `budget` in flight, branches that are likelier than `rescue`."""
-
-    name, forecasts = "steady", False
-
-    def __init__(self, message: int, budget: int, rescue: float | None = None) -> None:
-        self._flow = Flow(message, budget, awaits=False, rescue=rescue)
-
-    def flow(self, view: PaceView) -> Flow:
-        return self._flow
 
 
 class Alternating:

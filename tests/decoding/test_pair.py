@@ -17,10 +17,10 @@ from bus.protocol.messages import (
     FinishReason,
     OpenSession,
 )
-from decoding.methods.base import Flow, Pace, PaceView
+from decoding.methods.base import Pace
 from decoding.methods.paces import Ahead, Lockstep
 from decoding.sampling import SamplingParams
-from tests.harness import SD, EdgeCloudPair, Fate
+from tests.harness import SD, EdgeCloudPair, Fate, Steady
 from tests.toy import ToyPair, target_alone
 
 GREEDY = SamplingParams()
@@ -115,18 +115,6 @@ def test_a_restarted_cloud_is_told_what_was_promised() -> None:
 
 
 # --- a target that goes on by itself ----------------------------------------------------------
-
-
-class Steady:
-    """`message` tokens a window, `budget` in flight, branches that are likelier than `rescue`."""
-
-    name, forecasts = "steady", False
-
-    def __init__(self, message: int, budget: int, rescue: float | None = None) -> None:
-        self._flow = Flow(message, budget, awaits=False, rescue=rescue)
-
-    def flow(self, view: PaceView) -> Flow:
-        return self._flow
 
 
 paces = st.sampled_from(
