@@ -72,7 +72,7 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
             (w.at_ms, w.at_ms + usual_ms, f"{_window_text(w)}, made void by a rollback")
             for w in dropped
         ),
-        down=tuple((left_ms, w.end_ms, _verdict_text(w)) for w, left_ms in ends),
+        down=tuple((left_ms, w.end_ms, _feedback_text(w)) for w, left_ms in ends),
         passes=tuple(
             (left_ms - w.verify_ms, left_ms, f"pass over {w.pass_tokens} tokens")
             for w, left_ms in ends
@@ -105,7 +105,7 @@ def _window_text(window: WindowSpan) -> str:
     return f"window {window.number}, {window.num_tokens} tokens"
 
 
-def _verdict_text(window: WindowSpan) -> str:
+def _feedback_text(window: WindowSpan) -> str:
     return (
         f"{_num_standing(window)} of {window.num_tokens} tokens of window {window.number} accepted"
     )

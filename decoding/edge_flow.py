@@ -195,5 +195,5 @@ def agreement_measured(state: EdgeState, agreed: int, rejected: bool) -> EdgeSta
     """With drafted tokens that are the target's, and maybe one that is not."""
     if not agreed and not rejected:
         return state
-    acceptance = state.measures.acceptance.verdict(agreed, rejected)
+    acceptance = state.measures.acceptance.judged_as(agreed, rejected)
     return replace(state, measures=replace(state.measures, acceptance=acceptance))

@@ -146,7 +146,7 @@ class Acceptance(Struct, frozen=True):
     accepted: float = PRIOR_ACCEPTANCE * PRIOR_WEIGHT
     judged: float = PRIOR_WEIGHT
 
-    def verdict(self, num_accepted: int, rejected: bool) -> Acceptance:
+    def judged_as(self, num_accepted: int, rejected: bool) -> Acceptance:
         """With `num_accepted` accepted tokens, and maybe one that was rejected."""
         fade = TOKEN_FADE ** (num_accepted + rejected)
         return Acceptance(

@@ -80,7 +80,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class CellVerdict:
+class CellResult:
     """Of one cell.
 
     Attributes:
@@ -114,8 +114,8 @@ class CellVerdict:
 def judge(
     measured: Sequence[CellAnswers], alone: Mapping[float, Sequence[Tokens]], allowance: Allowance,
     evidence: Evidence,
-) -> list[CellVerdict]:  # fmt: skip
-    """A verdict for each cell, in order.
+) -> list[CellResult]:  # fmt: skip
+    """A result for each cell, in order.
 
     Args:
         alone: the target's own answers at each temperature.
@@ -125,7 +125,7 @@ def judge(
 
 def _judge_cell(
     one: CellAnswers, reference: Sequence[Tokens], allowance: Allowance, evidence: Evidence
-) -> CellVerdict:
+) -> CellResult:
     pairs = list(enumerate(zip(reference, one.answers, strict=True)))
     differences = [
         _difference(prompt, expected, got, one.cell, allowance, evidence)
@@ -137,7 +137,7 @@ def _judge_cell(
     if allowance is Allowance.EPSILON and one.cell.greedy:
         epsilon = max(evidence.epsilon(prompt, got) for prompt, (_, got) in pairs)
         shortfall = max(evidence.shortfall(prompt, got) for prompt, (_, got) in pairs)
-    return CellVerdict(
+    return CellResult(
         one.cell, one.seconds, len(pairs), len(pairs) - len(differences),
         sum(difference.excused for difference in differences),
         by_excuse[0] if by_excuse else None, epsilon, shortfall,

@@ -22,7 +22,7 @@ from bench.exactness.answers import (
 )
 from bench.exactness.design import DesignCell, Factors, design
 from bench.exactness.evidence import ModelEvidence
-from bench.exactness.judge import Allowance, CellVerdict, Difference, allowance_of, judge
+from bench.exactness.judge import Allowance, CellResult, Difference, allowance_of, judge
 from bench.progress import counting_bar
 from bus.protocol.errors import ConfigurationError
 
@@ -30,7 +30,7 @@ _TABLE_WIDTH = 110
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ExactnessResult:
     """What came out.
 
     Attributes:
@@ -39,7 +39,7 @@ class Verdict:
 
     asked: Asked
     dtype: str
-    cells: tuple[CellVerdict, ...]
+    cells: tuple[CellResult, ...]
 
     @property
     def holds(self) -> bool:
@@ -51,7 +51,7 @@ class Verdict:
             "target": self.asked.target, "draft": self.asked.draft, "dtype": self.dtype,
             "prompts": len(self.asked.prompts), "max_new_tokens": self.asked.max_new_tokens,
             "excused": allowance_of(self.dtype).value, "holds": self.holds,
-            "cells": [_cell_dict(verdict) for verdict in self.cells],
+            "cells": [_cell_dict(result) for result in self.cells],
         }  # fmt: skip
 
 
@@ -62,15 +62,15 @@ def own_prompts(count: int) -> tuple[str, ...]:
 
 def run(factors: Factors, most_cells: int, asked: Asked, as_json: bool) -> bool:
     """Measure and print; whether all answers are what they must be."""
-    verdict = measure(design(factors, most_cells), asked)
+    result = measure(design(factors, most_cells), asked)
     if as_json:
-        print(json.dumps(verdict.as_dict()))
+        print(json.dumps(result.as_dict()))
     else:
-        _print(verdict, Console())
-    return verdict.holds
+        _print(result, Console())
+    return result.holds
 
 
-def measure(cells: Sequence[DesignCell], asked: Asked) -> Verdict:
+def measure(cells: Sequence[DesignCell], asked: Asked) -> ExactnessResult:
     """Answer, compare, and look at what differs.
 
     Raises:
@@ -95,35 +95,35 @@ def measure(cells: Sequence[DesignCell], asked: Asked) -> Verdict:
             f"the cells ran in {' and '.join(sorted(formats))}; name one with --dtype"
         )
     dtype = formats.pop() if asked.dtype == "auto" else asked.dtype
-    verdicts = judge(measured, alone, allowance_of(dtype), ModelEvidence(asked))
-    return Verdict(asked, dtype, tuple(verdicts))
+    results = judge(measured, alone, allowance_of(dtype), ModelEvidence(asked))
+    return ExactnessResult(asked, dtype, tuple(results))
 
 
-def _cell_dict(verdict: CellVerdict) -> dict[str, Any]:
-    cell = verdict.cell
-    difference = verdict.difference
+def _cell_dict(result: CellResult) -> dict[str, Any]:
+    cell = result.cell
+    difference = result.difference
     return {
         "method": cell.method, "window": cell.window, "temperature": cell.temperature,
         **asdict(cell.installation), "disturbance": cell.disturbance.value,
-        "seconds": verdict.seconds,
-        "identical": verdict.num_identical, "excused": verdict.num_excused,
-        "epsilon": verdict.epsilon, "worst_shortfall": verdict.worst_shortfall,
+        "seconds": result.seconds,
+        "identical": result.num_identical, "excused": result.num_excused,
+        "epsilon": result.epsilon, "worst_shortfall": result.worst_shortfall,
         "first_difference": None if difference is None else asdict(difference),
-        "holds": verdict.holds,
+        "holds": result.holds,
     }  # fmt: skip
 
 
-def _print(verdict: Verdict, console: Console) -> None:
+def _print(result: ExactnessResult, console: Console) -> None:
     console.width = max(console.width, _TABLE_WIDTH)
-    console.print(_table(verdict))
-    for line in closing_lines(verdict):
+    console.print(_table(result))
+    for line in closing_lines(result):
         console.print(line, highlight=False)
 
 
-def _table(verdict: Verdict) -> Table:
-    asked = verdict.asked
+def _table(result: ExactnessResult) -> Table:
+    asked = result.asked
     table = Table(
-        title=f"{asked.target} and {asked.draft}, {verdict.dtype}: {len(verdict.cells)} cells × "
+        title=f"{asked.target} and {asked.draft}, {result.dtype}: {len(result.cells)} cells × "
         f"{len(asked.prompts)} prompts × {asked.max_new_tokens} tokens (measured)"
     )
     columns = (
@@ -132,7 +132,7 @@ def _table(verdict: Verdict) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in {"method", "link"} else "right")
     table.add_column("first difference")
-    for one in verdict.cells:
+    for one in result.cells:
         cell, inst = one.cell, one.cell.installation
         table.add_row(
             cell.method, "own" if cell.window is None else str(cell.window),
@@ -144,10 +144,10 @@ def _table(verdict: Verdict) -> Table:
     return table
 
 
-def _noted(verdict: CellVerdict) -> str:
-    parts = [] if verdict.difference is None else [_told(verdict.difference)]
-    if verdict.epsilon is not None:
-        parts.append(f"ε {verdict.epsilon:.4f}, below maximum ≤ {verdict.worst_shortfall:.4f}")
+def _noted(result: CellResult) -> str:
+    parts = [] if result.difference is None else [_told(result.difference)]
+    if result.epsilon is not None:
+        parts.append(f"ε {result.epsilon:.4f}, below maximum ≤ {result.worst_shortfall:.4f}")
     return "; ".join(parts)
 
 
@@ -165,20 +165,20 @@ def _word(token: int | None) -> str:
     return "end" if token is None else str(token)
 
 
-def closing_lines(verdict: Verdict) -> list[str]:
+def closing_lines(result: ExactnessResult) -> list[str]:
     """Whether it holds, in words: at temperature 0 and above."""
     lines = []
     for greedy, what in (
         (True, "identical to the target alone"),
         (False, "above temperature 0, identical to the target alone with the same seed"),
     ):
-        cells = [cell for cell in verdict.cells if cell.cell.greedy == greedy]
+        cells = [cell for cell in result.cells if cell.cell.greedy == greedy]
         if cells:
-            lines.append(f"{what}: {_answer(cells, allowance_of(verdict.dtype))}")
+            lines.append(f"{what}: {_answer(cells, allowance_of(result.dtype))}")
     return lines
 
 
-def _answer(cells: Sequence[CellVerdict], allowance: Allowance) -> str:
+def _answer(cells: Sequence[CellResult], allowance: Allowance) -> str:
     if all(cell.identical for cell in cells):
         return "yes"
     if not all(cell.holds for cell in cells):

@@ -176,13 +176,13 @@ class _Session:
 
     def drafts(self) -> Iterable[_Work]:
         """Each draft job, with the feedback that was written while it ran."""
-        verdicts = {window.end_ms for window in self._windows}
-        verdicts |= {span.end_ms + self._rtt_ms / 2 for span in self._passes}
+        feedback_at_ms = {window.end_ms for window in self._windows}
+        feedback_at_ms |= {span.end_ms + self._rtt_ms / 2 for span in self._passes}
         passes = [(span.at_ms, span.end_ms) for span in self._passes]
         for span in self._drafts[1:]:
             if span.num_tokens:
                 own = (span.at_ms, span.end_ms)
-                arrivals = sum(span.at_ms <= at <= span.end_ms for at in verdicts)
+                arrivals = sum(span.at_ms <= at <= span.end_ms for at in feedback_at_ms)
                 beside = _overlap(own, passes)
                 yield _Work(span.num_tokens, span.end_ms - span.at_ms, beside, arrivals)
 

@@ -53,14 +53,14 @@ class _Node:
     """A text that the draft may go on from.
 
     Attributes:
-        length: of that text. stands: whether it is the target's.
+        length: of that text. is_right: whether it is the target's.
         reach: how probable the edge believes that, when it was drafted.
         first, second: the text with one of the draft's choices; None before it has been run.
         arrived_ms: when its last token comes to the cloud, as a part of the longest path.
     """
 
     length: int
-    stands: bool
+    is_right: bool
     reach: float
     first: _Node | None = None
     second: _Node | None = None
@@ -159,24 +159,24 @@ class RescueSession:
             self._counts.branch_nodes += branch
             choice = self._choices[node.length]
             right, second = self._belief(choice.margin)
-            node.first = self._after(node, node.stands and choice.rank == 0, right)
-            node.second = self._after(node, node.stands and choice.rank == 1, second)
+            node.first = self._after(node, node.is_right and choice.rank == 0, right)
+            node.second = self._after(node, node.is_right and choice.rank == 1, second)
             node.first.arrived_ms = arrives_ms
         self._draft()
 
-    def _after(self, node: _Node, stands: bool, chance: float) -> _Node:
+    def _after(self, node: _Node, is_right: bool, chance: float) -> _Node:
         """The text with one more token; there is one node for each text of the target's."""
-        after = _Node(node.length + 1, stands, node.reach * chance)
-        return self._by_length.setdefault(after.length, after) if stands else after
+        after = _Node(node.length + 1, is_right, node.reach * chance)
+        return self._by_length.setdefault(after.length, after) if is_right else after
 
     def _told(self, length: int) -> None:
         """Feedback: the text has `length` tokens. What was drafted after it goes on being useful;
         elsewhere the edge begins anew."""
         if length > self._root.length:
-            self._root = self._standing(length)
+            self._root = self._right_text(length)
         self._draft()
 
-    def _standing(self, length: int) -> _Node:
+    def _right_text(self, length: int) -> _Node:
         return self._by_length.setdefault(length, _Node(length, True, 1.0))
 
     # --- the cloud ----------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class RescueSession:
         """Verify the longest path there is, or write one token."""
         node = self._by_length.get(self._committed)
         path = [] if node is None else self._path(node)
-        accepted = next((i for i, step in enumerate(path) if not step.stands), len(path))
+        accepted = next((i for i, step in enumerate(path) if not step.is_right), len(path))
         tokens, rejected = len(path), accepted < len(path)
         if node is not None and self._policy.tree:
             accepted, tokens = self._deepest(node), self._num_arrived(node)
@@ -226,5 +226,5 @@ class RescueSession:
 
     def _deepest(self, node: _Node) -> int:
         """Tokens after a node that have come and are the target's."""
-        standing = [child for child in self._there(node) if child.stands]
-        return 1 + self._deepest(standing[0]) if standing else 0
+        right = [child for child in self._there(node) if child.is_right]
+        return 1 + self._deepest(right[0]) if right else 0

@@ -1,4 +1,4 @@
-"""Logits of a pass → the few numbers a verdict needs, on the device that holds them.
+"""Logits of a pass → the few numbers that judging needs, on the device that holds them.
 
 A row of 50,000 logits is reduced to the probabilities of the K tokens the draft proposed; the full
 row leaves the device only for a draw. The warped distribution is that of

@@ -25,8 +25,8 @@ from bench.exactness.design import (
     lossless_methods,
     usual_methods,
 )
-from bench.exactness.judge import Allowance, CellVerdict, allowance_of, judge
-from bench.exactness.run import Verdict, closing_lines, own_prompts
+from bench.exactness.judge import Allowance, CellResult, allowance_of, judge
+from bench.exactness.run import ExactnessResult, closing_lines, own_prompts
 from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from decoding import methods
@@ -197,7 +197,7 @@ class Said:
 
 def judged(
     answers: tuple[Tokens, ...], said: Said, dtype: str = "float32", cell: DesignCell = GREEDY
-) -> CellVerdict:
+) -> CellResult:
     first = CellAnswers(cell, ALONE, 1.0, dtype)
     alone = {0.0: ALONE, 0.8: ALONE}
     return judge(
@@ -216,9 +216,9 @@ def test_formats_and_what_they_excuse() -> None:
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
 def test_identical_answers_hold_and_no_model_is_asked(cell: DesignCell, dtype: str) -> None:
     said = Said()
-    verdict = judged(ALONE, said, dtype, cell)
-    assert (verdict.holds, verdict.identical, verdict.num_identical) == (True, True, 2)
-    assert verdict.difference is None
+    result = judged(ALONE, said, dtype, cell)
+    assert (result.holds, result.identical, result.num_identical) == (True, True, 2)
+    assert result.difference is None
     assert said.asked == []
 
 
@@ -226,8 +226,8 @@ def test_identical_answers_hold_and_no_model_is_asked(cell: DesignCell, dtype: s
 def test_a_near_tie_is_excused_in_float32_alone(cell: DesignCell, near: float) -> None:
     parted = ((1, 2, 9, 9), ALONE[1])
     said = Said(lead=near)
-    verdict = judged(parted, said, "float32", cell)
-    assert (verdict.holds, verdict.identical, verdict.num_excused) == (True, False, 1)
+    result = judged(parted, said, "float32", cell)
+    assert (result.holds, result.identical, result.num_excused) == (True, False, 1)
     assert said.asked == [(0, (1, 2, 3))]
     strict = judged(parted, Said(lead=near), "int8", cell)
     assert (strict.holds, strict.num_identical, strict.num_excused) == (False, 1, 0)
@@ -235,9 +235,9 @@ def test_a_near_tie_is_excused_in_float32_alone(cell: DesignCell, near: float) -
 
 @pytest.mark.parametrize(("cell", "far"), [(GREEDY, 1e-3), (SAMPLED, 1e-3)])
 def test_a_difference_elsewhere_is_not_excused(cell: DesignCell, far: float) -> None:
-    verdict = judged((ALONE[0], (5, 9, 7)), Said(lead=far), "float32", cell)
-    assert (verdict.holds, verdict.num_excused) == (False, 0)
-    difference = verdict.difference
+    result = judged((ALONE[0], (5, 9, 7)), Said(lead=far), "float32", cell)
+    assert (result.holds, result.num_excused) == (False, 0)
+    difference = result.difference
     assert difference is not None
     assert (difference.prompt, difference.position) == (1, 1)
     assert (difference.expected, difference.got) == (6, 9)
@@ -248,19 +248,19 @@ def test_a_difference_elsewhere_is_not_excused(cell: DesignCell, far: float) -> 
 @pytest.mark.parametrize("cell", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("answer", [(1, 2, 3), (1, 2, 3, 4, 5), ()])
 def test_a_shorter_or_longer_answer_is_not_excused(cell: DesignCell, answer: Tokens) -> None:
-    verdict = judged((answer, ALONE[1]), Said(lead=0.0), "float32", cell)
-    assert not verdict.holds
-    assert verdict.difference is not None
-    assert None in (verdict.difference.expected, verdict.difference.got)
+    result = judged((answer, ALONE[1]), Said(lead=0.0), "float32", cell)
+    assert not result.holds
+    assert result.difference is not None
+    assert None in (result.difference.expected, result.difference.got)
 
 
 def test_the_difference_told_is_one_that_is_not_excused() -> None:
     said = Said()
     said.lead = lambda prompt, tokens, cell: 0.0 if prompt == 0 else 1.0  # type: ignore[method-assign]
-    verdict = judged(((9, 2, 3, 4), (5, 6, 9)), said)
-    assert (verdict.num_excused, verdict.holds) == (1, False)
-    assert verdict.difference is not None
-    assert verdict.difference.prompt == 1
+    result = judged(((9, 2, 3, 4), (5, 6, 9)), said)
+    assert (result.num_excused, result.holds) == (1, False)
+    assert result.difference is not None
+    assert result.difference.prompt == 1
 
 
 def test_bfloat16_holds_within_two_epsilon() -> None:
@@ -283,8 +283,8 @@ def test_cells_are_compared_with_the_target_alone_at_their_temperature() -> None
     theirs: tuple[Tokens, ...] = ((8,), (8,))
     answers = [(GREEDY, ALONE), (SAMPLED, theirs), (SAMPLED, ALONE), (GREEDY, theirs)]
     measured = [CellAnswers(cell, tokens, 1.0, "int8") for cell, tokens in answers]
-    verdicts = judge(measured, {0.0: ALONE, 0.8: theirs}, Allowance.NONE, Said())
-    assert [verdict.holds for verdict in verdicts] == [True, True, False, False]
+    results = judge(measured, {0.0: ALONE, 0.8: theirs}, Allowance.NONE, Said())
+    assert [result.holds for result in results] == [True, True, False, False]
     assert (SAMPLED.sampling.temperature, SAMPLED.sampling.top_p) == (0.8, 0.9)
 
 
@@ -307,9 +307,9 @@ def test_cells_are_compared_with_the_target_alone_at_their_temperature() -> None
 def test_the_end_says_it_in_words(
     answers: tuple[Tokens, ...], lead: float, dtype: str, line: str
 ) -> None:
-    verdict = Verdict(Asked(("a", "b"), 4), dtype, (judged(answers, Said(lead), dtype),))
-    assert closing_lines(verdict) == [line]
-    told = json.loads(json.dumps(verdict.as_dict()))
+    result = ExactnessResult(Asked(("a", "b"), 4), dtype, (judged(answers, Said(lead), dtype),))
+    assert closing_lines(result) == [line]
+    told = json.loads(json.dumps(result.as_dict()))
     assert told["holds"] == (not line.endswith(": no"))
     assert told["cells"][0]["method"] == "sd"
 

@@ -121,7 +121,7 @@ async def test_two_sessions_have_a_row_each_in_every_pass(
 
 
 async def test_passes_do_not_wait_for_the_event_loop(start: Start, target: TargetModel) -> None:
-    """Between two passes nothing is asked of the loop: it may as well stand still."""
+    """Between two passes the loop has nothing to do: it may be blocked."""
     house = start()
     limit(house, lease=30)
     await house.hears(target)

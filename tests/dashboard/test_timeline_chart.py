@@ -49,7 +49,7 @@ def test_a_draft_is_cut_at_its_first_token_that_fell() -> None:
     assert times(lanes.vain) == [(30.0, 40.0), (40.0, 60.0), (176.0, 186.0)]
 
 
-def test_passes_end_half_a_round_trip_before_their_verdict_comes() -> None:
+def test_passes_end_half_a_round_trip_before_their_feedback_arrives() -> None:
     lanes = lanes_of(entry(*EVENTS))
     assert times(lanes.passes) == [(40.0, 100.0), (105.0, 165.0)]
     assert times(lanes.up) == [(20.0, 40.0), (40.0, 60.0)]
@@ -65,7 +65,7 @@ def test_windows_that_share_a_pass_show_it_once() -> None:
     assert len(lanes_of(entry(*shared)).passes) == 1
 
 
-def test_a_window_whose_verdict_came_with_a_later_one_stands() -> None:
+def test_a_window_whose_feedback_came_with_a_later_one_is_accepted() -> None:
     events = (DraftSpan(0.0, 9.0, 3, 2), WindowSpan(9.0, 1, 3, 2, 80.0, "accepted"))
     assert times(lanes_of(entry(*events)).stands) == [(0.0, 9.0)]
 

@@ -196,7 +196,7 @@ def feedback(start: int, tokens: tuple[int, ...], **changes: Any) -> Send:
 
 
 def repeated(start: int, tokens: tuple[int, ...]) -> Send:
-    """Feedback that tells of no pass."""
+    """Feedback without a pass."""
     return feedback(
         start, tokens, number=None, held_ms=0.0, verify_ms=0.0, queue_ms=0.0, pass_tokens=0
     )

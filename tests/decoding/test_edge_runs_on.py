@@ -132,7 +132,7 @@ def test_what_was_overtaken_counts_as_drafted_and_accepted_or_not(
     fresh = Acceptance()
     session = arrived(text)
     acceptance = session.state.measures.acceptance
-    assert acceptance == fresh.verdict(agreed, judged > agreed)
+    assert acceptance == fresh.judged_as(agreed, judged > agreed)
     nothing = running(RUNS_ON).is_told(own(3, text))
     assert nothing.state.measures.acceptance == fresh  # never drafted: says nothing
 

@@ -85,7 +85,7 @@ def test_acceptance_is_learnt_per_token(rate: float) -> None:
     acceptance = Acceptance()
     for i in range(400):
         stands = (i * 7919) % 100 < 100 * rate
-        acceptance = acceptance.verdict(int(stands), not stands)
+        acceptance = acceptance.judged_as(int(stands), not stands)
     assert acceptance.rate == pytest.approx(rate, abs=0.08)
     light = acceptance.recalled()
     assert light.rate == pytest.approx(acceptance.rate)

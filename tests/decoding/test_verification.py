@@ -1,4 +1,4 @@
-"""What the controller is told about a judged window, and about passes without one."""
+"""What the controller receives about a judged window, and about passes without one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SAMPLED = SamplingParams(1.0)
 
 
 def judged(num_rows: int, sampling: SamplingParams = SAMPLED, **changes: Any) -> Judged:
-    """A window of 7 and 9, of which the first stands; the target's argmax is 7 everywhere."""
+    """A window of 7 and 9, of which the first is accepted; the target's argmax is 7 everywhere."""
     rows = [TargetRow(7, p1, np.zeros(2), 0.5) for p1 in HALVES]
     rows.append(TargetRow(7, NO_PROBS, NO_PROBS, 0.5))
     plain = Judged(

@@ -95,7 +95,7 @@ async def test_where_the_target_fails_again_and_again_the_user_is_told(house: Ho
 
 
 @METHODS
-async def test_a_worker_that_forgot_the_session_is_told_again(house: House, method: str) -> None:
+async def test_a_worker_that_forgot_a_session_gets_it_again(house: House, method: str) -> None:
     """Its fault goes to everybody; the session beside it, of the same worker, is not meant."""
     cloud = house.cloud(pass_s=0.01)
     house.start()

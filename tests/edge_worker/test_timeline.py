@@ -109,7 +109,7 @@ def test_passes_with_and_without_a_draft_are_the_targets_time() -> None:
     assert shares.edge_idle == pytest.approx(0.6)
 
 
-def test_before_the_first_verdict_there_are_no_shares() -> None:
+def test_before_the_first_feedback_there_are_no_shares() -> None:
     timeline = Timeline(0.0)
     timeline.drafted(3, 4, 5.0, 10.0)
     assert timeline.shares() == Shares()

@@ -149,7 +149,7 @@ def test_before_the_first_window_nothing_is_divided_by_zero() -> None:
     assert (usage.acceptance, usage.bytes_per_drafted_token) == (0.0, 0.0)
 
 
-def test_a_window_entry_has_the_verdict_and_the_bytes_since_the_entry_before() -> None:
+def test_a_window_entry_has_the_outcome_and_the_bytes_since_the_entry_before() -> None:
     meter = UsageMeter("r1", SPEC, num_committed=0)
     meter.sent(window(), 600)
     meter.bytes_down += 40
@@ -240,7 +240,7 @@ def test_passes_that_the_target_ran_alone_save_none() -> None:
         (own(), 0, 0, 0),
     ],
 )
-def test_what_lies_behind_a_stop_string_counts_nowhere(
+def test_what_comes_after_a_stop_string_counts_nowhere(
     effect: WindowJudged, num_kept: int, num_accepted: int, num_committed: int
 ) -> None:
     kept = within(effect, num_kept)

@@ -99,7 +99,7 @@ def test_a_command_finds_models_without_torch() -> None:
     assert run(program) == [False, []]
 
 
-# --- what stands in for the modules that are left out -----------------------------------------
+# --- what replaces the modules that are left out -----------------------------------------
 
 ROPES: list[dict[str, Any]] = [
     {"rope_type": "default", "rope_theta": 10_000.0},

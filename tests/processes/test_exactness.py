@@ -37,10 +37,10 @@ def test_exact_methods_give_the_targets_text_and_a_lossy_one_does_not(
 ) -> None:
     target, draft = map(str, tiny_pair)
     asked = Asked(PROMPTS, 24, target, draft, "float32")
-    verdict = measure([*exact, DesignCell("fsd:0.3", 4, 0.0, WHERE)], asked)
-    assert [cell.holds for cell in verdict.cells] == [True] * len(exact) + [False]
-    assert not verdict.holds
-    difference = verdict.cells[-1].difference
+    result = measure([*exact, DesignCell("fsd:0.3", 4, 0.0, WHERE)], asked)
+    assert [cell.holds for cell in result.cells] == [True] * len(exact) + [False]
+    assert not result.holds
+    difference = result.cells[-1].difference
     assert difference is not None
     assert difference.expected != difference.got
     assert difference.lead is not None
