@@ -12,20 +12,28 @@ import torch
 from launch.stack import Stack
 
 _AHEAD = -10
+_CORES = os.sched_getaffinity(0)
 
 
-def pin(stack: Stack) -> None:
-    """Edge workers to the first core, cloud workers to the last; everything else where it likes."""
+def pin(stack: Stack, others: bool = False) -> None:
+    """Edge workers to the first core, cloud workers to the last.
+
+    Args:
+        others: everything else, this process too, to the first core, so that the cloud has one to
+            itself; or where it likes.
+    """
     for process in stack.processes:
-        if process.name.startswith(("edge", "cloud")):
-            pin_process(process.pid, last=process.name.startswith("cloud"))
+        cloud = process.name.startswith("cloud")
+        if others or cloud or process.name.startswith("edge"):
+            pin_process(process.pid, last=cloud)
+    if others:
+        pin_process(os.getpid(), last=False)
 
 
 def pin_process(pid: int, last: bool) -> None:
     """A process to the first core, or to the last."""
-    cores = os.sched_getaffinity(0)
     for thread in psutil.Process(pid).threads():  # new ones inherit it
-        os.sched_setaffinity(thread.id, {max(cores) if last else min(cores)})
+        os.sched_setaffinity(thread.id, {max(_CORES) if last else min(_CORES)})
 
 
 def put_models_last(stack: Stack) -> bool:

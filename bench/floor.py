@@ -1,9 +1,14 @@
 """`e2sci bench floor`: is a method ever slower than the target alone over the same link?
 
 Real processes, edge and cloud on one core each. The target alone is a process that streams its
-tokens over a link of the same kind, one reader at a time; each prompt is answered by both, who
-begins changes. What counts is each answer from its third second on, so that what the method has to
-find out about link and draft is found out.
+tokens over a link of the same kind, one reader at a time; everything else is on the edge's core.
+Each prompt is answered by both in turn, several times; who begins changes. What counts is each
+answer from its third second on, so that what the method has to find out about link and draft is
+found out.
+
+On a shared machine the same answer of the same process takes up to a tenth more or less time from
+one minute to the next. So the ratio is that of medians of all, and its 95 % interval is by
+bootstrap over pairs of answers (`scipy.stats.bootstrap`).
 """
 
 from __future__ import annotations
@@ -12,19 +17,21 @@ import asyncio
 import json
 import os
 import signal
-import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import bootstrap
 
 from bench.cores import pin, put_models_last
 from bench.evaluation.baseline_server import BaselineServer, ServedModels
 from bench.progress import counting_bar
+from bench.ranges import with_range
 from bench.turns import in_turn
 from bus.client import Client
 from bus.protocol.errors import ConfigurationError
@@ -40,6 +47,7 @@ SKIP_S = 2.0
 PAUSE_S = 1.0
 LEAST_S = 1.0
 """A shorter rest says nothing."""
+RESAMPLES = 2_000
 PROMPTS = (
     "Write a long story about a lighthouse keeper.",
     "Write a detailed essay about the history of bread.",
@@ -54,11 +62,13 @@ ALONE = "target"
 
 @dataclass(frozen=True, slots=True)
 class FloorRow:
-    """One answer. `tokens_per_s` is that of the rest after `SKIP_S`."""
+    """One answer. `tokens_per_s` is that of the rest after `SKIP_S`; `round` counts how often the
+    prompt was answered before."""
 
     rtt_ms: float
     draft: str
     prompt_id: int
+    round: int
     method: str
     tokens: int
     tokens_per_s: float
@@ -67,16 +77,18 @@ class FloorRow:
 
 @dataclass(frozen=True, slots=True)
 class FloorCell:
-    """A method over one link with one draft, against the target alone: the median over prompts of
-    the ratio of their speeds, and the speeds of both, medians too."""
+    """A method over one link with one draft, against the target alone: medians over answers of
+    their speeds, the ratio of these and its 95 % interval."""
 
     rtt_ms: float
     draft: str
     method: str
     ratio: float
+    low: float
+    high: float
     tokens_per_s: float
     alone_tokens_per_s: float
-    num_prompts: int
+    num_pairs: int
     source: str = "measured"
 
 
@@ -88,6 +100,7 @@ class FloorPlan:
     drafts: tuple[str, ...]
     method: str
     prompts: int
+    rounds: int
     max_new_tokens: int
     target: str
     draft: str
@@ -115,7 +128,7 @@ def run(plan: FloorPlan, as_json: bool) -> None:
     """
     rows: list[FloorRow] = []
     with counting_bar() as progress:
-        total = len(plan.rtts_ms) * len(plan.drafts) * plan.prompts
+        total = len(plan.rtts_ms) * len(plan.drafts) * plan.prompts * plan.rounds
         task = progress.add_task("the target alone", total=total)
         for rtt_ms in plan.rtts_ms:
             for draft in plan.drafts:
@@ -135,19 +148,37 @@ def summarise(rows: Sequence[FloorRow]) -> list[FloorCell]:
     cells = []
     for rtt_ms, draft in dict.fromkeys((row.rtt_ms, row.draft) for row in rows):
         own = [row for row in rows if (row.rtt_ms, row.draft) == (rtt_ms, draft)]
-        alone = {row.prompt_id: row.tokens_per_s for row in own if row.method == ALONE}
-        others = [row for row in own if row.method != ALONE and row.prompt_id in alone]
-        if not others:
+        alone = {(r.prompt_id, r.round): r.tokens_per_s for r in own if r.method == ALONE}
+        others = {(r.prompt_id, r.round): r.tokens_per_s for r in own if r.method != ALONE}
+        both = sorted(alone.keys() & others.keys())
+        if not both:
             raise ConfigurationError("all answers are too short; raise --max-new-tokens")
+        method = next(row.method for row in own if row.method != ALONE)
+        pairs = np.array([others[at] for at in both]), np.array([alone[at] for at in both])
+        ratio = float(_ratio(*pairs))
+        low, high = _interval(pairs) if len(both) > 1 else (ratio, ratio)
         cells.append(
             FloorCell(
-                rtt_ms, draft, others[0].method,
-                statistics.median(row.tokens_per_s / alone[row.prompt_id] for row in others),
-                statistics.median(row.tokens_per_s for row in others),
-                statistics.median(alone.values()), len(others),
+                rtt_ms, draft, method, ratio, low, high, float(np.median(pairs[0])),
+                float(np.median(pairs[1])), len(both),
             )
         )  # fmt: skip
     return cells
+
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def _ratio(method: np.ndarray, alone: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray(np.median(method, axis=axis) / np.median(alone, axis=axis))
+
+
+def _interval(pairs: Pairs) -> tuple[float, float]:
+    low, high = bootstrap(
+        pairs, _ratio, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return float(low), float(high)
 
 
 class _Measured:
@@ -176,17 +207,18 @@ class _Measured:
                 )
                 stack = Stack(options, log=lambda _: None, quiet=True, env=env)
                 async with stack, Client(redis_url=stack.redis_url) as client:
-                    pin(stack)
+                    pin(stack, others=True)
                     put_models_last(stack)
                     await self._answer(stack, client, 0, pause=False)  # warms up
-                    for index, prompt in enumerate(ids):
-                        for method in in_turn((ALONE, plan.method), index):
+                    for number in range(plan.rounds * len(ids)):
+                        turn, index = divmod(number, len(ids))
+                        for method in in_turn((ALONE, plan.method), turn + index):
                             if method == ALONE:
-                                pieces = [p async for p in self._alone(server, prompt)]
+                                pieces = [p async for p in self._alone(server, ids[index])]
                             else:
                                 paused = self._draft == "paused"
                                 pieces = await self._answer(stack, client, index, paused)
-                            rows += self._row(index, method, pieces)
+                            rows += self._row(index, turn, method, pieces)
                         self._tick()
         return rows
 
@@ -232,13 +264,15 @@ class _Measured:
             await holding
         return pieces
 
-    def _row(self, index: int, method: str, pieces: Sequence[tuple[float, int]]) -> list[FloorRow]:
+    def _row(
+        self, index: int, turn: int, method: str, pieces: Sequence[tuple[float, int]]
+    ) -> list[FloorRow]:
         """Nothing where the answer is too short."""
         counts = [count for _, count in pieces]
         speed = rest_speed([at - pieces[0][0] for at, _ in pieces], counts)
         if speed is None:
             return []
-        at = (self._rtt_ms, self._draft, index, method, sum(counts))
+        at = (self._rtt_ms, self._draft, index, turn, method, sum(counts))
         return [FloorRow(*at, tokens_per_s=speed)]
 
 
@@ -253,13 +287,14 @@ async def _hold(pid: int) -> None:
 def _print(cells: Sequence[FloorCell]) -> None:
     table = Table(
         title="Tokens a second against the target alone over the same link, after the first "
-        f"{SKIP_S:g} s (measured, medians)"
+        f"{SKIP_S:g} s (measured: medians, 95 % interval)"
     )
-    for heading in ("round trip ms", "draft", "method", "tokens/s", "alone", "ratio", "prompts"):
+    for heading in ("round trip ms", "draft", "method", "tokens/s", "alone", "ratio", "pairs"):
         table.add_column(heading, justify="left" if heading in ("draft", "method") else "right")
     for cell in cells:
         table.add_row(
             f"{cell.rtt_ms:g}", cell.draft, cell.method, f"{cell.tokens_per_s:.1f}",
-            f"{cell.alone_tokens_per_s:.1f}", f"{cell.ratio:.3f}", str(cell.num_prompts),
+            f"{cell.alone_tokens_per_s:.1f}", with_range(cell.ratio, cell.low, cell.high),
+            str(cell.num_pairs),
         )  # fmt: skip
     Console().print(table)

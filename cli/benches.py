@@ -123,6 +123,7 @@ def floor(
     ] = "model,wrong,paused",
     method: Annotated[str, typer.Option(help="How to decode.")] = "auto",
     prompts: Annotated[int, typer.Option(min=1, max=6, help="How many prompts.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is answered.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each answer.")] = 400,
     pair: options.Pair = None,
     dtype: options.Dtype = "auto",
@@ -143,7 +144,7 @@ def floor(
         )
     plan = FloorPlan(
         tuple(options.number(part, 60_000) for part in rtt_ms.split(",")), kinds,
-        options.checked_method(method), prompts, max_new_tokens, target, draft,
+        options.checked_method(method), prompts, rounds, max_new_tokens, target, draft,
         options.checked_dtype(dtype),
     )  # fmt: skip
     run_floor(plan, json)

@@ -68,6 +68,10 @@ RUN_SHARE = 0.5
 1 costs 2 % of the goodput."""
 LEAST_ALONE = 3.0
 """Passes beside which nothing was drafted, before their time is believed [ours]."""
+SURPRISE, SURPRISE_MS = 4.0, 5.0
+"""A time counts for at most so many times what was expected, and so many ms more [ours]: a process
+that was held for a second says nothing about link and models. A link that has become ten times
+slower is believed after some ten answers."""
 LEAST_CHANCE = 1e-3
 """Tokens accepted less probably are never drafted, even where verifying them is free [ours]."""
 BRANCH_PRICE, LEAST_REACH = 0.5, 0.04
@@ -79,9 +83,14 @@ _SLOPE_WEIGHT = 4.0
 _DOUBLING_TOKENS = 16.0
 
 
-def smoothed(old: float | None, new: float, gain: float = GAIN) -> float:
-    """Exponential smoothing; the first sample counts in full."""
-    return new if old is None else old + (new - old) * gain
+def believable(new_ms: float, expected_ms: float) -> float:
+    """A measured time, no longer than `SURPRISE` allows."""
+    return min(new_ms, SURPRISE * expected_ms + SURPRISE_MS)
+
+
+def smoothed(old_ms: float | None, new_ms: float, gain: float = GAIN) -> float:
+    """Exponential smoothing of times; the first sample counts in full."""
+    return new_ms if old_ms is None else old_ms + (believable(new_ms, old_ms) - old_ms) * gain
 
 
 def eta(share: float) -> float:
@@ -111,7 +120,10 @@ class PassTimes(Struct, frozen=True):
         return self.weight > 0.0
 
     def sample(self, num_tokens: int, pass_ms: float, weight: float = 1.0) -> PassTimes:
-        """With one more pass over `num_tokens` tokens."""
+        """With one more pass over `num_tokens` tokens, no longer than is `believable`."""
+        if self.known:
+            base_ms, per_token_ms = self.line()
+            pass_ms = believable(pass_ms, base_ms + per_token_ms * num_tokens)
         fade = 1.0 - (1.0 - PASS_FADE) * weight
         return PassTimes(
             self.weight * fade + weight,

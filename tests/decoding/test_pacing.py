@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from decoding.methods.base import PaceView
-from decoding.methods.paces import MAX_ROOM, MIN_ROOM, Ahead, AheadLiterally
+from decoding.methods.paces import MAX_ROOM, MIN_ROOM, Ahead, AheadLiterally, WherePaying
 from decoding.pacing import (
     LEAST_CHANCE,
     MAX_LOCKSTEP_WINDOW,
@@ -102,6 +102,26 @@ def test_the_path_is_its_shortest_recent_round_trip() -> None:
         measures = measures.answered(160.0)
     assert measures.path_ms == 160.0
     assert measures.answered(20.0).path_ms == 20.0
+
+
+def test_a_second_in_which_a_process_was_held_changes_nothing() -> None:
+    """Whatever it falls into: a gap between jobs, a draft step, a pass, a round trip."""
+    usual = measured(rtt_ms=1.0, step_ms=4.0, base_ms=11.0, per_token_ms=1.0)
+    held = usual.drafted(1, 1004.0, 1000.0, alone=False).passed(1, 1012.0, alone=False)
+    held = held.answered(1001.0)
+    pace = WherePaying()
+    for measures in (usual, held):
+        made = forecast(measures)
+        assert made is not None
+        assert pace.flow(PaceView(4, True, 1.0, made)).message
+
+
+def test_a_link_that_has_become_slower_is_believed_soon() -> None:
+    measures = measured(rtt_ms=1.0)
+    for _ in range(15):
+        measures = measures.answered(160.0)
+    assert measures.rtt_ms is not None
+    assert measures.rtt_ms > 100.0
 
 
 def test_in_lockstep_what_drafting_ahead_cost_is_slowly_forgotten() -> None:
