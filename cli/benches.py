@@ -216,8 +216,8 @@ def simulate(
     compare: Annotated[
         Path | None,
         typer.Option(
-            help="Put a run of `e2sci bench pace` beside its prediction: the run's --out. No other "
-            "option counts then."
+            help="Put a run of `e2sci bench pace`, or of `e2sci bench --paced contended`, "
+            "beside its prediction: the run's --out. No other option counts then."
         ),
     ] = None,
     device: Annotated[

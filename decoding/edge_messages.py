@@ -62,7 +62,6 @@ def new_window(
         threshold=state.threshold_at(event.now_ms),
         draft_ms=event.draft_ms,
         drafted_ms=event.now_ms - event.draft_ms,
-        sent_ms=event.now_ms,
         num_sends=0,
         branch=branch,
     )
@@ -82,7 +81,7 @@ def sent_windows(
 
     def counted(flights: tuple[InFlight, ...]) -> tuple[InFlight, ...]:
         return tuple(
-            replace(f, sent_ms=now_ms, num_sends=f.num_sends + 1) if f.number in numbers else f
+            replace(f, num_sends=f.num_sends + 1) if f.number in numbers else f
             for f in flights
         )
 

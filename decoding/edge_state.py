@@ -123,7 +123,7 @@ class InFlight(Struct, frozen=True):
 
     Attributes:
         start: absolute position of its first token. follows: hash of the text before it.
-        sent_ms: when it was last sent; num_sends: how often.
+        num_sends: how often it was sent.
         branch: it is of a branch, not of the chain.
     """
 
@@ -135,7 +135,6 @@ class InFlight(Struct, frozen=True):
     threshold: float
     draft_ms: float
     drafted_ms: float
-    sent_ms: float
     num_sends: int
     branch: bool = False
 

@@ -14,6 +14,7 @@ import numpy as np
 from bus.protocol.errors import ConfigurationError
 from bus.store import DraftSpan, PassSpan, TimelineEntry, WindowSpan
 from decoding import methods
+from engines.padding import LeastTimes
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _Millis = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
@@ -26,13 +27,14 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         step_ms: c, a draft step while the target does nothing.
         pass_ms, pass_token_ms: t(n) = pass_ms + pass_token_ms·(n − 1), while the draft is idle.
+        passes: t(n) as measured at some n, linear between and beyond; instead of the two, if given.
         step_slowdown, pass_slowdown: factors of step_ms and pass_ms while the other model runs; 1
             on two machines. They share the memory that weights are read from; arithmetic, which
             pass_token_ms is, each does on its own core.
         start_ms: from feedback, or from a draft's end, to the beginning of the next draft.
         message_ms: what a window and its feedback take besides link, pass and queue, together.
         window_ms: what a window that arrives costs the pass under way, on the same core.
-        verdict_ms: what feedback that arrives costs the draft under way.
+        feedback_ms: what feedback that arrives costs the draft under way.
         step_prompt_ms, pass_prompt_ms: what each model takes to read the prompt. Meanwhile the
             draft goes on, and all that it has written goes through the first pass.
     """
@@ -45,12 +47,15 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_ms: _Millis = 0.0
     message_ms: _Millis = 0.0
     window_ms: _Millis = 0.0
-    verdict_ms: _Millis = 0.0
+    feedback_ms: _Millis = 0.0
     step_prompt_ms: _Millis = 0.0
     pass_prompt_ms: _Millis = 0.0
+    passes: tuple[tuple[int, float], ...] = ()
 
     def target_ms(self, num_tokens: int) -> float:
         """t(n), alone."""
+        if self.passes:
+            return LeastTimes(self.passes).of(num_tokens)
         return self.pass_ms + self.pass_token_ms * (num_tokens - 1)
 
     def target_slowdown(self, num_tokens: int) -> float:
@@ -93,11 +98,11 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
     passes = [a_pass for session in lockstep for a_pass in session.passes()]
     if not drafts or len(passes) < 2:
         raise ConfigurationError("too few sessions in lockstep to read a device off")
-    step_ms, step_slowdown, verdict_ms = 0.0, 1.0, 0.0
+    step_ms, step_slowdown, feedback_ms = 0.0, 1.0, 0.0
     for _ in range(3):  # a draft alone is what is left without the writing of feedback
-        alone = [(w.took_ms - verdict_ms * w.arrivals) / w.num_tokens for w in drafts]
+        alone = [(w.took_ms - feedback_ms * w.arrivals) / w.num_tokens for w in drafts]
         step_ms = statistics.median(alone)
-        step_slowdown, verdict_ms = _disturbed(
+        step_slowdown, feedback_ms = _disturbed(
             [(step_ms * w.num_tokens, step_ms * w.num_tokens, w) for s in ahead for w in s.drafts()]
         )
     base, slope = _line([(work.num_tokens, work.took_ms) for work in passes])
@@ -113,7 +118,7 @@ def fit_device(recorded: Sequence[tuple[TimelineEntry, float]]) -> Device:
         start_ms=statistics.median(ms for session in lockstep for ms in session.starts()),
         message_ms=statistics.median(ms for session in lockstep for ms in session.messages()),
         window_ms=window_ms,
-        verdict_ms=verdict_ms,
+        feedback_ms=feedback_ms,
         step_prompt_ms=statistics.median(
             session.step_prompt_ms(step_ms * step_slowdown) for session in lockstep
         ),

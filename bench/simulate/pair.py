@@ -260,7 +260,7 @@ class SimulatedSession:
 
     def _at_edge(self, message: Message) -> None:
         now_ms = self._clock.now_ms
-        self._edge_core.interrupt(self._device.verdict_ms)
+        self._edge_core.interrupt(self._device.feedback_ms)
         if isinstance(message, SessionReady):
             self._edge_event(edge_events.Opened(message, now_ms))
         elif isinstance(message, Feedback):

@@ -15,12 +15,15 @@ from rich.table import Table
 
 from bench.simulate.choices import recorded_choices
 from bench.simulate.compare import Comparison, compare
+from bench.simulate.compare_evaluation import compare_evaluation, is_evaluation
 from bench.simulate.device import Device
 from bench.simulate.gains import BATCH, Gain, gain
 from bench.simulate.predict import alone, best_static, ceiling, predict, random_answers
 from bus.protocol.errors import ConfigurationError
 from decoding.methods import Method
 from engines.torch.oracle import RecordedAnswer, read_answers
+
+_NAMES = ("draft", "device", "method")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +159,27 @@ def _gains_table(gains: Sequence[Gain], device: Device) -> Table:
 
 def run_comparison(out: Path, as_json: bool) -> list[Comparison]:
     """Print a measured run beside its prediction."""
-    device, rows = compare(out)
+    if is_evaluation(out):
+        device, rows = None, compare_evaluation(out)
+    else:
+        device, rows = compare(out)
     if as_json:
-        print(json.dumps({"device": msgspec.to_builtins(device)}))
+        if device is not None:
+            print(json.dumps({"device": msgspec.to_builtins(device)}))
         for row in rows:
             print(json.dumps(asdict(row) | {"ratio": row.ratio}))
         return rows
     table = Table(title="Measured, and simulated for the device read off the run; tokens/s")
-    for heading in ("draft", "wrong", "RTT ms", "method", "measured", "simulated", "ratio"):
-        table.add_column(heading, justify="left" if heading in ("draft", "method") else "right")
+    for heading in (
+        "draft" if device is not None else "device",
+        "wrong",
+        "RTT ms",
+        "method",
+        "measured",
+        "simulated",
+        "ratio",
+    ):
+        table.add_column(heading, justify="left" if heading in _NAMES else "right")
     for row in rows:
         wrong = "–" if row.error_rate is None else f"{row.error_rate:.0%}"
         table.add_row(
@@ -173,5 +188,6 @@ def run_comparison(out: Path, as_json: bool) -> list[Comparison]:
         )  # fmt: skip
     console = Console()
     console.print(table)
-    console.print(f"device: {msgspec.to_builtins(device)}", soft_wrap=True)
+    if device is not None:
+        console.print(f"device: {msgspec.to_builtins(device)}", soft_wrap=True)
     return rows

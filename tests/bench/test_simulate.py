@@ -224,7 +224,7 @@ def entry(method: str, outcome: Outcome) -> TimelineEntry:
 
 def test_a_device_is_read_off_its_sessions() -> None:
     device = Device(
-        12.0, 90.0, 6.0, 1.2, 1.3, start_ms=0.5, message_ms=1.0, window_ms=1.5, verdict_ms=2.0,
+        12.0, 90.0, 6.0, 1.2, 1.3, start_ms=0.5, message_ms=1.0, window_ms=1.5, feedback_ms=2.0,
         step_prompt_ms=40.0, pass_prompt_ms=200.0,
     )  # fmt: skip
     answers = random_answers(0.15, 12, 80, seed=3)
@@ -241,7 +241,7 @@ def test_a_device_is_read_off_its_sessions() -> None:
     assert fitted.step_slowdown == pytest.approx(1.2, abs=0.05)
     assert fitted.pass_slowdown == pytest.approx(1.3, abs=0.1)
     assert fitted.window_ms == pytest.approx(1.5, abs=0.5)
-    assert fitted.verdict_ms == pytest.approx(2.0, abs=0.7)
+    assert fitted.feedback_ms == pytest.approx(2.0, abs=0.7)
 
 
 def test_passes_that_no_window_began_count_too() -> None:

@@ -122,7 +122,7 @@ def test_a_window_drafted_while_opening_is_kept_and_sent_once_open() -> None:
     assert session.tell(drafted(1, 3, TOKENS, now_ms=4.0)) == ()
     assert session.tell(READY) == (sent(),)
     assert session.state.stage == edge.Running(handle=1, waits_ms=5.0, acked_ms=5.0)
-    assert session.state.in_flight[0].sent_ms == 5.0
+    assert session.state.in_flight[0].num_sends == 1
 
 
 def test_opened_before_the_draft_is_done_sends_nothing_yet() -> None:

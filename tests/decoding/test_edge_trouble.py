@@ -88,7 +88,7 @@ def test_a_cloud_that_forgot_the_session_is_told_everything_again() -> None:
         sent((20, 21, 22, 23), text, handle=7, number=2, acknowledged=6),
     )
     (flight,) = session.state.in_flight
-    assert (flight.sent_ms, flight.num_sends) == (60.0, 2)
+    assert flight.num_sends == 2
 
 
 # --- RUNNING, Tick ----------------------------------------------------------------------------
