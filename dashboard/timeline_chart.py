@@ -38,7 +38,7 @@ class Lanes:
 
     Attributes:
         stands, vain: drafting, by whether the tokens were accepted.
-        up, up_vain: windows on their way to the cloud; the latter came to nothing.
+        up, up_vain: windows on their way to the cloud; the latter are discarded.
         down: feedback on their way back.
         passes: of the target, over drafts; own: those without.
         prehits: (ms, text) of windows that the kept row rejected, without a pass.
@@ -151,9 +151,9 @@ def timeline_figure(entry: TimelineEntry, source: str = "measured") -> go.Figure
     lanes = lanes_of(entry)
     traces = [
         _bars("drafting: the token is accepted", lanes.stands, EDGE_Y, _STANDS),
-        _bars("drafting in vain: thrown away", lanes.vain, EDGE_Y, _VAIN),
+        _bars("drafting: the token is discarded", lanes.vain, EDGE_Y, _VAIN),
         _ways("window on its way to the cloud", lanes.up, down=True, colour=_STANDS),
-        _ways("window that came to nothing", lanes.up_vain, down=True, colour=_VAIN),
+        _ways("window that is discarded", lanes.up_vain, down=True, colour=_VAIN),
         _ways("feedback on its way back", lanes.down, down=False, colour=_PASS),
         _bars("the target verifies: one pass", lanes.passes, CLOUD_Y, _PASS),
         _bars("the target writes by itself", lanes.own, CLOUD_Y, _OWN),

@@ -81,8 +81,7 @@ def sent_windows(
 
     def counted(flights: tuple[InFlight, ...]) -> tuple[InFlight, ...]:
         return tuple(
-            replace(f, num_sends=f.num_sends + 1) if f.number in numbers else f
-            for f in flights
+            replace(f, num_sends=f.num_sends + 1) if f.number in numbers else f for f in flights
         )
 
     sends = tuple(

@@ -328,7 +328,7 @@ def columns(lines: Sequence[Line]) -> dict[str, Callable[[Line], str]]:
         **({"÷ alone": lambda line: or_dash(line.over_target)} if alone else {}),
         **({"÷ sd": lambda line: or_dash(line.over_sd)} if lockstep else {}),
         "accepted": lambda line: _percent(line.acceptance),
-        "in vain": lambda line: _percent(line.wasted),
+        "wasted": lambda line: _percent(line.wasted),
         "nats": lambda line: f"{line.nats_per_token:.3f}",
         "first choice": lambda line: _percent(line.agreement),
         **({"right": lambda line: _percent(line.accuracy)} if accuracy else {}),

@@ -155,7 +155,7 @@ def as_table(cells: Sequence[PaceCell], device: str = AS_IT_IS) -> Table:
         "whole": lambda c: f"{c.whole_over_sd:.2f}",
         "ceiling": lambda c: "–" if c.of_ceiling is None else f"{c.of_ceiling:.0%}",
         "idle": lambda c: f"{c.edge_idle:.0%}",
-        "in vain": lambda c: f"{c.wasted:.0%}",
+        "wasted": lambda c: f"{c.wasted:.0%}",
     }
     for name in columns:
         left = name in ("draft", "method")

@@ -60,7 +60,7 @@ def test_a_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     page = out.read_text("utf-8")
-    assert "drafting in vain" in page
+    assert "the token is discarded" in page
     assert "<script src=" not in page
 
 

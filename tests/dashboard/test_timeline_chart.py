@@ -112,7 +112,7 @@ def test_the_figure_has_three_lanes_and_a_name_for_each_thing() -> None:
     bars = {bar.name: (list(bar.base), list(bar.x), set(bar.y)) for bar in figure.data[:2]}
     assert bars == {
         "drafting: the token is accepted": ([0.0, 20.0], [20.0, 10.0], {EDGE_Y}),
-        "drafting in vain: thrown away": ([30.0, 40.0, 176.0], [10.0, 20.0, 10.0], {EDGE_Y}),
+        "drafting: the token is discarded": ([30.0, 40.0, 176.0], [10.0, 20.0, 10.0], {EDGE_Y}),
     }
     (passes,) = [trace for trace in figure.data if trace.name == "the target verifies: one pass"]
     assert set(passes.y) == {CLOUD_Y}

@@ -27,7 +27,7 @@ class KeptLog:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for `condition`; pytest's time limit is what ends a wait in vain."""
+    """Wait for `condition`; pytest's time limit is what ends a wait that nothing fulfils."""
     while not condition():  # noqa: ASYNC110 - conditions of the operating system have no event
         await asyncio.sleep(0.02)
 
