@@ -100,8 +100,7 @@ class Keeping(Link):
     most_kept = 0
 
 
-@pytest.mark.parametrize("draft_ms", [0.001, 1.0])
-@pytest.mark.parametrize("agreement", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize(("draft_ms", "agreement"), [(0.001, 0.8), (1.0, 0.95)])
 def test_the_draft_stops_only_where_the_cloud_would_drop_some(
     draft_ms: float, agreement: float
 ) -> None:
