@@ -25,18 +25,19 @@ def exactness(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 48,
     dtype: options.Dtype = "float32",
     cells: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=6,
             help="At most so many ways of answering; with few of them some levels are left out, "
             "but none that you name.",
+            show_default="24, more where methods and other levels are many",
         ),
-    ] = 24,
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
             help="A lossless method; may be given several times.",
-            show_default="all of them but auto-chain",
+            show_default="all of them but variants of another, such as auto-chain",
         ),
     ] = None,
     window: Annotated[
@@ -45,7 +46,7 @@ def exactness(
             min=int(WINDOW.low), max=int(WINDOW.high),
             help="Tokens drafted before each check, of methods that take them; may be given "
             "several times.",
-            show_default="1, 2, 4, 7, 16",
+            show_default="1, 4, 8, 16",
         ),
     ] = None,
     link: Annotated[
@@ -71,13 +72,14 @@ def exactness(
     1 where they differ by more than rounding of the number format explains.
     """
     from bench.exactness.answers import Asked
+    from bench.exactness.design import usual_cells
     from bench.exactness.run import own_prompts
     from bench.exactness.run import run as run_exactness
 
     factors = _exactness_factors(method or [], window or [], link or [], temperature or [])
     specs = options.checked_models(pair, target, draft)
     asked = Asked(own_prompts(prompts), max_new_tokens, *specs, options.checked_dtype(dtype))
-    if not run_exactness(factors, cells, asked, json):
+    if not run_exactness(factors, cells or usual_cells(factors), asked, json):
         raise typer.Exit(1)
 
 

@@ -15,7 +15,7 @@ import typer
 
 from bus.protocol.errors import ConfigurationError, RequestError
 from bus.protocol.requests import GenerationRequest
-from cli import __version__, benches, calibration, drafts, options, ranking
+from cli import __version__, benches, calibration, drafts, methods, options, ranking
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 
@@ -33,6 +33,7 @@ app.add_typer(benches.app, name="bench")
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
 app.command()(ranking.rank)
+app.command()(methods.methods)
 
 
 def _version(asked: bool) -> None:

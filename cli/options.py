@@ -27,14 +27,15 @@ __all__ = ["Sampling", "read_prompt"]
 
 STDIN = "-"
 
-_METHODS = ", ".join(methods.names())
+_METHODS = "\n\n".join(
+    ("How to decode:", *(f"{name}: {summary}" for name, summary in methods.summaries()))
+)
+"""A paragraph for each; typer prints them as lines."""
 
 Prompt = Annotated[
     str, typer.Argument(help="The prompt, in quotes; - reads it from standard input.")
 ]
-Method = Annotated[
-    str | None, typer.Option(help=f"How to decode: {_METHODS}.", show_default="auto, lossless")
-]
+Method = Annotated[str | None, typer.Option(help=_METHODS, show_default="auto, lossless")]
 MaxNewTokens = Annotated[
     int | None, typer.Option(help="Longest answer, in tokens.", show_default="256")
 ]
@@ -222,10 +223,7 @@ def checked_method(name: str) -> str:
         RequestError: there is no such method.
     """
     if methods.find(name) is None:
-        raise RequestError(
-            f"method: there is no {name!r}; known are {_METHODS}; NAME:W sets the window of one "
-            "in lockstep, NAME:T the threshold of a lossy one (docs/credit.md)"
-        )
+        raise RequestError(f"method: {methods.why_unknown(name)}")
     return name
 
 

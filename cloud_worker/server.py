@@ -225,8 +225,7 @@ class CloudWorker:
         fault = cloud.check_open(message, self._model.tokenizer_digest, self._limits)
         method = methods.find(message.method)
         if fault is None and method is None:
-            offered = ", ".join(methods.names())
-            detail = f"method {message.method!r} is not known here; known: {offered}"
+            detail = methods.why_unknown(message.method)[:500]
             fault = Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
         if fault is None and method is not None:
             fault = self._incapable(message, method)

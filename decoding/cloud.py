@@ -293,7 +293,8 @@ def _window(state: CloudState, message: DraftWindow, now_ms: float) -> Step:
     if judged is not None:
         numbers = (*state.judged, message.number)[-MAX_JUDGED:]
         return replace(state, judged=numbers), reported([judged])
-    drafts = state.drafts.add(hung).after(len(state.tokens), state.hashes[-1])
+    text = len(state.tokens), state.hashes[-1]
+    drafts = state.drafts.add(hung, *text).after(*text)
     return next_pass(replace(state, drafts=drafts))
 
 

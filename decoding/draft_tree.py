@@ -10,11 +10,13 @@ goes when the committed text has passed it. Nothing is ever cancelled.
 
 At a fork a path takes the draft's own choice before a branch after its second one, and else what
 is longest. A tree holds at most `MAX_TOKENS` tokens of `MAX_WINDOWS` windows. Where a window is too
-many, the one that starts furthest from the committed text goes, of equals the newest.
+many, one goes that nothing leads to, and else any: the one that starts furthest from the committed
+text, of equals the newest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Generic, TypeVar
 
@@ -75,13 +77,18 @@ class DraftTree(Struct, Generic[Source], frozen=True):
 
     windows: tuple[Drafted[Source], ...] = ()
 
-    def add(self, window: Drafted[Source]) -> DraftTree[Source]:
-        """With one more window; what is here already changes nothing."""
+    def add(self, window: Drafted[Source], length: int, text: bytes) -> DraftTree[Source]:
+        """With one more window; what is here already changes nothing.
+
+        Args:
+            length: of the committed text; `text` its hash.
+        """
         if any(w.start == window.start and w.hashes == window.hashes for w in self.windows):
             return self
         kept = [*self.windows, window]
         while len(kept) > MAX_WINDOWS or sum(len(w.tokens) for w in kept) > MAX_TOKENS:
-            furthest = max(range(len(kept)), key=lambda i: (kept[i].start, i))
+            led = _led_to(kept, length, text)
+            furthest = max(range(len(kept)), key=lambda i: (not led[i], kept[i].start, i))
             del kept[furthest]
         return DraftTree(tuple(kept))
 
@@ -145,3 +152,19 @@ def _may_follow(window: Drafted[Source], length: int, text: bytes) -> bool:
     if window.start > length:
         return True
     return window.end > length and window.hashes[length - window.start] == text
+
+
+def _led_to(windows: Sequence[Drafted[Source]], length: int, text: bytes) -> list[bool]:
+    """Of each window, whether the committed text or drafts after it lead to its first token.
+
+    Args:
+        length: of the committed text; `text` its hash.
+    """
+    led, ends = [False] * len(windows), {text}
+    for index in sorted(range(len(windows)), key=lambda i: windows[i].start):
+        window = windows[index]
+        if _may_follow(window, length, text):
+            led[index] = window.start <= length or window.hashes[0] in ends
+        if led[index]:
+            ends.update(window.hashes)
+    return led

@@ -29,8 +29,7 @@ def spec_of(
     """
     method = methods.find(request.method)
     if method is None:
-        offered = ", ".join(methods.names())
-        raise RequestError(f"unknown method {request.method!r}; known methods: {offered}")
+        raise RequestError(f"method: {methods.why_unknown(request.method)}")
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
     if not method.runs_on and not drafts:

@@ -119,6 +119,7 @@ class EdgeCloudPair:
     busy_ms: float = 0.0
     lease: int = 256
     drafts: bool = True
+    threshold: float = 0.15
 
     def __post_init__(self) -> None:
         self.now_ms = 0.0
@@ -147,7 +148,7 @@ class EdgeCloudPair:
             tokenizer_digest="toy", drafts=self.drafts,
         )  # fmt: skip
         control = edge.Control(
-            threshold=0.15, window=next(self._windows), conservative_threshold=0.02
+            threshold=self.threshold, window=next(self._windows), conservative_threshold=0.02
         )
         self.edge, effects = edge.begin(spec, control, self.committed)
         self._run_edge(effects)
@@ -195,7 +196,8 @@ class EdgeCloudPair:
                     self.accepted += accepted
                 case edge_events.WindowJudged(rescued=rescued):
                     self.rescued += rescued
-                    update = ControlUpdate("s1", 1, len(self.sent), 0.15, next(self._windows), 0, 0)
+                    window, version = next(self._windows), len(self.sent)
+                    update = ControlUpdate("s1", 1, version, self.threshold, window, 0, 0)
                     event = edge_events.ControlArrived(update, self.now_ms)
                     self._at(0.0, partial(self._step_edge, event))
                 case edge_events.SeekPeer():

@@ -13,8 +13,6 @@ from bench.paced import NONE, THIS_DEVICE, Device, short_name
 from bench.prompts import SETS
 from bus.protocol.errors import ConfigurationError
 from decoding import methods
-from decoding.methods.base import Control
-from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
 
 TARGET = "target"
@@ -152,9 +150,7 @@ def needs_sweep(name: str) -> bool:
     if name == COLOCATED:
         return True
     method = methods.find(name)
-    if method is None or method.control is not Control.FIXED:
-        return False
-    return isinstance(method.pace, Lockstep) and method.pace.window is None
+    return method is not None and method.lockstep and method.takes_window
 
 
 def colocated_window(name: str) -> int | None:

@@ -7,6 +7,7 @@ cells are asked for, levels are left out until every two of the rest meet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,8 +18,6 @@ from covertable import make
 
 from bus.protocol.errors import ConfigurationError
 from decoding import methods
-from decoding.methods.base import Control
-from decoding.methods.paces import Lockstep
 from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind
 
@@ -47,6 +46,7 @@ SEED = 1234
 OWN_WINDOW = 0
 """The level of methods without a set window."""
 _NUM_SALTS = 12
+_LEAST_USUAL = 24
 _FACTORS = ("window", "link", "threads", "drafter", "method", "disturbance", "temperature")
 """In the order in which levels are left out, where several factors have equally many; temperatures
 only where nothing else can be."""
@@ -124,9 +124,11 @@ def lossless_methods() -> tuple[str, ...]:
 
 
 def usual_methods() -> tuple[str, ...]:
-    """The lossless ones, but for one that can do nothing that another cannot: `auto-chain` is
-    `auto` without branches."""
-    return tuple(name for name in lossless_methods() if name != methods.auto.CHAIN.name)
+    """The lossless ones, but for variants of one of them, which can do nothing that it cannot:
+    `auto-chain` is `auto` without branches."""
+    lossless = lossless_methods()
+    found = ((name, methods.find(name)) for name in lossless)
+    return tuple(n for n, method in found if method is None or method.variant_of not in lossless)
 
 
 def checked_lossless(method: str) -> str:
@@ -164,12 +166,9 @@ class Factors:
 
 
 def takes_window(method: str) -> bool:
-    """Whether somebody else than the method itself sets its window: its name does not, and it
-    does not follow credit."""
+    """Whether somebody else than the method itself sets its window."""
     found = methods.find(method)
-    if found is None or found.control is not Control.FIXED:
-        return False
-    return not isinstance(found.pace, Lockstep) or found.pace.window is None
+    return found is not None and found.takes_window
 
 
 def is_valid(method: str, window: int) -> bool:
@@ -177,6 +176,12 @@ def is_valid(method: str, window: int) -> bool:
     if window == OWN_WINDOW or not takes_window(method):
         return window == OWN_WINDOW and not takes_window(method)
     return not _in_lockstep(method) or methods.find(f"{method}:{window}") is not None
+
+
+def usual_cells(factors: Factors) -> int:
+    """Cells in which all levels usually find a place: at least 24, and a fifth more than the most
+    pairs that two factors have."""
+    return max(_LEAST_USUAL, math.ceil(1.2 * _least(_levels(factors))))
 
 
 def design(factors: Factors, most: int) -> tuple[DesignCell, ...]:
@@ -348,4 +353,4 @@ def _too_few(levels: Levels, most: int) -> str:
 
 def _in_lockstep(method: str) -> bool:
     found = methods.find(method)
-    return found is not None and isinstance(found.pace, Lockstep)
+    return found is not None and found.lockstep

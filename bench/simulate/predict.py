@@ -47,7 +47,7 @@ def named(method_name: str) -> Method:
     """
     method = methods.find(method_name)
     if method is None:
-        raise ConfigurationError(f"there is no method {method_name!r}")
+        raise ConfigurationError(f"method: {methods.why_unknown(method_name)}")
     return method
 
 

@@ -60,6 +60,7 @@ _ONE_BITS = 0x3C00
 """The bits of 1.0 in float16."""
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:-]+\Z")]
+MethodName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:+-]+\Z")]
 Counter = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Millis = Annotated[float, Meta(ge=0, le=_MAX_MS)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
@@ -125,7 +126,7 @@ class OpenSession(Message, frozen=True, tag=1):
     client: Identifier
     edge: Identifier
     incarnation: Counter
-    method: Identifier
+    method: MethodName
     prompt: bytes  # i32[P], P ≥ 1
     committed: bytes  # i32[C], tokens already promised to the user
     seed: Seed
@@ -317,7 +318,7 @@ class WindowReport(Message, frozen=True, tag=6):
     number: Counter
     edge: Identifier
     client: Identifier
-    method: Identifier
+    method: MethodName
     outcome: Outcome
     num_drafted: Counter
     num_accepted: Counter
@@ -344,7 +345,7 @@ class SessionOpened(Message, frozen=True, tag=7):
     client: Identifier
     edge: Identifier
     cloud: Identifier
-    method: Identifier
+    method: MethodName
     incarnation: Counter
 
 

@@ -48,6 +48,7 @@ MAX_SEED = 2**63 - 1
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1024
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_METHOD_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,64}")
 _ENTRY_ID = re.compile(r"[0-9]+-[0-9]+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -65,6 +66,12 @@ def _quote(value: object) -> str:
 def _identifier(text: str) -> str:
     if not _IDENTIFIER.fullmatch(text):
         raise ValueError(f"expected 1 … 64 of A-Z a-z 0-9 _ . : -, got {_quote(text)}")
+    return text
+
+
+def _method_name(text: str) -> str:
+    if not _METHOD_NAME.fullmatch(text):
+        raise ValueError(f"expected 1 … 64 of A-Z a-z 0-9 _ . : + -, got {_quote(text)}")
     return text
 
 
@@ -155,6 +162,7 @@ def _share(value: float) -> float:
 
 
 _Identifier = Annotated[str, AfterValidator(_identifier)]
+_MethodName = Annotated[str, AfterValidator(_method_name)]
 _Whole = Annotated[int, BeforeValidator(_whole)]
 _Real = Annotated[float, BeforeValidator(_real)]
 
@@ -165,7 +173,7 @@ class GenerationRequest(BaseModel):
     Attributes:
         id: names the result; `[A-Za-z0-9_.:-]{1,64}`.
         prompt: what to answer, 1 byte … 1 MiB of UTF-8.
-        method: decoding method, by name.
+        method: decoding method, by name; `[A-Za-z0-9_.:+-]{1,64}`.
         max_new_tokens: ≥ 1.
         temperature: 0 is greedy; else 0.001 … 100.
         top_p: 0 < top_p ≤ 1; 1 is off.
@@ -181,7 +189,7 @@ class GenerationRequest(BaseModel):
 
     id: _Identifier
     prompt: Annotated[str, AfterValidator(_prompt)]
-    method: _Identifier = "auto"
+    method: _MethodName = "auto"
     max_new_tokens: Annotated[_Whole, _within(1, MAX_TOKENS)] = 256
     temperature: Annotated[_Real, AfterValidator(_temperature)] = 0.0
     top_p: Annotated[_Real, AfterValidator(_share)] = 1.0

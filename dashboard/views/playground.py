@@ -20,6 +20,7 @@ from dashboard.settings import DashboardSettings
 from dashboard.tiles import percent
 from dashboard.views.shared import shared_answers
 from decoding import methods
+from decoding.methods.base import Control
 
 _REFRESH_S = 0.4
 _NOBODY = "nothing"
@@ -45,8 +46,14 @@ def draw(settings: DashboardSettings) -> None:
     fragment(settings, shown, running)
 
 
+def offered_methods() -> list[str]:
+    """All but those that explore for a calibration."""
+    found = ((name, methods.find(name)) for name in methods.names())
+    return [name for name, m in found if m is not None and m.control is not Control.EXPLORE]
+
+
 def _ask(settings: DashboardSettings) -> None:
-    names = [name for name in methods.names() if name != "e2sci-explore"]
+    names = offered_methods()
     with st.form("ask", border=True):
         prompt = st.text_area("Prompt", "Why is the sky blue? Answer in two sentences.", height=90)
         first, second, length, warmth = st.columns([2, 2, 1, 1])

@@ -22,4 +22,5 @@ CHAIN = replace(
     name="auto-chain",
     summary="as auto without branches after second choices, to compare (lossless)",
     pace=WherePaying(rescues=False),
+    variant_of=METHOD.name,
 )

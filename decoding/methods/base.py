@@ -153,6 +153,7 @@ class Method:
             None leaves it to settings.
         needs: names of `decoding.engine.Capabilities` without which it cannot run.
         runs_on: where no draft continues the text, the target writes by itself; else it waits.
+        variant_of: the method that it is with one part changed, to compare.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Method:
     threshold: float | None = None
     needs: tuple[str, ...] = ()
     runs_on: bool = False
+    variant_of: str = ""
 
     def missing(self, capabilities: Capabilities) -> list[str]:
         """What it needs and a target has not."""
@@ -181,6 +183,15 @@ class Method:
     def lockstep(self) -> bool:
         """Whether its pace waits for the feedback of each window before it drafts the next."""
         return self.pace.name == "lockstep"
+
+    @property
+    def takes_window(self) -> bool:
+        """Whether a setting gives its window: neither its name, nor its pace, nor credit does."""
+        flows = {
+            self.pace.flow(PaceView(window, ahead=False, growth=1.0, forecast=None))
+            for window in (1, 2)
+        }
+        return self.control is Control.FIXED and len(flows) > 1
 
     @property
     def fixed_threshold(self) -> float | None:

@@ -1,8 +1,9 @@
 """Paces: lockstep drafts one window and waits for its feedback; PLC drafts on meanwhile, `auto`
-where that is predicted to pay."""
+where that is predicted to be faster; the draft of AMUSD never stops."""
 
 from __future__ import annotations
 
+from decoding.draft_tree import MAX_WINDOWS
 from decoding.methods.base import Flow, PaceView
 from decoding.pacing import MAX_MESSAGE, Forecast
 
@@ -17,6 +18,9 @@ LEAST_GAIN = 1.03
 PROBE, PROBE_MS = 4, 2000.0
 """Where it does not pay, so many tokens are drafted after so long without any [ours]."""
 NOTHING = Flow(message=0, budget=0, awaits=False)
+
+MOST_UNJUDGED = MAX_WINDOWS
+"""Tokens in flight of a draft that never stops, a window each: what the cloud keeps [ours]."""
 
 
 class Lockstep:
@@ -114,3 +118,16 @@ class AheadLiterally:
     def flow(self, view: PaceView) -> Flow:
         budget = max(1, round(view.window * view.growth))
         return Flow(min(view.window, MAX_MESSAGE), budget, awaits=False)
+
+
+class Continuous:
+    """A token a message, and the next one at once, whatever has been answered (AMUSD).
+
+    It stops only at `MOST_UNJUDGED` tokens, beyond which the cloud would drop some.
+    """
+
+    name = "continuous"
+    forecasts = False
+
+    def flow(self, view: PaceView) -> Flow:  # noqa: ARG002 - nothing changes it
+        return Flow(1, MOST_UNJUDGED, awaits=False)

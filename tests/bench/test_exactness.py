@@ -23,6 +23,7 @@ from bench.exactness.design import (
     Installation,
     design,
     lossless_methods,
+    usual_cells,
     usual_methods,
 )
 from bench.exactness.judge import Allowance, CellResult, allowance_of, judge
@@ -32,7 +33,7 @@ from cli.main import app
 from decoding import methods
 from launch.link.profiles import PROFILES
 
-WITHOUT_WINDOW = {"e2sci-no-threshold", "sd:6"}
+WITHOUT_WINDOW = {"amusd", "e2sci-no-threshold", "sd:6"}
 
 
 def factors_of(cell: DesignCell) -> dict[str, Any]:
@@ -69,9 +70,10 @@ def present(cells: tuple[DesignCell, ...]) -> dict[str, set[Any]]:
     return {name: {row[name] for row in rows} for name in rows[0]}
 
 
-def test_the_usual_design_has_at_most_24_cells_and_every_usual_method() -> None:
-    cells = design(Factors(), 24)
-    assert len(cells) <= 24
+def test_the_usual_design_has_every_usual_method_and_level() -> None:
+    most = usual_cells(Factors())
+    cells = design(Factors(), most)
+    assert len(cells) <= most
     levels: dict[str, set[Any]] = {
         "method": set(usual_methods()), "window": {*WINDOWS, None}, "link": set(LINKS),
         "temperature": set(TEMPERATURES), "drafter": set(DRAFTERS), "threads": set(THREADS),
@@ -82,11 +84,11 @@ def test_the_usual_design_has_at_most_24_cells_and_every_usual_method() -> None:
         == set(lossless_methods())
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )
-    assert cells == design(Factors(), 24)
+    assert cells == design(Factors(), most)
 
 
 def test_a_run_starts_each_installation_once() -> None:
-    cells = design(Factors(), 24)
+    cells = design(Factors(), usual_cells(Factors()))
     started = [where for where, _ in installations(cells)]
     assert len(started) == len(set(started)) <= 2 * len(LINKS)
     assert sum(len(group) for _, group in installations(cells)) == len(cells)
@@ -321,7 +323,7 @@ def test_the_end_says_it_in_words(
     ("flags", "message"),
     [
         (["--method", "e2sci"], "e2sci: expected a lossless method"),
-        (["--method", "fsd:0.1"], "use auto, auto-chain, sd, plc, plc-literal"),
+        (["--method", "fsd:0.1"], "use auto, auto-chain, sd, plc, plc-literal, amusd"),
         (["--method", "nonsense"], "there is no 'nonsense'"),
         (["--link", "pigeon"], "pigeon"),
         (["--dtype", "int3"], "int3"),

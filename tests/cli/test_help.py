@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from cli import __version__
 from cli.main import app
 
-COMMANDS = ["up", "submit", "generate", "status", "pull", "rank", "distill", "bench"]
+COMMANDS = ["up", "submit", "generate", "status", "methods", "pull", "rank", "distill", "bench"]
 
 
 def test_version() -> None:

@@ -139,7 +139,7 @@ async def test_a_handle_that_it_does_not_know_is_answered_to_everybody(
     ("changes", "code", "text"),
     [
         ({"tokenizer_digest": "another"}, FaultCode.TOKENIZER_MISMATCH, "draft of the target's"),
-        ({"method": "magic"}, FaultCode.UNKNOWN_METHOD, "known: auto, auto-chain, sd"),
+        ({"method": "magic"}, FaultCode.UNKNOWN_METHOD, "known are auto, auto-chain, sd"),
         ({"max_new_tokens": CONTEXT_LENGTH}, FaultCode.CONTEXT_OVERFLOW, "context holds 512"),
         ({"prompt": pack_tokens((5, 100_000))}, FaultCode.BAD_TOKENS, "must lie in"),
         ({"prompt": pack_tokens((5, -1))}, FaultCode.BAD_TOKENS, "must lie in"),

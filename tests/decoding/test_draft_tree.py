@@ -26,7 +26,7 @@ def window(text: tuple[int, ...], begin: int, end: int) -> object:
 def tree_of(*windows: object) -> DraftTree[object]:
     tree: DraftTree[object] = DraftTree()
     for one in windows:
-        tree = tree.add(one)  # type: ignore[arg-type]
+        tree = tree.add(one, len(PROMPT), ROOT)  # type: ignore[arg-type]
     return tree
 
 
@@ -79,7 +79,7 @@ def test_a_path_is_cut_and_a_gap_ends_it() -> None:
     assert path_tokens(tree, ()) == (1, 2)
     assert path_tokens(tree, (), most=1) == (1,)
     assert path_tokens(tree, text[:4]) == (5, 6)
-    assert path_tokens(tree.add(window(text, 2, 3)), ()) == text  # type: ignore[arg-type]
+    assert path_tokens(tree.add(window(text, 2, 3), len(PROMPT), ROOT), ()) == text  # type: ignore[arg-type]
 
 
 def test_what_starts_later_waits_until_it_is_passed() -> None:
@@ -98,3 +98,16 @@ def test_a_full_tree_drops_what_starts_furthest() -> None:
     tree = tree_of(*(window(long, i, i + 5) for i in range(0, MAX_TOKENS + 5, 5)))
     assert sum(len(w.tokens) for w in tree.windows) <= MAX_TOKENS
     assert path_tokens(tree, (), most=10) == long[:10]
+
+
+def test_drafts_that_nothing_leads_to_go_first() -> None:
+    """After a rejection the drafts of before it still hang here, as far away as those after it."""
+    old = (0,) * MAX_WINDOWS
+    tree = tree_of(*(window(old, i, i + 1) for i in range(MAX_WINDOWS)))
+    new = (1,) * MAX_WINDOWS
+    length, text = len(PROMPT) + 1, hash_of(new[:1])
+    tree = tree.after(length, text)
+    for i in range(1, MAX_WINDOWS):
+        tree = tree.add(window(new, i, i + 1), length, text)  # type: ignore[arg-type]
+        assert path_tokens(tree, new[:1]) == new[1 : i + 1]
+        assert len(tree.windows) <= MAX_WINDOWS

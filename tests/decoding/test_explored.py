@@ -10,6 +10,7 @@ import pytest
 from bus.protocol.bounds import SessionCoupling
 from decoding import methods
 from decoding.methods.base import Flow, Pace, PaceView
+from decoding.methods.paces import Continuous
 from decoding.sampling import SamplingParams
 from tests.explorer import Explorer, explore
 from tests.harness import Steady
@@ -72,6 +73,8 @@ WAITS = (
     Case(Alternating(), 2, GREEDY, 3, faults=1),
     Case(Alternating(), 3, CUT, 5),
     Case(Steady(1, 2), 3, CUT, 3, faults=1),
+    Case(Continuous(), 1, GREEDY, 4),
+    Case(Continuous(), 3, SAMPLED, 3, faults=1),
     Case(Steady(1, 3), 3, RESIDUAL, 4),
     Case(Alternating(), 3, RESIDUAL, 5),
 )

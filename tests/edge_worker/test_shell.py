@@ -146,7 +146,8 @@ async def test_a_message_that_cannot_be_handled_silences_nobody_else(
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"method": "magic"}, "known methods: "),
+        ({"method": "magic"}, "known are auto, "),
+        ({"method": "e2sci+e2sci-fixed"}, "is refused: e2sci-fixed is e2sci with one part changed"),
         ({"max_new_tokens": 5000, "method": "sd"}, "the context of the draft"),
     ],
 )
