@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from bus.protocol.codec import AnyMessage
-from bus.protocol.messages import Fault, Feedback
+from bus.protocol.messages import Fault, Feedback, Message
 from decoding.edge_events import Event
 from decoding.edge_state import EdgeState
 from decoding.story import Story
@@ -58,7 +58,7 @@ class Addresses:
         if self._sessions.get(name) is session:
             del self._sessions[name]
 
-    def named(self, message: AnyMessage) -> Addressable | None:
+    def named(self, message: Message) -> Addressable | None:
         """Whose message it is by the session's name in it."""
         return self._sessions.get(getattr(message, "session", ""))
 

@@ -117,7 +117,7 @@ async def test_a_session_of_given_tokens_is_heard_by_its_own_output(
 
 def named(name: str, peer: Any, handle: int | None) -> Addressable:
     state = SimpleNamespace(spec=SimpleNamespace(session=name))
-    return cast(Any, SimpleNamespace(state=state, peer=peer, handle_there=handle))
+    return cast("Addressable", SimpleNamespace(state=state, peer=peer, handle_there=handle))
 
 
 def test_messages_find_their_session_by_name_or_by_the_handle_at_their_sender() -> None:
