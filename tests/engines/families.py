@@ -26,7 +26,7 @@ WINDOW = 16
 """Of Gemma 2's sliding layers."""
 FLOAT32, INT8, BFLOAT16 = NumberFormat.FLOAT32, NumberFormat.INT8, NumberFormat.BFLOAT16
 _LATER = 0.3  # of what the layers that the draft lacks add to the hidden state
-_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+_IDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ CASES = [
     for name, family in {**FAMILIES, **OTHERS}.items()
     for number_format in family.exact
 ]
+"""Of each `auto` above temperature 0 is short, the rest long."""
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,15 @@ def rough_link(seed: int) -> tuple[Fate, ...]:
     )
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("method", ["auto", "sd"])
+@pytest.mark.parametrize(
+    ("method", "temperature"),
+    [
+        ("auto", 0.8),
+        pytest.param("auto", 0.0, marks=pytest.mark.long),
+        pytest.param("sd", 0.0, marks=pytest.mark.long),
+        pytest.param("sd", 0.8, marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_a_pair_writes_what_its_target_writes_alone(
     name: str, dtype: NumberFormat, method: str, temperature: float, load_pair: Any

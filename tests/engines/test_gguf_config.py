@@ -10,10 +10,9 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM
 
 from bus.protocol.errors import ModelError
-from engines.torch import gguf_config
 from engines.torch.gguf_config import read_gguf_config
 from engines.torch.linears import integer
 from engines.torch.llama import rope_frequencies
@@ -98,7 +97,7 @@ def test_other_scalings_are_refused(
 def test_a_gemma_2_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_tiny_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setattr(
-        gguf_config.AutoConfig, "from_pretrained",
+        AutoConfig, "from_pretrained",
         lambda *args, **options: SimpleNamespace(model_type="gemma2"),
     )  # fmt: skip
     with pytest.raises(ModelError, match="does not hold Gemma 2's query scaling; use the model's"):
