@@ -15,19 +15,31 @@ from decoding.sampling import SamplingParams
 from engines.torch.drafter import ModelDrafter
 from engines.torch.precision import NumberFormat
 from engines.torch.target import TargetModel
-from tests.engines.families import FAMILIES, NUM_TOKENS, OTHERS, WINDOW, saved_pairs
+from tests.engines.families import (
+    FAMILIES,
+    FLOAT32,
+    INT8,
+    NUM_TOKENS,
+    OTHERS,
+    WINDOW,
+    saved_pairs,
+)
 from tests.engines.model_pair import ModelPair
 from tests.harness import EdgeCloudPair, Fate
 
 PROMPT = (3, 101, 47, 12, 251, 9, 88, 16, 200, 7)
 LENGTH = 64
 NO_EOS = frozenset[int]()
+SHORT = (("gemma-2", FLOAT32), ("llama-3.1", INT8), ("deepseek-r1-distill-qwen", INT8))
 CASES = [
-    pytest.param(name, number_format, id=f"{name} {number_format}")
+    pytest.param(
+        name, number_format, id=f"{name} {number_format}",
+        marks=() if (name, number_format) in SHORT else pytest.mark.long,
+    )
     for name, family in {**FAMILIES, **OTHERS}.items()
     for number_format in family.exact
-]
-"""Of each `auto` above temperature 0 is short, the rest long."""
+]  # fmt: skip
+"""Of the short ones `auto` above temperature 0, the rest is long."""
 
 
 @pytest.fixture(scope="module")
