@@ -71,9 +71,10 @@ class Peer:
 
 
 class Peers:
-    """Finds cloud workers that share the draft's tokenizer.
+    """Finds cloud workers that share the draft's tokenizer, and whose tokens it all has.
 
     Args:
+        digest, vocab_size: of the draft.
         receive, failed: as in `Peer.listen`.
     """
 
@@ -83,6 +84,7 @@ class Peers:
         sockets: Sockets,
         edge: str,
         digest: str,
+        vocab_size: int,
         receive: Receive,
         failed: Failed,
     ) -> None:
@@ -90,6 +92,7 @@ class Peers:
         self._sockets = sockets
         self._edge = edge
         self._digest = digest
+        self._vocab_size = vocab_size
         self._receive = receive
         self._failed = failed
         self._peers: dict[str, Peer] = {}  # by boot: a restarted worker is another peer
@@ -124,7 +127,7 @@ class Peers:
         while True:
             live = await self._store.registry.workers(role="cloud")
             live = [r for r in live if r.boot not in self._unreachable]
-            fitting = [r for r in live if r.tokenizer_digest == self._digest]
+            fitting = [r for r in live if self._fits(r)]
             if fitting:
                 best = min(fitting, key=lambda r: _place(r, probe, left))
                 if pause_s > 0 and (best.boot == left or _is_full(best)):
@@ -140,15 +143,29 @@ class Peers:
                 return peer
             waited_s += SEEK_INTERVAL_S
             if live and waited_s >= mismatch_wait_s:
-                names = ", ".join(f"{r.worker_id} ({r.model})" for r in live)
-                raise TokenizerMismatchError(
-                    f"no cloud worker shares the draft's tokenizer; live ones: {names}. "
-                    "Start a cloud worker with a target of the draft's family"
-                )
+                raise self._mismatch(live)
             if not said:
                 log.info("no fitting cloud worker is registered; waiting for one")
                 said = True
             await asyncio.sleep(SEEK_INTERVAL_S)
+
+    def _fits(self, record: WorkerRecord) -> bool:
+        """Whether the draft can read whatever this worker's target writes."""
+        return record.tokenizer_digest == self._digest and record.vocab_size <= self._vocab_size
+
+    def _mismatch(self, live: list[WorkerRecord]) -> TokenizerMismatchError:
+        """Why none of the live workers fits."""
+        names = ", ".join(f"{r.worker_id} ({r.model})" for r in live)
+        same = [r.vocab_size for r in live if r.tokenizer_digest == self._digest]
+        if same:
+            return TokenizerMismatchError(
+                f"the draft knows {self._vocab_size} tokens, a target of its tokenizer writes "
+                f"{min(same)}; live ones: {names}. Use a draft with a row for every token"
+            )
+        return TokenizerMismatchError(
+            f"no cloud worker shares the draft's tokenizer; live ones: {names}. "
+            "Start a cloud worker with a target of the draft's family"
+        )
 
     def let_go(self, peer: Peer) -> None:
         """The session that found it does not need it any more."""

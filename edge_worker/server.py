@@ -143,8 +143,9 @@ class EdgeWorker:
         self._store = store
         self._counters = sockets.counters
         self._peers = Peers(
-            store, sockets, self.name, model.tokenizer_digest, self._received, self._unhandled
-        )
+            store, sockets, self.name, model.tokenizer_digest, model.vocab_size, self._received,
+            self._unhandled,
+        )  # fmt: skip
         self._context = SessionContext(
             _drafter(settings, model),
             thread,

@@ -1,4 +1,5 @@
-"""EdgeCloudPair: both state machines over a scripted link, with toy models and a virtual clock.
+"""EdgeCloudPair: both state machines over a scripted link, with toy models (or real ones) and a
+virtual clock.
 
 Every message passes the real codec. The link delays, loses, repeats and reorders by a script of
 numbers (hypothesis draws it), so a failure replays exactly. The harness also plays both shells,
@@ -12,10 +13,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
+from bus.protocol.arrays import Float16Array, Int32Array
 from bus.protocol.codec import decode, encode
 from bus.protocol.messages import (
     Ack,
@@ -27,19 +29,52 @@ from bus.protocol.messages import (
     OpenSession,
 )
 from decoding import cloud, cloud_events, edge, edge_events, edge_state, methods
-from decoding.engine import Segment, Want
+from decoding.engine import Segment, Target, Want
 from decoding.methods import Method, find
 from decoding.methods.base import Flow, PaceView
 from decoding.passes import run_pass
 from decoding.prefix_hash import chain
 from decoding.sampling import SamplingParams
 from decoding.verification import Judged, Reported, own_report, window_report
-from tests.toy import ToyDraft, ToyPair, ToyTarget
 
 LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
 TICK_MS = 50.0
 SD = methods.sd.METHOD
 WHOSE = Reported("s1", 1, "edge-1", "c1", "sd")
+
+
+class Draft(Protocol):
+    """A draft with the cache of one session.
+
+    Attributes:
+        cache: the tokens it holds.
+    """
+
+    @property
+    def cache(self) -> tuple[int, ...]: ...
+
+    def draft(
+        self, feed: tuple[int, ...], count: int, eos: frozenset[int]
+    ) -> tuple[int, tuple[int, ...], Int32Array, Float16Array]:
+        """Start, tokens, and the rows they were drawn from."""
+        ...
+
+    def crop(self, length: int) -> None: ...
+
+
+class Pair(Protocol):
+    """The models of a session: `tests.toy.ToyPair`, or real ones."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def target(self) -> Target[Any]: ...
+
+    def held(self, cache: Any) -> tuple[int, ...]:
+        """The tokens that a target's cache holds."""
+        ...
+
+    def draft(self, sampling: SamplingParams) -> Draft: ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +139,7 @@ class EdgeCloudPair:
     (a restart); `windows` gives the window sizes the controller "publishes", one a feedback.
     """
 
-    pair: ToyPair
+    pair: Pair
     sampling: SamplingParams
     prompt: tuple[int, ...] = (1, 2, 3)
     max_new_tokens: int = 24
@@ -131,12 +166,13 @@ class EdgeCloudPair:
         self.sent: list[Message] = []
         self.judged: list[Judged] = []
         self._cloud: cloud.CloudState | None = None
-        self._target = ToyTarget(self.pair)
+        self._target = self.pair.target()
         self._cache = self._target.open(self.sampling)
-        self._draft = ToyDraft(self.pair, self.sampling)
+        self._draft = self.pair.draft(self.sampling)
         self._boot = 0
         self._handles = itertools.count(1)
-        self._limits = replace(LIMITS, eos=self.eos, lease=self.lease)
+        vocab_size = max(LIMITS.vocab_size, self.pair.vocab_size)
+        self._limits = replace(LIMITS, eos=self.eos, lease=self.lease, vocab_size=vocab_size)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._fates: Iterator[Fate] = iter(self.fates)
@@ -235,7 +271,7 @@ class EdgeCloudPair:
     def _arrive_at_cloud(self, message: Any) -> None:
         match message:
             case OpenSession() if self._cloud is None:
-                fault = cloud.check_open(message, "toy", LIMITS)
+                fault = cloud.check_open(message, "toy", self._limits)
                 assert fault is None, fault
                 method = find(message.method) or self.method
                 self._cache = self._target.open(self.sampling)
@@ -315,7 +351,8 @@ class EdgeCloudPair:
     def _check_cloud(self) -> None:
         state = self._cloud
         if state is not None and isinstance(state.stage, cloud.Idle):
-            assert self._cache.tokens == state.tokens[: state.num_run], "cache holds the text"
+            held = self.pair.held(self._cache)
+            assert held == state.tokens[: state.num_run], "cache holds the text"
 
     # --- the link -------------------------------------------------------------------------
 

@@ -41,6 +41,16 @@ class ToyPair:
     num_sparse: int = 4
     lookup: int = 0
 
+    def target(self) -> ToyTarget:
+        return ToyTarget(self)
+
+    def held(self, cache: ToyCache) -> tuple[int, ...]:
+        """The tokens that a target's cache holds."""
+        return cache.tokens
+
+    def draft(self, sampling: SamplingParams) -> ToyDraft:
+        return ToyDraft(self, sampling)
+
     def target_logits(self, prefix: tuple[int, ...]) -> Float64Array:
         return self._noise(prefix, 1) * 2.0
 

@@ -15,11 +15,13 @@ from transformers import AutoConfig, AutoTokenizer
 
 from bus.protocol.errors import ModelError
 from engines.catalog.sources import ModelSource
-from engines.torch.gguf_tokenizer import save_gguf_tokenizer, without_progress
+from engines.torch.gguf_config import read_gguf_config
+from engines.torch.gguf_tokenizer import save_gguf_tokenizer
 from engines.torch.gguf_weights import GgufWeights
 from engines.torch.integer_decoder import convert
 from engines.torch.llama import has_llama_config
 from engines.torch.sources import (
+    RefusedError,
     first_line,
     forget_quantisation,
     made_once,
@@ -40,8 +42,9 @@ def read_config(source: ModelSource) -> Any:
     try:
         if source.gguf is None:
             return AutoConfig.from_pretrained(source.location)
-        with without_progress():
-            config = AutoConfig.from_pretrained(str(source.gguf.parent), gguf_file=source.gguf.name)
+        config = read_gguf_config(source.gguf)
+    except RefusedError:
+        raise
     except Exception as error:  # readers of configs raise what they like
         raise ModelError(
             f"cannot read the config of {source.location}: {first_line(error)}; expected a model "

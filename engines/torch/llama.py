@@ -36,6 +36,7 @@ from engines.torch.integer_decoder import IntegerDecoder
 from engines.torch.linears import Layout, Product
 from engines.torch.parts import Part, input_ids
 
+_MODEL_TYPES = ("llama", "qwen2")
 _CHANGING_ROPES = ("dynamic", "longrope")  # their angles depend on the length run so far
 _ROPE_BLOCK = 512  # positions of the rotation table computed at a time
 
@@ -60,12 +61,26 @@ class Gains:
 
 def has_llama_config(config: Any) -> bool:
     """Whether the bodies here compute what a transformers model of this config computes."""
-    return (
-        config.model_type in ("llama", "qwen2")
-        and config.hidden_act == "silu"
-        and config.rope_parameters["rope_type"] not in _CHANGING_ROPES
-        and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
-    )
+    return not missing_parts(config)
+
+
+def missing_parts(config: Any) -> tuple[str, ...]:
+    """What a transformers model of this config computes and the bodies here do not, as an error
+    names it."""
+    missing = []
+    if getattr(config, "attn_logit_softcapping", None):
+        missing.append("soft-capped attention")
+    if getattr(config, "final_logit_softcapping", None):
+        missing.append("soft-capped logits")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    missing += [kind.replace("_", " ") for kind in sorted(kinds - {"full_attention"})]
+    if config.model_type not in _MODEL_TYPES:
+        return (*missing, f"the layers of {config.model_type}")
+    if config.hidden_act != "silu":
+        missing.append(f"the activation {config.hidden_act}")
+    if config.rope_parameters["rope_type"] in _CHANGING_ROPES:
+        missing.append(f"{config.rope_parameters['rope_type']} RoPE")
+    return tuple(missing)
 
 
 def runs_as_llama(body: Any) -> bool:

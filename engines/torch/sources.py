@@ -28,6 +28,10 @@ _FORMAT = "v2"  # raised when the converted copy must look different
 _log = logging.getLogger(__name__)
 
 
+class RefusedError(ModelError):
+    """A model that can be read, and not run: its text says why, and what to do."""
+
+
 def resolve_source(spec: str) -> ModelSource:
     """The directory or Hugging Face id to load `spec` from in floating point, after converting a
     GGUF file where needed.
@@ -56,7 +60,7 @@ def made_once(directory: Path, make: Callable[[], None], failed: str, expected: 
         failed, expected: begin and end of the error's text.
 
     Raises:
-        ModelError: `make` raised something.
+        ModelError: `make` raised something. A RefusedError stays as it is.
     """
     if directory.is_dir():
         return
@@ -65,6 +69,8 @@ def made_once(directory: Path, make: Callable[[], None], failed: str, expected: 
         with FileLock(f"{directory}.lock"):
             if not directory.is_dir():  # another process may have been first
                 make()
+    except RefusedError:
+        raise
     except Exception as error:  # a damaged file can raise anything in its parser
         raise ModelError(f"{failed}: {first_line(error)}; {expected}") from error
 
@@ -77,14 +83,16 @@ def first_line(error: Exception) -> str:
 
 def _convert(path: Path, directory: Path) -> None:
     # Here because a start that finds the copy reads no GGUF file.
+    from engines.torch.gguf_config import read_gguf_config  # noqa: PLC0415
     from engines.torch.gguf_tokenizer import save_gguf_tokenizer, without_progress  # noqa: PLC0415
 
     _log.info("converting %s once, about 30 s; the copy is kept in %s", path.name, directory)
 
     def write(scratch: Path) -> None:
+        config = read_gguf_config(path)
         with without_progress():
             model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, config=config
             )
         # The weights are plain float32 now, but transformers still counts the model as quantised
         # and would refuse to save it.

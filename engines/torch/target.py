@@ -71,7 +71,7 @@ class TargetModel(RunningModel[TargetCache]):
     @classmethod
     def load(cls, spec: str, dtype: str = "auto", device: str = "auto") -> Self:
         """Load by spec; see `engines.torch.loading.load_model` for specs and errors."""
-        return cls(load_model(spec, dtype, device))
+        return cls(load_model(spec, dtype, device, bitwise_int8=True))
 
     def open(self, sampling: SamplingParams) -> TargetCache:
         """An empty cache for a new session."""

@@ -105,11 +105,12 @@ def test_the_draft_stops_only_where_the_cloud_would_drop_some(
     draft_ms: float, agreement: float
 ) -> None:
     """A fast draft fills its budget again and again, and all of it is kept."""
+    pair = ToyPair(agreement=agreement, vocab_size=9, seed=1)
     run = Keeping(
-        ToyPair(agreement=agreement, vocab_size=9, seed=1), GREEDY, method=AMUSD, rtt_ms=40.0,
+        pair, GREEDY, method=AMUSD, rtt_ms=40.0,
         draft_ms=draft_ms, verify_ms=90.0, max_new_tokens=200,
     )  # fmt: skip
-    assert run.run() == target_alone(run.pair, (1, 2, 3), GREEDY, 200, frozenset())
+    assert run.run() == target_alone(pair, (1, 2, 3), GREEDY, 200, frozenset())
     assert run.most_in_flight == run.most_kept == MOST_UNJUDGED == MAX_WINDOWS
     assert any(not judged.num_accepted for judged in run.judged)
 

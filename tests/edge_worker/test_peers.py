@@ -80,7 +80,7 @@ async def peers(
     store: Store, sockets: Sockets, heard: list[tuple[AnyMessage, int]]
 ) -> AsyncIterator[Peers]:
     peers = Peers(
-        store, sockets, "edge-1", "digest", lambda _peer, m, size: heard.append((m, size)),
+        store, sockets, "edge-1", "digest", 290, lambda _peer, m, size: heard.append((m, size)),
         lambda _peer, _message, _error: None,
     )  # fmt: skip
     yield peers
@@ -124,7 +124,7 @@ async def test_a_message_comes_with_the_worker_that_sent_it(store: Store, socket
     def failed(peer: Peer, message: AnyMessage, error: Exception) -> None:
         troubled.append((peer.record.worker_id, message, str(error)))
 
-    peers = Peers(store, sockets, "edge-1", "digest", receive, failed)
+    peers = Peers(store, sockets, "edge-1", "digest", 290, receive, failed)
     clouds = [CloudWorker(store, sockets, name) for name in ("cloud-1", "cloud-2")]
     for load, cloud in enumerate(clouds):
         await cloud.registers(load=load)
@@ -226,6 +226,16 @@ async def test_workers_of_another_tokenizer_only_are_an_error_that_names_them(
         await found(peers, mismatch_wait_s=0.02)
 
 
+async def test_a_target_that_writes_tokens_the_draft_lacks_is_an_error_that_counts_them(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1", vocab_size=291).registers()
+    with pytest.raises(TokenizerMismatchError, match=r"knows 290 tokens, .* writes 291; .*cloud-1"):
+        await found(peers, mismatch_wait_s=0.02)
+    await CloudWorker(store, sockets, "cloud-2", vocab_size=280).registers()
+    assert (await found(peers)).record.worker_id == "cloud-2"
+
+
 async def test_a_fitting_worker_that_comes_in_time_is_no_error(
     store: Store, sockets: Sockets, peers: Peers
 ) -> None:
@@ -291,7 +301,7 @@ async def test_a_listener_that_fails_is_noticed_and_its_worker_connected_anew(
         heard.append((message, size))
         raise LookupError("a bug")
 
-    peers = Peers(store, sockets, "edge-1", "digest", receive, failed)
+    peers = Peers(store, sockets, "edge-1", "digest", 290, receive, failed)
     cloud = CloudWorker(store, sockets, "cloud-1")
     await cloud.registers()
     peer = await found(peers)

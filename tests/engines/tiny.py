@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,14 @@ def save_tiny_gguf(
     model: Any = None,
     num_unused: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    also: Callable[[gguf.GGUFWriter], None] = lambda _: None,
 ) -> Path:
     """A tiny Llama or Qwen2 with its tokenizer in one GGUF file, float32.
 
     Args:
         model: with `num_unused` more rows than the tokenizer has tokens.
         num_unused: tokens that fill the rows up, marked as unused.
+        also: adds fields and tensors.
     """
     tokenizer = tokenizer or byte_level_tokenizer()
     model = model or tiny_llama(len(tokenizer))
@@ -189,6 +192,7 @@ def save_tiny_gguf(
             assert stored is not None
             laid_out = tensor if is_qwen2 else _permuted(name, tensor, config)
             writer.add_tensor(stored, laid_out.numpy())
+    also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
