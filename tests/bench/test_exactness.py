@@ -78,7 +78,7 @@ def test_the_usual_design_has_at_most_24_cells_and_every_usual_method() -> None:
     }  # fmt: skip
     check(cells, levels)
     assert (
-        {*usual_methods(), "auto-chain"}
+        {*usual_methods(), "auto-chain", "fr-spec"}
         == set(lossless_methods())
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )
