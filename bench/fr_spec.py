@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ OWN = "own"
 _STEPS = 8  # of one timing
 
 Tick = Callable[[], None]
+Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Plan:
             reach are left out.
         window: W, in which tokens are replayed as accepted or not.
         repeats: timings of each head, of `_STEPS` steps each.
-        answers: file of recorded answers: read where it is there, else written.
+        answers: file of recorded answers: what is missing there is written, an answer at a time.
     """
 
     target: str
@@ -172,7 +173,7 @@ def run(plan: Plan, as_json: bool) -> list[HeadFigures]:
     wide = load_wide(plan.draft)
     drafts = with_heads(wide, plan.sizes)  # what cannot be had is refused before anything is run
     with counting_bar() as progress:
-        task = progress.add_task("the target's answers", total=None)
+        task = progress.add_task("the target's answers", total=len(plan.prompts))
         answers = recorded_answers(plan, lambda: progress.advance(task))
         progress.reset(task, total=len(answers), description="agreement")
         agrees = agreements(wide, drafts, answers, lambda: progress.advance(task))
@@ -208,25 +209,30 @@ def with_heads(wide: WideDraft, sizes: Sequence[int]) -> list[HeadedDraft]:
 
 
 def recorded_answers(plan: Plan, tick: Tick = lambda: None) -> list[RecordedAnswer]:
-    """The target's own greedy answers: those of the file, or written now by the target alone.
+    """The target's own greedy answers: those of the file, and where it has fewer than there are
+    prompts, the missing ones, by the target alone.
 
     Raises:
         ModelError: the target cannot be loaded.
         ConfigurationError: the file cannot be read.
     """
-    if plan.answers is not None and plan.answers.exists():
-        found = read_answers(plan.answers)
-        return [RecordedAnswer(prompt, answer) for prompt, answer in found.items()]
-    target = TargetModel.load(plan.target, "int8")
-    answers = []
-    for text in plan.prompts:
-        prompt = tuple(encode_prompt(target.tokenizer, text, raw=False))
-        stream = generate_alone(target, prompt, GREEDY, plan.max_new_tokens, target.eos_tokens)
-        answers.append(RecordedAnswer(prompt, tuple(stream)))
-        tick()
-    if plan.answers is not None:
-        write_answers(plan.answers, answers)
-    return answers
+    path = plan.answers
+    known = read_answers(path) if path is not None and path.exists() else {}
+    if len(known) < len(plan.prompts):
+        target = TargetModel.load(plan.target, "int8")
+        for text in plan.prompts:
+            prompt = tuple(encode_prompt(target.tokenizer, text, raw=False))
+            if prompt not in known:
+                own = generate_alone(target, prompt, GREEDY, plan.max_new_tokens, target.eos_tokens)
+                known[prompt] = tuple(own)
+                if path is not None:
+                    write_answers(path, _recorded(known))
+            tick()
+    return _recorded(known)
+
+
+def _recorded(answers: Mapping[Tokens, Tokens]) -> list[RecordedAnswer]:
+    return [RecordedAnswer(prompt, answer) for prompt, answer in answers.items()]
 
 
 @torch.inference_mode()

@@ -150,7 +150,7 @@ def bench_fr_spec(
     ] = 40,
     answers: Annotated[
         Path | None,
-        typer.Option(help="File of the target's answers: read where it is there, else written."),
+        typer.Option(help="File of the target's answers, which need not be written again."),
     ] = None,
     json: options.Json = False,
 ) -> None:

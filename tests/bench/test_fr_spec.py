@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def test_a_draft_that_is_the_target_is_right_wherever_its_head_reaches(
 def test_answers_are_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny(tmp_path / "tiny")
     asked = plan(model, str(model), answers=tmp_path / "answers.jsonl")
-    written = recorded_answers(asked)
+    (one,) = recorded_answers(replace(asked, prompts=asked.prompts[:1]))
+    written = recorded_answers(asked)  # goes on after a run that was cut off
+    assert written[0] == one
     monkeypatch.delattr(fr_spec, "TargetModel")
     assert recorded_answers(asked) == written
     assert [len(recorded.answer) for recorded in written] == [12, 12]
