@@ -16,6 +16,7 @@ from cli.group import run
 app = typer.Typer(invoke_without_command=True)
 app.callback()(evaluation.evaluate)
 app.command("draft")(drafts.bench_draft)
+app.command("fr-spec")(drafts.bench_fr_spec)
 app.command()(fidelity.exactness)
 app.command()(fidelity.coupling)
 app.command("int8")(fidelity.bench_int8)

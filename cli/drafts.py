@@ -1,4 +1,4 @@
-"""The commands that make and judge drafts: `e2sci distill` and `e2sci bench draft`.
+"""The commands that make and judge drafts: `e2sci distill`, `e2sci bench draft` and `fr-spec`.
 
 As in `cli.main`, what loads torch is imported where it is used.
 """
@@ -13,7 +13,7 @@ import typer
 from cli import options
 from cli.group import INTERRUPTED, say
 
-__all__ = ["bench_draft", "distill"]
+__all__ = ["bench_draft", "bench_fr_spec", "distill"]
 
 
 def distill(
@@ -127,3 +127,56 @@ def bench_draft(
         list(drafts), data, target_spec, limit, max_new_tokens, Link(verify_ms, rtt_ms),
         repeats, dtype, keep, json,
     )  # fmt: skip
+
+
+def bench_fr_spec(
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Tokens of the heads to compare with the full one and with the draft's own, the "
+            "most frequent ones; comma between."
+        ),
+    ] = "8192,16384,32768",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    prompts: options.OwnPrompts = 20,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    window: Annotated[
+        int, typer.Option(min=1, max=32, help="Tokens of a window, of which some are accepted.")
+    ] = 4,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Timings of each head, of eight steps each.")
+    ] = 40,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="File of the target's answers, which need not be written again."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """What a head of the most frequent tokens saves in a draft's step and costs in acceptance.
+
+    One draft in int8 with heads of several sizes, interleaved on one core, on
+    the target's own greedy answers. Nothing else should run.
+    """
+    sizes = tuple(_head_size(part) for part in heads.split(","))
+    specs = options.checked_models(pair, target, draft)
+    from bench.exactness.run import own_prompts
+    from bench.fr_spec import Plan
+    from bench.fr_spec import run as run_fr_spec
+
+    plan = Plan(
+        specs.target, specs.draft, sizes, own_prompts(prompts), max_new_tokens, window, repeats,
+        answers,
+    )  # fmt: skip
+    run_fr_spec(plan, json)
+
+
+def _head_size(text: str) -> int:
+    """Raises BadParameter where it is none."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise typer.BadParameter(
+            f"{text.strip()!r} is no number of tokens; expected e.g. 8192,16384",
+            param_hint="--heads",
+        )
+    return int(text)

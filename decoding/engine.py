@@ -67,6 +67,17 @@ class Capabilities(Struct, frozen=True):
     coupling: Coupling = Coupling.GUMBEL
 
 
+class DrafterCapabilities(Struct, frozen=True):
+    """What a drafter can do; a method that needs more is refused by the edge at start.
+
+    Attributes:
+        ranked_head: it writes only tokens of a ranking, the most frequent ones of the vocabulary,
+            which makes a step cheaper.
+    """
+
+    ranked_head: bool = False
+
+
 class Want(Struct, frozen=True):
     """A row that is asked for, and what of it.
 
@@ -239,9 +250,11 @@ class Drafter(Protocol[Cache]):
     """Writes ahead. Called from one thread; several may stand in a row (`engines.row`).
 
     Attributes:
+        capabilities: what it can do.
         vocab_size: number of real tokens. context_length: most positions it reads.
     """
 
+    capabilities: DrafterCapabilities
     vocab_size: int
     context_length: int
 

@@ -221,9 +221,10 @@ class EdgeWorker:
         request = claim.request
         if request is None:
             raise RequestError(claim.problem or "it cannot be read")
-        drafts = not isinstance(self._model, NoDrafter)
+        thin = isinstance(self._model, NoDrafter)
+        drafter = None if thin else self._context.drafter.capabilities
         spec = await self._aside(
-            len(request.prompt), spec_of, request, self._model, self.name, drafts
+            len(request.prompt), spec_of, request, self._model, self.name, drafter
         )
         answer = AnswerText(self._model.tokenizer, request.stop)
         streamed = claim.streamed_tokens

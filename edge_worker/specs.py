@@ -6,6 +6,7 @@ from bus.protocol.errors import RequestError
 from bus.protocol.requests import GenerationRequest, session_id
 from decoding import methods
 from decoding.edge_state import SessionSpec
+from decoding.engine import DrafterCapabilities
 from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
@@ -13,16 +14,27 @@ from engines.torch.thin import NoDrafter
 
 EdgeModel = ModelDrafter | NoDrafter
 
+HOW_TO_GET = {
+    "ranked_head": (
+        "a draft with a head of frequent tokens alone",
+        "start the edge with --draft NAME@16384",
+    ),
+}
+"""What each of `DrafterCapabilities` is to a user, and what to do for it."""
+
 
 def spec_of(
-    request: GenerationRequest, model: EdgeModel, edge: str, drafts: bool = True
+    request: GenerationRequest,
+    model: EdgeModel,
+    edge: str,
+    drafter: DrafterCapabilities | None,
 ) -> SessionSpec:
     """Check the request against what the edge's model can do.
 
     Where the target writes on by itself, what the draft cannot hold is left to it.
 
     Args:
-        drafts: whether the edge has anything to draft with.
+        drafter: what the edge's drafter can do; None: there is none.
 
     Raises:
         RequestError: the text says what is wrong and what to do.
@@ -32,10 +44,16 @@ def spec_of(
         raise RequestError(f"method: {methods.why_unknown(request.method)}")
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
-    if not method.runs_on and not drafts:
+    if not method.runs_on and drafter is None:
         raise RequestError(
             f"method {method.name!r} needs a draft and this edge has none (drafter 'none'); use "
             "auto"
+        )
+    if drafter is not None and (missing := method.missing_of_drafter(drafter)):
+        what, how = HOW_TO_GET[missing[0]]
+        raise RequestError(
+            f"method {method.name!r} needs {what}; this edge drafts with {model.name} and has "
+            f"none: {how}, or use another method"
         )
     if not method.runs_on and total > model.context_length:
         raise RequestError(
@@ -55,6 +73,6 @@ def spec_of(
         ),
         max_new_tokens=request.max_new_tokens,
         tokenizer_digest=model.tokenizer_digest,
-        drafts=drafts,
+        drafts=drafter is not None,
         draft_context=model.context_length,
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE
 from bus.protocol.errors import LocalError
-from decoding.engine import DraftedWindow
+from decoding.engine import DraftedWindow, DrafterCapabilities
 from decoding.sampling import SamplingParams
 from engines.row import certain
 
@@ -96,6 +96,8 @@ class LookupDrafter:
         vocab_size, context_length: of the pair it drafts for.
         always: always have a proposal, as a drafter that stands alone must.
     """
+
+    capabilities = DrafterCapabilities()
 
     def __init__(self, vocab_size: int, context_length: int, always: bool = False) -> None:
         self.vocab_size = vocab_size

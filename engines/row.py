@@ -29,8 +29,10 @@ class DrafterRow:
     """
 
     def __init__(self, *drafters: Drafter[Any]) -> None:
-        """At least one; the narrowest context and vocabulary are those of the row."""
+        """At least one; the narrowest context and vocabulary are those of the row, which can do
+        what its last drafter can."""
         self._drafters = drafters
+        self.capabilities = drafters[-1].capabilities
         self.vocab_size = min(drafter.vocab_size for drafter in drafters)
         self.context_length = min(drafter.context_length for drafter in drafters)
 

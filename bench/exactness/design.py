@@ -124,11 +124,16 @@ def lossless_methods() -> tuple[str, ...]:
 
 
 def usual_methods() -> tuple[str, ...]:
-    """The lossless ones, but for variants of one of them, which can do nothing that it cannot:
-    `auto-chain` is `auto` without branches."""
+    """The lossless ones, but for those that can do nothing that another cannot: variants of one
+    of them (`auto-chain` is `auto` without branches), and those by a draft that need not be here
+    (`fr-spec` is `sd` by one with a ranked head)."""
     lossless = lossless_methods()
     found = ((name, methods.find(name)) for name in lossless)
-    return tuple(n for n, method in found if method is None or method.variant_of not in lossless)
+    return tuple(
+        name
+        for name, method in found
+        if method is None or not (method.variant_of in lossless or method.drafter_needs)
+    )
 
 
 def checked_lossless(method: str) -> str:

@@ -13,7 +13,7 @@ import re
 from dataclasses import replace
 from math import log
 
-from decoding.methods import amusd, auto, e2sci, fsd, plc, plc_literal, sd
+from decoding.methods import amusd, auto, e2sci, fr_spec, fsd, plc, plc_literal, sd
 from decoding.methods.base import Method
 from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
@@ -24,8 +24,7 @@ _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
-        amusd.METHOD,
-        *e2sci.METHODS,
+        amusd.METHOD, fr_spec.METHOD, *e2sci.METHODS,
     )
 }  # fmt: skip
 

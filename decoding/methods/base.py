@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from bus.protocol.bounds import SessionCoupling
-from decoding.engine import Capabilities, TargetRow
+from decoding.engine import Capabilities, DrafterCapabilities, TargetRow
 from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
 
@@ -152,6 +152,7 @@ class Method:
         threshold: given with the name, in nats: that of a fixed control, the base of credit's;
             None leaves it to settings.
         needs: names of `decoding.engine.Capabilities` without which it cannot run.
+        drafter_needs: the same of `decoding.engine.DrafterCapabilities`.
         runs_on: where no draft continues the text, the target writes by itself; else it waits.
         variant_of: the method that it is with one part changed, to compare.
     """
@@ -163,12 +164,17 @@ class Method:
     control: Control
     threshold: float | None = None
     needs: tuple[str, ...] = ()
+    drafter_needs: tuple[str, ...] = ()
     runs_on: bool = False
     variant_of: str = ""
 
     def missing(self, capabilities: Capabilities) -> list[str]:
         """What it needs and a target has not."""
         return [name for name in self.needs if not getattr(capabilities, name)]
+
+    def missing_of_drafter(self, capabilities: DrafterCapabilities) -> list[str]:
+        """What it needs and a drafter has not."""
+        return [name for name in self.drafter_needs if not getattr(capabilities, name)]
 
     @property
     def lossless(self) -> bool:

@@ -24,6 +24,7 @@ class Row(Struct, frozen=True):
         sends_rows: windows carry the draft's probabilities, so that the draft must give them; else
             token ids alone. With residual coupling all do.
         needs: names of `decoding.engine.Capabilities` of the target, beyond verifying a chain.
+        drafter_needs: names of `decoding.engine.DrafterCapabilities`.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Row(Struct, frozen=True):
     runs_on: bool
     sends_rows: bool
     needs: tuple[str, ...]
+    drafter_needs: tuple[str, ...]
     summary: str
 
     @property
@@ -39,16 +41,21 @@ class Row(Struct, frozen=True):
         """As `COLUMNS` shows them."""
         text = "lossless" if self.lossless else "lossy"
         draft = "optional" if self.runs_on else "required"
+        having = [*(["rows"] if self.sends_rows else []), *map(_words, self.drafter_needs)]
         return (
             self.method,
             text,
             self.pace,
             "runs on" if self.runs_on else "waits",
             "ids and rows" if self.sends_rows else "ids",
-            ", ".join(need.replace("_", " ") for need in self.needs) or "–",
-            f"{draft}, with rows" if self.sends_rows else draft,
+            ", ".join(map(_words, self.needs)) or "–",
+            f"{draft}, with {' and '.join(having)}" if having else draft,
             self.summary.removesuffix(f" ({text})"),
         )
+
+
+def _words(capability: str) -> str:
+    return capability.replace("_", " ")
 
 
 def table() -> tuple[Row, ...]:
@@ -65,6 +72,7 @@ def _row(method: Method) -> Row:
         runs_on=method.runs_on,
         sends_rows=method.needs_rows(SamplingParams(coupling=SessionCoupling.GUMBEL)),
         needs=method.needs,
+        drafter_needs=method.drafter_needs,
         summary=method.summary,
     )
 

@@ -19,7 +19,7 @@ the default target; a directory that `e2sci distill` wrote holds
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +41,7 @@ from engines.catalog.sources import DEFAULT_SPEC, ModelSource, find_source
 from engines.tokenizer import num_real_tokens, tokenizer_digest
 from engines.torch.cache import KVCache
 from engines.torch.converted import content_key
+from engines.torch.draft_file import check_vocab, depth, dequantise, misfit
 from engines.torch.integer import IntegerProduct
 from engines.torch.integer_decoder import FORMAT, IntegerDecoder, convert
 from engines.torch.linears import Product, halved, integer
@@ -162,16 +163,13 @@ def load_draft(spec: str, dtype: str = "auto", device: str = "auto") -> LoadedDr
         return _load_trimmed_draft(spec, dtype, device)
     name, head_size = split_head(spec)
     whole = load_model(name, dtype, device)
-    return LoadedDraft(
-        network=_whole(whole, head_size),
-        tokenizer=whole.tokenizer,
-        name=whole.name,
-        dtype=whole.dtype,
-        device=whole.device,
-        context_length=whole.context_length,
-        vocab_size=whole.vocab_size,
-        tokenizer_digest=whole.tokenizer_digest,
-    )
+    return described(whole, _whole(whole, head_size))
+
+
+def described(loaded: Loaded, network: DraftNetwork) -> LoadedDraft:
+    """A network with what is known of the model it was made from."""
+    known = {field.name: getattr(loaded, field.name) for field in fields(Loaded)}
+    return LoadedDraft(network=network, **known)
 
 
 def _whole(loaded: LoadedModel, head_size: int | None) -> DraftNetwork:
@@ -227,12 +225,12 @@ def read_trimmed(
         stored = load_file(weights)
         frozen = {name: weight.to(dtype) for name, weight in _frozen(target).items()}
         vocab = stored.pop("vocab")
-        layers = _dequantise(stored, dtype)
+        layers = dequantise(stored, dtype)
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"cannot read the draft {weights} on {target}: {error}") from error
     head = frozen.pop(HEAD_KEY, None)
     num_rows = min(weight.shape[0] for weight in frozen.values())
-    _check_vocab(vocab, num_rows, weights)
+    check_vocab(vocab, num_rows, weights)
     if head is None:
         (embedding,) = frozen.values()
         head = embedding[vocab.long()]
@@ -287,15 +285,14 @@ def load_integer_trimmed(spec: str) -> tuple[Path, IntegerDecoder]:
     Raises:
         ModelError: the draft is damaged, does not fit its target, or is no Llama or Qwen2.
     """
-    weights = shipped_weights() if spec == DEFAULT_SPEC else Path(spec).expanduser() / DRAFT_WEIGHTS
-    target = find_source(DEFAULT_SPEC) if spec == DEFAULT_SPEC else find_source(spec)
+    weights, target = integer_sources(spec)
     key = f"{file_digest(weights)[:16]}-{content_key(target)}"
     directory = cache_root() / "models" / f"{weights.stem}-{key}-{FORMAT}"
 
     def write(scratch: Path) -> None:
-        from engines.torch.conversion import save_tokenizer  # noqa: PLC0415 - as `_convert_trimmed`
+        from engines.torch.conversion import save_tokenizer  # noqa: PLC0415 - as `convert_trimmed`
 
-        _convert_trimmed(weights, target).save(scratch)
+        convert_trimmed(weights, target).save(scratch)
         save_tokenizer(target, scratch)
 
     made_once(
@@ -305,27 +302,45 @@ def load_integer_trimmed(spec: str) -> tuple[Path, IntegerDecoder]:
     return directory, IntegerDecoder.load(directory)
 
 
-def _convert_trimmed(weights: Path, target: ModelSource) -> IntegerDecoder:
+def integer_sources(spec: str) -> tuple[Path, ModelSource]:
+    """Weights and target of the shipped draft or of a draft directory, as `convert_trimmed` takes
+    them."""
+    if spec == DEFAULT_SPEC:
+        return shipped_weights(), find_source(DEFAULT_SPEC)
+    return Path(spec).expanduser() / DRAFT_WEIGHTS, find_source(spec)
+
+
+def convert_trimmed(weights: Path, target: ModelSource, widest: bool = False) -> IntegerDecoder:
+    """A trimmed draft in int8.
+
+    Args:
+        widest: with a head of every token, where the head's rows are those of the embedding.
+
+    Raises:
+        ModelError: as `load_integer_trimmed`.
+    """
     # Here because a draft that was converted already needs none of what it loads.
     from engines.torch.conversion import read_config, weights_of  # noqa: PLC0415
 
     stored = load_file(weights)
     vocab = stored.pop("vocab")
-    layers = _dequantise(stored, torch.float32)
+    layers = dequantise(stored, torch.float32)
     config = read_config(target)
     if not has_llama_config(config):
-        raise _misfit(weights, f"a {config.model_type} does not run in int8; use float32")
+        raise misfit(weights, f"a {config.model_type} does not run in int8; use float32")
     if target.gguf is not None:
         frozen = {_EMBEDDING: weights_of(target, config).get(_TARGET_EMBEDDING)}
-        config.num_hidden_layers = _depth(layers, weights)
+        config.num_hidden_layers = depth(layers, weights)
     else:
         frozen = {name: rows.float() for name, rows in _frozen(Path(target.location)).items()}
     embedding = frozen[_EMBEDDING]
     if embedding is None:
-        raise _misfit(weights, "the target has no embedding")
-    _check_vocab(vocab, embedding.shape[0], weights)
+        raise misfit(weights, "the target has no embedding")
+    check_vocab(vocab, embedding.shape[0], weights)
     head = frozen.get(HEAD_KEY)
-    head = embedding[vocab.long()] if head is None else head
+    if head is None:
+        vocab = torch.arange(len(embedding)) if widest else vocab
+        head = embedding[vocab.long()]
     state = MappedWeights({**layers, _EMBEDDING: embedding}, prefix="model.")
     return convert(config, state, head, vocab.int())
 
@@ -338,28 +353,6 @@ def _frozen(target: Path) -> dict[str, Tensor]:
         return {_EMBEDDING: file.get_tensor(_TARGET_EMBEDDING)}
 
 
-def _dequantise(stored: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Stored tensors → a state dict of plain weights in `dtype`."""
-    plain: dict[str, Tensor] = {}
-    for name, tensor in stored.items():
-        if name.endswith(".int8"):
-            weight = name.removesuffix(".int8")
-            scale = stored[f"{weight}.scale"].float()
-            plain[weight] = (tensor.float() * scale[:, None]).to(dtype)
-        elif not name.endswith(".scale"):
-            plain[name] = tensor.to(dtype)
-    return plain
-
-
-def _check_vocab(vocab: Tensor, num_rows: int, weights: Path) -> None:
-    ascending = bool((vocab[1:] > vocab[:-1]).all())
-    if vocab.numel() == 0 or not ascending or vocab[0] < 0 or vocab[-1] >= num_rows:
-        raise ModelError(
-            f"draft {weights}: 'vocab' must be rising token ids below {num_rows}, the rows of the "
-            "target's embedding; these weights belong to another target"
-        )
-
-
 def _draft_config(target: Path, layers: dict[str, Tensor], weights: Path) -> PreTrainedConfig:
     """The target's config, as deep as the draft."""
     if (target / EMBEDDING_WEIGHTS).is_file():
@@ -368,16 +361,8 @@ def _draft_config(target: Path, layers: dict[str, Tensor], weights: Path) -> Pre
     from transformers import LlamaConfig  # noqa: PLC0415
 
     config = LlamaConfig.from_pretrained(target)
-    config.num_hidden_layers = _depth(layers, weights)
+    config.num_hidden_layers = depth(layers, weights)
     return config
-
-
-def _depth(layers: dict[str, Tensor], weights: Path) -> int:
-    """How many layers a draft has."""
-    depth = len({name.split(".")[1] for name in layers if name.startswith("layers.")})
-    if depth == 0:
-        raise ModelError(f"draft {weights} holds no layers; expected tensors 'layers.N.…'")
-    return depth
 
 
 def _build_body(
@@ -388,13 +373,9 @@ def _build_body(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
     except RuntimeError as error:
-        raise _misfit(weights, first_line(error)) from error
+        raise misfit(weights, first_line(error)) from error
     for kind, names in info.items():
         if names:
-            raise _misfit(weights, f"{kind}, among them {min(map(str, names))}")
+            raise misfit(weights, f"{kind}, among them {min(map(str, names))}")
     ready: torch.nn.Module = body.eval().requires_grad_(False)
     return ready
-
-
-def _misfit(weights: Path, what: str) -> ModelError:
-    return ModelError(f"draft {weights} does not fit the target it is loaded on: {what}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
 from bus.protocol.errors import LocalError
 from decoding.coupling import choose_sparse
-from decoding.engine import DraftedWindow
+from decoding.engine import DraftedWindow, DrafterCapabilities
 from decoding.sampling import SamplingParams, canonical, from_wire, warp
 from decoding.uniforms import Purpose, uniform
 from engines.torch.draft import LoadedDraft, load_draft
@@ -38,6 +38,7 @@ class ModelDrafter(RunningModel[DraftCache]):
     """A draft network with its tokenizer, as a `decoding.engine.Drafter`.
 
     Attributes:
+        capabilities: its head is a ranked one where it holds a part of the vocabulary.
         num_sparse: K, probabilities sent for each token, at most the head's size.
         weight_bytes: bytes of weights that one step reads.
         probe: what its passes compute here (`engines.torch.probe`).
@@ -49,6 +50,7 @@ class ModelDrafter(RunningModel[DraftCache]):
             raise LocalError(f"num_sparse is {num_sparse}; a draft sends at least one probability")
         super().__init__(loaded)
         self._network = loaded.network
+        self.capabilities = DrafterCapabilities(ranked_head=loaded.network.vocab is not None)
         self.probe = probe(loaded.network, loaded.network.head_size, loaded.device)
         self.weight_bytes = loaded.network.weight_bytes
         self.num_sparse = min(num_sparse, loaded.network.head_size)

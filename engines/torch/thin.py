@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, Self
 
 from bus.protocol.errors import LocalError
-from decoding.engine import DraftedWindow
+from decoding.engine import DraftedWindow, DrafterCapabilities
 from decoding.sampling import SamplingParams
 from engines.catalog.registry import split_head
 from engines.catalog.sources import ModelSource
@@ -29,6 +29,7 @@ from engines.torch.sources import resolve_source
 class NoDrafter(RunningModel[SessionCache]):
     """A `decoding.engine.Drafter` that is never asked (`SessionSpec.drafts`)."""
 
+    capabilities = DrafterCapabilities()
     probe = Probe("", bitwise=True)
 
     @classmethod

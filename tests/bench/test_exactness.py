@@ -80,7 +80,7 @@ def test_the_usual_design_has_every_usual_method_and_level() -> None:
     }  # fmt: skip
     check(cells, levels)
     assert (
-        {*usual_methods(), "auto-chain"}
+        {*usual_methods(), "auto-chain", "fr-spec"}
         == set(lossless_methods())
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )

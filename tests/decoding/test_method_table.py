@@ -41,6 +41,12 @@ def test_what_a_method_needs_of_its_target_is_shown(monkeypatch: pytest.MonkeyPa
     assert row.cells[5] == "trees, hidden states"
 
 
+def test_what_a_method_needs_of_the_draft_is_shown() -> None:
+    rows = {row.method: row.cells[6] for row in table.table()}
+    assert rows["fr-spec"] == "required, with ranked head"
+    assert rows["e2sci+fr-spec"] == "optional, with rows and ranked head"
+
+
 def test_docs_show_the_table_as_it_is() -> None:
     assert table.markdown() in PAGE.read_text("utf-8"), "run `e2sci methods --markdown`"
 

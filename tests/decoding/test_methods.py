@@ -10,7 +10,7 @@ from bus.protocol.bounds import SessionCoupling
 from bus.protocol.codec import decode, encode
 from decoding import methods
 from decoding.acceptance import draw_residual
-from decoding.engine import TargetRow
+from decoding.engine import Capabilities, DrafterCapabilities, TargetRow
 from decoding.methods.base import Control, Flow, PaceView, Proposal
 from decoding.methods.exact import ExactRule
 from decoding.methods.paces import Lockstep
@@ -96,6 +96,25 @@ def test_sd_is_exact_in_lockstep_under_fixed_control() -> None:
     assert sd.lossless
     assert sd.pace.name == "lockstep"
     assert sd.control is Control.FIXED
+
+
+def test_fr_spec_is_sd_by_a_draft_with_a_ranked_head() -> None:
+    method = methods.find("fr-spec:6")
+    assert method is not None
+    assert method.lossless
+    assert not method.needs_rows(SamplingParams(0.8))
+    assert method.pace.flow(view(window=4)) == Flow(6, budget=6, awaits=True)
+    assert method.missing_of_drafter(DrafterCapabilities()) == ["ranked_head"]
+    assert method.missing_of_drafter(DrafterCapabilities(ranked_head=True)) == []
+    assert methods.sd.METHOD.missing_of_drafter(DrafterCapabilities()) == []
+
+
+def test_what_a_method_needs_are_capabilities_that_there_are() -> None:
+    for name in methods.names():
+        method = methods.find(name)
+        assert method is not None
+        assert set(method.needs) <= set(Capabilities.__struct_fields__)
+        assert set(method.drafter_needs) <= set(DrafterCapabilities.__struct_fields__)
 
 
 def view(window: int) -> PaceView:

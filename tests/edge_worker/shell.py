@@ -18,7 +18,7 @@ from bus.store import EndEntry, SessionEntry, Store, TelemetryEntry, TokensEntry
 from bus.transport.sockets import Sockets
 from cloud_worker.server import CloudWorker
 from cloud_worker.settings import CloudSettings
-from decoding.engine import DraftedWindow, Segment, TargetRow
+from decoding.engine import DraftedWindow, DrafterCapabilities, Segment, TargetRow
 from decoding.sampling import SamplingParams
 from edge_worker.server import EdgeWorker
 from edge_worker.settings import EdgeSettings
@@ -61,6 +61,7 @@ class ToyTokenizer:
 class Drafter:
     """A toy drafter behind the engine seam, with the attributes of an edge's model."""
 
+    capabilities = DrafterCapabilities()
     vocab_size: int
     context_length: int
 

@@ -32,9 +32,10 @@ from bus.store import (
     stories,
 )
 from decoding import edge
+from decoding.engine import DrafterCapabilities
 from edge_worker import server
 from edge_worker.session import EdgeSession
-from edge_worker.specs import spec_of
+from edge_worker.specs import HOW_TO_GET, spec_of
 from tests.edge_worker.shell import PATIENCE_S, Drafter, House, ToyTokenizer
 
 
@@ -77,6 +78,31 @@ async def test_a_session_that_drafts_nothing_reads_what_the_target_writes(
     (timeline,) = [entry for entry in entries if isinstance(entry, TimelineEntry)]
     assert [type(event) for event in timeline.events] == [PassSpan] * 24
     assert not [message for message in house.sent if isinstance(message, DraftWindow)]
+
+
+async def test_a_method_that_needs_more_of_the_draft_is_refused_with_what_to_do(
+    house: House,
+) -> None:
+    house.cloud()
+    house.start()
+    await house.fails(
+        "r1",
+        "method 'fr-spec' needs a draft with a head of frequent tokens alone; this edge drafts "
+        "with toy and has none: start the edge with --draft NAME@16384, or use another method",
+        method="fr-spec",
+    )
+    assert house.opens() == []  # no cloud worker is asked
+    await house.answers("r2")
+
+
+async def test_a_draft_that_can_what_the_method_needs_answers(house: House) -> None:
+    house.cloud()
+    house.start(Drafter(capabilities=DrafterCapabilities(ranked_head=True)))
+    await house.answers("r1", method="fr-spec")
+
+
+def test_of_everything_a_draft_can_be_asked_for_it_is_known_how_to_get_it() -> None:
+    assert set(HOW_TO_GET) == set(DrafterCapabilities.__struct_fields__)
 
 
 def broken(drafter: Drafter, name: str, text: str) -> Callable[[], None]:

@@ -205,6 +205,9 @@ def test_rows_of_a_trimmed_head_stand_for_the_targets_ids(loaded: LoadedDraft) -
     from dataclasses import replace
 
     model = ModelDrafter(replace(loaded, network=Trimmed()), num_sparse=500)
+    assert model.capabilities.ranked_head
+    assert drafter_of(DrafterKind.LOOKUP_MODEL, model).capabilities.ranked_head
+    assert not drafter_of(DrafterKind.LOOKUP, model).capabilities.ranked_head
     assert model.num_sparse == 97  # cut to the head
     window = model.draft(model.open(GREEDY), PROMPT, 4, NEVER, go_on)
     assert (window.q_ids % 3 == 0).all()

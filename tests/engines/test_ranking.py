@@ -12,6 +12,7 @@ from engines.catalog.ranking import most_frequent, own_rankings, rank, save_rank
 from engines.tokenizer import tokenizer_digest
 from engines.torch.cache import KVCache
 from engines.torch.draft import load_draft
+from engines.torch.drafter import ModelDrafter
 from tests.engines.tiny import byte_level_tokenizer, save_tiny
 
 
@@ -73,3 +74,5 @@ def test_a_draft_with_a_cut_head_has_those_rows_of_the_whole(
         assert torch.equal(found, wanted)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert load_draft(f"{directory}@9999", dtype, "cpu").network.vocab is None
+    assert ModelDrafter(cut).capabilities.ranked_head
+    assert not ModelDrafter(whole).capabilities.ranked_head
