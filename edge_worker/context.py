@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decoding.engine import Drafter
+from edge_worker.addresses import Addresses
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peers
 from engines.thread import ModelThread
@@ -19,15 +20,15 @@ class SessionContext:
     """What all sessions of an edge worker share.
 
     Attributes:
-        timelines: whether sessions add theirs to telemetry.
         counters: of the worker. turns: numbers sessions in their order of arrival.
+        addresses: the sessions that messages reach.
     """
 
     drafter: Drafter[Any]
     thread: ModelThread
     peers: Peers
     mismatch_wait_s: float
-    timelines: bool
     memory: PathMemory
     counters: Counter[str] = field(default_factory=Counter)
     turns: Iterator[int] = field(default_factory=itertools.count)
+    addresses: Addresses = field(default_factory=Addresses)

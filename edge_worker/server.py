@@ -33,6 +33,8 @@ from decoding import edge
 from decoding.edge_events import ControlArrived, Ended, FaultArrived, FeedbackArrived, Opened, Tick
 from decoding.engine import Drafter
 from decoding.story import Story
+from edge_worker.addresses import Addressable
+from edge_worker.answer import AnswerOutput
 from edge_worker.context import SessionContext
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
@@ -148,7 +150,6 @@ class EdgeWorker:
             thread,
             self._peers,
             settings.peer_wait_s,
-            settings.timeline,
             PathMemory(),
             sockets.counters,
         )
@@ -228,7 +229,8 @@ class EdgeWorker:
         await self._aside(len(streamed), answer.push, streamed)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
-        session = EdgeSession(self._context, answer, meter, writer)
+        output = AnswerOutput(answer, meter, writer, self._settings.timeline)
+        session = EdgeSession(self._context, output)
         running = Running(claim, request, session)
         previous = self._running.get(spec.session)
         if previous is not None:  # our own lease ran out, and we claimed the prompt again
@@ -265,37 +267,26 @@ class EdgeWorker:
     # --- arriving ---------------------------------------------------------------------------
 
     def _received(self, peer: Peer, message: AnyMessage, size: int) -> None:
-        running = self._addressed(peer, message)
-        if running is None:
+        session = self._context.addresses.of(peer, message)
+        if session is None:
             return  # of a session that has ended, or another edge's
-        running.session.received(size)
-        self._hand_over(running.session, message)
+        session.received(size)
+        self._hand_over(session, message)
 
     def _unhandled(self, peer: Peer, message: AnyMessage, error: Exception) -> None:
         """A message raised where it arrived: its session ends, saying why."""
-        running = self._addressed(peer, message)
-        if running is not None:
+        session = self._context.addresses.of(peer, message)
+        if session is not None:
             why = f"a {type(message).__name__} could not be handled: {error}"
-            running.session.handle(Ended(FinishReason.ERROR, why))
-
-    def _addressed(self, peer: Peer, message: AnyMessage) -> Running | None:
-        """Whose message of a cloud worker it is: by its handle there, or by the session's name."""
-        handle = message.handle if isinstance(message, Feedback | Fault) else None
-        if handle is None:
-            return self._running.get(getattr(message, "session", ""))
-        sessions = ((running, running.session) for running in self._running.values())
-        return next(
-            (running for running, s in sessions if s.peer is peer and s.handle_there == handle),
-            None,
-        )
+            session.handle(Ended(FinishReason.ERROR, why))
 
     def on_message(self, message: Message) -> None:
         """Hand a message of the controller to its session."""
-        running = self._running.get(getattr(message, "session", ""))
-        if running is not None:
-            self._hand_over(running.session, message)
+        session = self._context.addresses.named(message)
+        if session is not None:
+            self._hand_over(session, message)
 
-    def _hand_over(self, session: EdgeSession, message: Message) -> None:
+    def _hand_over(self, session: Addressable, message: Message) -> None:
         match message:
             case SessionReady():
                 session.handle(Opened(message, now_ms()))
@@ -316,8 +307,8 @@ class EdgeWorker:
     async def tick_forever(self, lifecycle: Lifecycle) -> None:
         """Let every session see the time, and keep the registry record current."""
         while True:
-            for running in list(self._running.values()):
-                running.session.handle(Tick(now_ms()))
+            for _, session in self._context.addresses:
+                session.handle(Tick(now_ms()))
             counters = dict(self._counters) | self._model.prefixes.counters()
             lifecycle.update(load=len(self._running), counters=counters)
             await asyncio.sleep(TICK_S)
@@ -351,7 +342,7 @@ class EdgeWorker:
         await self._stories.run_forever(self._told)
 
     def _told(self) -> list[tuple[str, Story]]:
-        return [(name, running.session.story) for name, running in self._running.items()]
+        return [(name, session.story) for name, session in self._context.addresses]
 
     def _lose(self, running: Running) -> None:
         """Another term owns the prompt: stop drafting; the writer has stopped or will.

@@ -1,8 +1,7 @@
-"""One prompt in the edge worker's shell: runs the effects of `decoding.edge` in order.
+"""One session in the edge worker's shell: runs the effects of `decoding.edge` in order.
 
-Draft work goes to the worker's one model thread, a chunk of prefill or one window at a time, so
-sessions take turns; a crop rides along with the next job. Redis is written by `ResultWriter`,
-off the token path.
+Drafts come from its `Drafting`, results go to its `SessionOutput`: for a request the model thread
+and the answer in Redis, off the token path.
 """
 
 from __future__ import annotations
@@ -14,11 +13,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from msgspec.structs import replace
-
 from bus.protocol.errors import E2SCIError, ImpossibleEventError, StoreUnavailableError
 from bus.protocol.messages import CloseSession, FinishReason, Message
-from bus.store import TelemetryEntry, Usage
 from decoding import edge
 from decoding.edge_events import (
     CheckPeer,
@@ -40,10 +36,9 @@ from decoding.edge_events import (
 from decoding.engine import DraftedWindow
 from decoding.story import Story
 from edge_worker.context import SessionContext
+from edge_worker.drafting import Drafting, ModelDrafting
+from edge_worker.output import SessionOutput, Told
 from edge_worker.peers import Peer
-from edge_worker.text import AnswerText
-from edge_worker.usage import UsageMeter, within
-from edge_worker.writer import Piece, ResultWriter
 from engines.thread import now_ms
 
 log = logging.getLogger(__name__)
@@ -52,7 +47,7 @@ RETRY_S = 0.5
 
 
 class EdgeSession:
-    """State machine, cache, text and pending jobs of one prompt.
+    """State machine, peer and pending work of one session.
 
     Any exception of the engine, the tokenizer, a callback or a message ends only this session, with
     an error that its user can read.
@@ -61,25 +56,17 @@ class EdgeSession:
         story: what happened to it last.
 
     Args:
-        answer: the answer's text so far (a session taken over has some already).
-        meter: counts what `usage` reports.
-        writer: stores pieces and the end.
+        output: takes what is decided.
+        drafting: answers drafts; None: the worker's drafter, on its model thread.
     """
 
     def __init__(
-        self, context: SessionContext, answer: AnswerText, meter: UsageMeter, writer: ResultWriter
+        self, context: SessionContext, output: SessionOutput, drafting: Drafting | None = None
     ) -> None:
         self._context = context
-        self._answer = answer
-        self._meter = meter
-        self._writer = writer
-        self._turns = context.thread.turns(self._failed)
+        self._output = output
+        self._drafting = drafting or ModelDrafting(context.drafter, context.thread)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._crop_to: int | None = None
-        self._pieces: list[Piece] = []
-        self._committed: Commit | None = None  # what of the latest is not in a piece yet,
-        self._texts: list[str] = []  # and the text of each of its tokens
-        self._cache: Any = None
         self._turn = next(context.turns)
         self._asked: list[Peer] = []  # full ones, which keep a place in their row for us
         self.peer: Peer | None = None
@@ -101,7 +88,8 @@ class EdgeSession:
         """
         self.state, effects = edge.begin(spec, control, committed, incarnation, last_incarnation)
         self.story.begun(now_ms(), f"resumes the request after {len(committed)} tokens")
-        self._cache = self._context.drafter.open(spec.sampling, spec.prompt)
+        self._drafting.open(spec, self._drafted, self._failed)
+        self._context.addresses.add(self)
         self._run(effects)
 
     def handle(self, event: Event) -> None:
@@ -133,7 +121,7 @@ class EdgeSession:
 
     def received(self, size: int) -> None:
         """Count a message that came for this session, in bytes."""
-        self._meter.bytes_down += size
+        self._output.received(size)
 
     @property
     def finished(self) -> bool:
@@ -146,10 +134,10 @@ class EdgeSession:
         return stage.handle if isinstance(stage, edge.Running) else None
 
     def close(self) -> None:
-        """Stop drafting and waiting; a window that is being drafted ends at its next token. The
-        cache then goes to the model's prefix cache, on the model thread."""
+        """Stop drafting and waiting; nothing reaches it any more."""
         self.handle(Ended(FinishReason.CANCELLED))
-        self._turns.close(partial(self._context.drafter.close, self._cache))
+        self._context.addresses.remove(self)
+        self._drafting.close()
         for task in self._tasks:
             task.cancel()
         self._leave_rows()
@@ -163,7 +151,7 @@ class EdgeSession:
         for peer in asked:
             if peer is not self.peer:
                 close = CloseSession(self.state.spec.session, self.state.incarnation, "elsewhere")
-                self._meter.bytes_up += peer.send(close)
+                self._output.sent(close, peer.send(close))
             self._context.peers.let_go(peer)
 
     # --- effects --------------------------------------------------------------------------
@@ -174,14 +162,13 @@ class EdgeSession:
         The draft thread needs the interpreter to begin. Should the text end at a stop string, the
         draft that has begun is interrupted.
         """
-        told: list[Commit | WindowJudged | Finish] = []
+        told: list[Told] = []
         for effect in effects:
             match effect:
                 case Draft():
                     self._draft(effect)
                 case Crop(length):
-                    pending = self._crop_to
-                    self._crop_to = length if pending is None else min(pending, length)
+                    self._drafting.crop(length)
                 case Send(message):
                     self._send(message)
                 case SeekPeer():
@@ -193,85 +180,26 @@ class EdgeSession:
         if told:
             asyncio.get_running_loop().call_soon(self._tell_guarded, told)
 
-    def _tell_guarded(self, effects: list[Commit | WindowJudged | Finish]) -> None:
+    def _tell_guarded(self, effects: list[Told]) -> None:
         try:
             self._tell(effects)
         except Exception as error:  # noqa: BLE001 - as in `handle`
             self._failed(error)
 
-    def _tell(self, effects: list[Commit | WindowJudged | Finish]) -> None:
-        """Hand what one step has decided to the writer, a piece for each window."""
-        over = self._answer.stopped  # what was judged after a stop string is not the user's
-        for effect in effects:
-            match effect:
-                case Commit() if not over:
-                    self._commit(effect)
-                case WindowJudged() if not over:
-                    self._judged(effect)
-                case Finish(reason, error):
-                    self._finish(FinishReason.STOP if self._answer.stopped else reason, error)
-                case _:
-                    pass
-        self._write_pieces()
-        if self._answer.stopped and not self.finished:
-            self.handle(StopMatched(self._answer.num_tokens))
-
-    def _commit(self, effect: Commit) -> None:
-        """Turn tokens into text, no further than a stop string."""
-        texts = self._answer.push_each(effect.tokens)
-        kept = len(texts)
-        self._meter.committed(kept, None if self.peer is None else self.peer.record)
-        self._committed = replace(
-            effect, tokens=effect.tokens[:kept], accepted=effect.accepted[:kept]
-        )
-        self._texts = texts
-
-    def _judged(self, effect: WindowJudged) -> None:
-        """What a window has brought, of the text just committed."""
-        effect = within(effect, len(self._texts))
-        count, committed, texts = effect.num_committed, self._committed, self._texts
-        if committed is None or not count:
-            return  # a stop string came before it
-        self._meter.judged(effect)
-        self._pieces.append(
-            Piece(
-                committed.start, committed.tokens[:count], committed.accepted[:count],
-                "".join(texts[:count]), tuple(map(len, texts[:count])),
-                self._meter.entry(effect, self.peer), self._meter.probe,
-            )
-        )  # fmt: skip
-        self._committed = replace(
-            committed, start=committed.start + count, tokens=committed.tokens[count:],
-            accepted=committed.accepted[count:],
-        )  # fmt: skip
-        self._texts = texts[count:]
-
-    def _finish(self, reason: FinishReason, error: str) -> None:
-        rest = "" if self._answer.stopped else self._answer.flush()
-        if self._pieces:
-            self._pieces[-1] = self._pieces[-1].with_text(rest)
-        elif rest:
-            self._pieces.append(Piece(self._answer.num_tokens, (), (), rest))
-        self._write_pieces()
-        entries: list[TelemetryEntry] = [
-            *self._meter.rest(self.peer), self._meter.closing(reason),
-        ]  # fmt: skip
-        if self._context.timelines:
-            entries.append(self._meter.timeline_entry())
-        self._writer.end(reason, error, self._meter.usage(), *entries)
-        if self.peer is not None:
-            spec, cloud = self.state.spec, self.peer.record.worker_id
-            self._context.memory.keep(cloud, spec.method.name, self.state.measures)
-
-    def _write_pieces(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        for piece in pieces:
-            self._writer.put(piece)
+    def _tell(self, effects: list[Told]) -> None:
+        """Hand what one step has decided to the output; a stop string there ends the session."""
+        self._output.tell(effects, self.peer)
+        if self.peer is not None and any(isinstance(effect, Finish) for effect in effects):
+            worker, method = self.peer.record.worker_id, self.state.spec.method.name
+            self._context.memory.keep(worker, method, self.state.measures)
+        stopped_at = self._output.stopped_at
+        if stopped_at is not None and not self.finished:
+            self.handle(StopMatched(stopped_at))
 
     def _send(self, message: Message) -> None:
         if self.peer is None:
             return
-        self._meter.sent(message, self.peer.send(message))
+        self._output.sent(message, self.peer.send(message))
         if isinstance(message, CloseSession):
             self._context.peers.vacated()
 
@@ -298,13 +226,13 @@ class EdgeSession:
             why = f"the draft failed: {error}"
         self._context.counters["failed_sessions"] += 1
         if self.finished:
-            self._writer.end(FinishReason.ERROR, why, Usage())
+            self._output.failed(why)
             return
         try:
             self._advance(Ended(FinishReason.ERROR, why))
         except Exception:
             log.exception("session %s could not end in order", self.state.spec.session)
-            self._writer.end(FinishReason.ERROR, why, Usage())
+            self._output.failed(why)
 
     async def _seek(self, effect: SeekPeer) -> None:
         peers, old = self._context.peers, self.peer
@@ -319,7 +247,7 @@ class EdgeSession:
         while not self.finished:
             try:
                 self.peer = await peers.find(
-                    self._context.mismatch_wait_s, self._meter.probe, left, pause_s, self._turn
+                    self._context.mismatch_wait_s, self._output.probe, left, pause_s, self._turn
                 )
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)
@@ -346,15 +274,11 @@ class EdgeSession:
 
     # --- drafting -------------------------------------------------------------------------
 
-    def _take_crop(self) -> int | None:
-        crop_to, self._crop_to = self._crop_to, None
-        return crop_to
-
     def _draft(self, effect: Draft) -> None:
-        """A long feed (a prompt) in chunks, so that other sessions get turns between them."""
-        feed, crop_to = self._turns.prefill(effect.feed, self._take_crop(), self._prefill)
-        self._turns.submit(
-            partial(self._window, effect, feed, crop_to), partial(self._drafted, effect.job)
+        self._drafting.draft(
+            effect,
+            self.state.eos,
+            lambda: self.state.job is None or self.state.job.number != effect.job,
         )
 
     def _drafted(self, job: int, window: DraftedWindow) -> None:
@@ -366,25 +290,4 @@ class EdgeSession:
                 window.draft_ms, at_ms,
             )
         )  # fmt: skip
-        self._meter.drafted(window.start, len(window.tokens), window.draft_ms, at_ms)
-
-    # --- on the model thread --------------------------------------------------------------
-
-    def _prefill(self, tokens: tuple[int, ...], crop_to: int | None) -> None:
-        self._crop(crop_to)
-        self._context.drafter.prefill(self._cache, tokens)
-
-    def _window(self, effect: Draft, feed: tuple[int, ...], crop_to: int | None) -> DraftedWindow:
-        """Roll the cache back and draft; both are the model's time."""
-        began_ms = now_ms()
-        self._crop(crop_to)
-        window = self._context.drafter.draft(
-            self._cache, feed, effect.count, self.state.eos,
-            stop=lambda: self.state.job is None or self.state.job.number != effect.job,
-        )  # fmt: skip
-        return replace(window, draft_ms=now_ms() - began_ms)
-
-    def _crop(self, crop_to: int | None) -> None:
-        if crop_to is not None:
-            drafter = self._context.drafter
-            drafter.keep(self._cache, min(crop_to, drafter.length(self._cache)))
+        self._output.drafted(window.start, len(window.tokens), window.draft_ms, at_ms)

@@ -15,6 +15,7 @@ from bus.protocol.messages import FinishReason
 from decoding import edge, methods
 from decoding.edge_events import Commit, Ended, StopMatched, Tick
 from decoding.sampling import SamplingParams
+from edge_worker.answer import AnswerOutput
 from edge_worker.context import SessionContext
 from edge_worker.memory import PathMemory
 from edge_worker.session import EdgeSession
@@ -46,9 +47,9 @@ async def test_a_session_gives_its_cache_back_once(reason: FinishReason | None) 
     thread = ModelThread(1)
     try:
         session = EdgeSession(
-            SessionContext(model, thread, peers, 1.0, False, PathMemory()),
-            answer, MagicMock(), MagicMock(),
-        )  # fmt: skip
+            SessionContext(model, thread, peers, 1.0, PathMemory()),
+            AnswerOutput(answer, MagicMock(), MagicMock()),
+        )
         session.begin(spec(), edge.Control(0.1, 4, 0.1, ttl_ms=1e3), (), 1)
         await asyncio.sleep(0)  # it begins to look for a cloud worker
         if reason is not None:
@@ -67,8 +68,8 @@ ANSWER: Any = SimpleNamespace(stopped=False, num_tokens=0, flush=lambda: "")
 def session_with(answer: Any, writer: Any, thread: ModelThread, meter: Any = None) -> EdgeSession:
     model: Any = SimpleNamespace(open=lambda *_: object(), close=lambda _: None)
     peers: Any = SimpleNamespace(find=lambda *_: asyncio.Event().wait())
-    context = SessionContext(model, thread, peers, 1.0, False, PathMemory())
-    session = EdgeSession(context, answer, meter or MagicMock(), writer)
+    context = SessionContext(model, thread, peers, 1.0, PathMemory())
+    session = EdgeSession(context, AnswerOutput(answer, meter or MagicMock(), writer))
     session.begin(spec(), edge.Control(0.1, 4, 0.1, ttl_ms=1e3), (), 1)
     return session
 
