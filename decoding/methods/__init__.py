@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from math import log
 
-from decoding.methods import auto, e2sci, fsd, plc, plc_literal, sd
+from decoding.methods import auto, e2sci, fsd, lookahead, plc, plc_literal, sd
 from decoding.methods.base import Method
 from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
@@ -22,7 +22,7 @@ _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
-        *e2sci.METHODS,
+        *e2sci.METHODS, lookahead.METHOD, lookahead.SIMILAR,
     )
 }  # fmt: skip
 
@@ -45,7 +45,7 @@ def find(name: str) -> Method | None:
     method = replace(method, name=name)
     if _THRESHOLD.fullmatch(parameters[0]):
         threshold = float(parameters.pop(0))
-        if method.lossless or threshold > log(2.0):
+        if method.acceptance.lossless or threshold > log(2.0):
             return None
         method = replace(method, threshold=threshold)
     if parameters:
