@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import RequestError
 from bus.protocol.requests import GenerationRequest, session_id
 from decoding import methods
@@ -31,14 +32,20 @@ def spec_of(
     if method is None:
         offered = ", ".join(methods.names())
         raise RequestError(f"unknown method {request.method!r}; known methods: {offered}")
+    if method.steps is not None and request.coupling is not SessionCoupling.GUMBEL:
+        raise RequestError(
+            f"method {method.name!r} needs coupling 'gumbel', got {str(request.coupling)!r}: else "
+            "the target's own steps would depend on when drafts arrive"
+        )
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
-    if not method.runs_on and not drafts:
+    needs_draft = not method.runs_on or method.steps is not None
+    if needs_draft and not drafts:
         raise RequestError(
             f"method {method.name!r} needs a draft and this edge has none (drafter 'none'); use "
             "auto"
         )
-    if not method.runs_on and total > model.context_length:
+    if needs_draft and total > model.context_length:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens and max_new_tokens is "
             f"{request.max_new_tokens}: {total} together, the context of the draft {model.name} "
