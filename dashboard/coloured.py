@@ -76,8 +76,16 @@ def _refused_at(windows: Sequence[WindowEntry], num_tokens: int) -> dict[int, in
     return found
 
 
-def why(window: WindowEntry, lossless: bool) -> str:
-    """Feedback in words."""
+def why(window: WindowEntry, lossless: bool, judge: str = "") -> str:
+    """Feedback in words.
+
+    Args:
+        judge: by what steps are judged, where the answer is written in steps.
+    """
+    if judge:
+        if not window.rollback:
+            return f"step accepted: alike by {judge}"
+        return f"step refused by {judge}; the target's own step instead"
     if window.outcome == "own":
         return "the target's own, without a draft"
     if not window.rollback:

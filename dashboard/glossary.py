@@ -31,6 +31,10 @@ TERMS = MappingProxyType(
             "The few tokens an edge drafts and sends to the cloud at once, with the place in the "
             "text that they follow. The window size is how many."
         ),
+        "step": (
+            "A part of an answer up to a blank line, with “lookahead”: the draft writes it ahead, "
+            "the target writes its own version, and a judge decides whether the draft’s is kept."
+        ),
         "threshold": (
             "How far draft and target may disagree (Jensen-Shannon divergence in nats, at most "
             "ln 2 ≈ 0.69) for a token still to be accepted. Higher is more lenient and lossy. "

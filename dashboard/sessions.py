@@ -62,8 +62,9 @@ def _row(request: HeldRequest, seen: Progress, now_s: float) -> dict[str, Any]:
 
 
 def _threshold(method: str, threshold: float | None) -> str | None:
-    """As shown: a method that accepts by the exact rule has a number but does not use it."""
+    """As shown: a method that accepts by the exact rule, or whole steps by a judge, has a number
+    but does not use it."""
     known = methods.find(method)
-    if known is not None and known.lossless:
-        return "exact"
+    if known is not None and known.acceptance.lossless:
+        return "exact" if known.steps is None else "by judge"
     return None if threshold is None else f"{threshold:.2f}"

@@ -155,7 +155,7 @@ def _judge_from(
     if accepted < len(done.path):
         return _reject(state, done, accepted, rows, ran, accepted - num_kept)
     own = own_token(rows[-1])
-    exact = state.method.lossless and state.sampling.coupled
+    exact = state.method.acceptance.lossless and state.sampling.coupled
     if exact or state.method.lockstep or not done.path:
         return _conclude(state, done, accepted, rows, ran, own)
     state, effects = _conclude_path(state, done, accepted, rows, ran, None)

@@ -41,6 +41,7 @@ from edge_worker.peers import Peer, Peers
 from edge_worker.session import EdgeSession
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
+from edge_worker.step_session import StepSession
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
@@ -118,7 +119,9 @@ def _drafter(settings: EdgeSettings, model: EdgeModel) -> Drafter[Any]:
 class Running:
     """A claimed prompt and its session."""
 
-    def __init__(self, claim: Claim, request: GenerationRequest, session: EdgeSession) -> None:
+    def __init__(
+        self, claim: Claim, request: GenerationRequest, session: EdgeSession | StepSession
+    ) -> None:
         self.claim = claim
         self.request = request
         self.session = session
@@ -232,7 +235,11 @@ class EdgeWorker:
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
         output = AnswerOutput(answer, meter, writer, self._settings.timeline)
-        session = EdgeSession(self._context, output)
+        session: EdgeSession | StepSession
+        if spec.method.steps is None:
+            session = EdgeSession(self._context, output)
+        else:
+            session = StepSession(self._context, output, meter, self._model)
         running = Running(claim, request, session)
         previous = self._running.get(spec.session)
         if previous is not None:  # our own lease ran out, and we claimed the prompt again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import RequestError
 from bus.protocol.requests import GenerationRequest, session_id
 from decoding import methods
@@ -42,9 +43,14 @@ def spec_of(
     method = methods.find(request.method)
     if method is None:
         raise RequestError(f"method: {methods.why_unknown(request.method)}")
+    if method.steps is not None and request.coupling is not SessionCoupling.GUMBEL:
+        raise RequestError(
+            f"method {method.name!r} needs coupling 'gumbel', got {str(request.coupling)!r}: else "
+            "the target's own steps would depend on when drafts arrive"
+        )
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
-    if not method.runs_on and drafter is None:
+    if method.needs_draft and drafter is None:
         raise RequestError(
             f"method {method.name!r} needs a draft and this edge has none (drafter 'none'); use "
             "auto"
@@ -55,7 +61,7 @@ def spec_of(
             f"method {method.name!r} needs {what}; this edge drafts with {model.name} and has "
             f"none: {how}, or use another method"
         )
-    if not method.runs_on and total > model.context_length:
+    if method.needs_draft and total > model.context_length:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens and max_new_tokens is "
             f"{request.max_new_tokens}: {total} together, the context of the draft {model.name} "

@@ -1,10 +1,11 @@
-"""From committed tokens to text a user may see: detokenizing and stop strings, token by token."""
+"""From tokens to text, token by token: an answer with its stop strings, a step with its end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from decoding.steps import is_whole
 from decoding.stopping import StopScanner
 from engines.tokenizer import Detokenizer
 
@@ -44,3 +45,34 @@ class AnswerText:
     def flush(self) -> str:
         """What was held back, at the end of the answer."""
         return self._scanner.push(self._detokenizer.flush()) + self._scanner.flush()
+
+
+class StepText:
+    """One version of a step as its tokens come: what it reads, and whether it is whole.
+
+    Where it ends depends on its tokens alone.
+    """
+
+    def __init__(self, tokenizer: Any, eos: frozenset[int], max_tokens: int) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._eos = eos
+        self._max_tokens = max_tokens
+        self._text = ""
+        self.tokens: tuple[int, ...] = ()
+        self.ended = False
+
+    def push(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """Take tokens up to the one that ends the step; returns those taken."""
+        for count, token in enumerate(tokens):
+            if self.ended:
+                return tuple(tokens[:count])
+            self._text += self._detokenizer.push(token)
+            self.tokens += (token,)
+            full = len(self.tokens) >= self._max_tokens
+            self.ended = full or token in self._eos or is_whole(self._text)
+        return tuple(tokens)
+
+    def read(self) -> str:
+        """The text, once it has ended."""
+        self._text += self._detokenizer.flush()
+        return self._text

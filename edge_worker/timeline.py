@@ -50,6 +50,7 @@ class Timeline:
     _own: deque[PassSpan] = field(default_factory=_ring)
     _rollbacks: deque[Rollback] = field(default_factory=_ring)
     _passes_ms: float = 0.0
+    _passed_ms: float = 0.0  # until when inner passes have been counted
 
     def drafted(self, start: int, num_tokens: int, draft_ms: float, now_ms: float) -> None:
         """A draft job has ended just now, by itself or interrupted."""
@@ -59,9 +60,22 @@ class Timeline:
     def sent(self, message: DraftWindow, now_ms: float) -> None:
         """A window leaves; one that is sent again is in flight since the first time."""
         if message.number not in self._open:
-            self._open[message.number] = WindowSpan(
-                now_ms - self.began_ms, message.number, message.start, message.num_tokens
-            )
+            self.opened(message.number, message.start, message.num_tokens, now_ms)
+
+    def opened(self, number: int, start: int, num_tokens: int, now_ms: float) -> None:
+        """Something drafted waits for its feedback from now on: a window, or a whole step."""
+        self._open[number] = WindowSpan(now_ms - self.began_ms, number, start, num_tokens)
+
+    def passed(self, effect: WindowJudged) -> None:
+        """A pass of a session inside this one. Several of them share passes, whose time counts
+        once."""
+        if not effect.pass_tokens:
+            return
+        end_ms = max(effect.verify_ms, effect.at_ms - self.began_ms - effect.rtt_ms / 2)
+        begin_ms = end_ms - effect.verify_ms
+        self._own.append(PassSpan(begin_ms, end_ms, effect.pass_tokens))
+        self._passes_ms += max(0.0, end_ms - max(begin_ms, self._passed_ms))
+        self._passed_ms = max(self._passed_ms, end_ms)
 
     def judged(self, effect: WindowJudged) -> None:
         """What feedback says of a window, or of a pass without one; windows that are in flight at a

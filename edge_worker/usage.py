@@ -85,6 +85,8 @@ class UsageMeter:
         self._own_passes = 0
         self._prehit_rejections = 0
         self._rescues = 0
+        self._steps = 0
+        self._accepted_steps = 0
         self._first_pass = FirstPass()
         self._written_tokens = 0
         self.timeline = Timeline(now_ms())
@@ -98,6 +100,7 @@ class UsageMeter:
         self._bytes_told = (0, 0)
         self._own_committed = self._own_waiting = 0  # of passes without an entry yet
         self._own: WindowJudged | None = None
+        self.rtt_ms = 0.0  # as sessions inside this one measured it last
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -135,6 +138,19 @@ class UsageMeter:
         self._drafted_tokens += effect.num_drafted
         self._accepted_tokens += effect.num_accepted
         self._rollbacks += effect.rolled_back
+
+    def passed(self, effect: WindowJudged) -> None:
+        """Count the pass of a session inside this one; what it verified is no part of the answer
+        yet."""
+        self.timeline.passed(effect)
+        self._passes += effect.pass_tokens > 0
+        self._own_passes += effect.pass_tokens > 0 and not effect.num_drafted
+        self.rtt_ms = effect.rtt_ms
+
+    def stepped(self, accepted: bool) -> None:
+        """A step of the answer is decided."""
+        self._steps += 1
+        self._accepted_steps += accepted
 
     def entry(self, effect: WindowJudged, peer: Peer | None) -> WindowEntry | None:
         """The telemetry entry of one judged window; its bytes are those since the last entry.
@@ -191,7 +207,7 @@ class UsageMeter:
         """The answer's `usage` so far."""
         seconds = time.monotonic() - self._began_s
         new_tokens = self._completion_tokens - self._num_before
-        shares = self.timeline.shares()
+        shares, steps = self.timeline.shares(), self._spec.method.steps
         return Usage(
             prompt_tokens=len(self._spec.prompt),
             completion_tokens=self._completion_tokens,
@@ -214,6 +230,9 @@ class UsageMeter:
             passes_saved=max(0, self._windows - (self._passes - self._own_passes)),
             prehit_rejections=self._prehit_rejections,
             rescues=self._rescues,
+            steps=self._steps,
+            accepted_steps=self._accepted_steps,
+            judge="" if steps is None else steps.judge.name,
             edge_idle=shares.edge_idle,
             cloud_idle=shares.cloud_idle,
             hidden=shares.hidden,

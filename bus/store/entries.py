@@ -37,6 +37,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     target passes, of which the target ran `own_passes` by itself, without a draft; a window that
     failed at pre-hit, shared a pass or was overtaken is one of `passes_saved`. At `rescues` of the
     `rollbacks` the text turned to a branch that had been drafted.
+    Of an answer written in `steps`, `accepted_steps` are the draft's, as `judge` called them
+    equivalent to the target's own; then a window is a step, and `passes` are those of all sessions
+    in which the target wrote, one that several shared counted for each.
     `decode_tokens` came in `decode_seconds`, from the feedback of the first pass on to the last:
     a speed of decoding that neither prefill nor what was drafted during it touches. `edge_idle`,
     `cloud_idle` and `hidden` are shares of time as `edge_worker.timeline` defines
@@ -66,6 +69,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     passes_saved: Count = 0
     prehit_rejections: Count = 0
     rescues: Count = 0
+    steps: Count = 0
+    accepted_steps: Count = 0
+    judge: str = ""
     edge_idle: float = 0.0
     cloud_idle: float = 0.0
     hidden: float = 0.0

@@ -137,7 +137,11 @@ def _draw_end(answer: StoredAnswer) -> None:
         st.metric("Acceptance", percent(accepted), help=TERMS["acceptance"], border=True)
         st.metric("Rollbacks", str(usage.rollbacks), help=TERMS["rollback"], border=True)
         st.metric("Tokens", str(usage.completion_tokens), border=True)
-    st.caption(f"Ended: {end.finish_reason}. {TERMS['finish reason']}")
+    steps = (
+        f"{usage.accepted_steps} of {usage.steps} steps accepted, judged by {usage.judge}. "
+        if usage.steps else ""
+    )  # fmt: skip
+    st.caption(f"{steps}Ended: {end.finish_reason}. {TERMS['finish reason']}")
 
 
 def _is_over(settings: DashboardSettings, request: str) -> bool:

@@ -108,12 +108,15 @@ def _draw_timeline(trail: Trail) -> None:
 
 
 def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
-    st.markdown("##### Windows", help=TERMS["window"])
+    method = methods.find(windows[0].method) if windows else None
+    steps = None if method is None else method.steps
+    kind = "window" if steps is None else "step"
+    st.markdown(f"##### {kind.capitalize()}s", help=TERMS[kind])
     if not windows:
         st.caption("Telemetry holds none of them any more.")
         return
-    method = methods.find(windows[0].method)
-    lossless = method is not None and method.lossless
+    lossless = method is not None and method.acceptance.lossless  # there is no threshold
+    judge = "" if steps is None else steps.judge.name
     first_ms = windows[0].at_ms
     column = st.column_config
     st.caption(f"Decoded with {method_label(windows[0].method)}.")
@@ -123,7 +126,7 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
                 "at_s": [(w.at_ms - first_ms) / 1e3 for w in windows],
                 "drafted": [w.num_drafted for w in windows],
                 "accepted": [w.num_accepted for w in windows],
-                "why": [why(w, lossless) for w in windows],
+                "why": [why(w, lossless, judge) for w in windows],
                 "threshold": [None if lossless else w.threshold for w in windows],
                 "credit": [credit_of(w.method, w.credit) for w in windows],
                 "in_flight": [w.in_flight for w in windows],
@@ -137,7 +140,7 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
         placeholder="–",
         column_config={
             "at_s": column.NumberColumn("At, s", format="%.2f", help="Since the first feedback."),
-            "drafted": column.NumberColumn("Drafted", help=TERMS["window"]),
+            "drafted": column.NumberColumn("Drafted", help=TERMS[kind]),
             "accepted": column.NumberColumn("Accepted", help=TERMS["acceptance"]),
             "why": column.TextColumn("Feedback", help=TERMS["rollback"], width="large"),
             "threshold": column.NumberColumn("Threshold, nats", help=TERMS["threshold"]),

@@ -13,7 +13,7 @@ import re
 from dataclasses import replace
 from math import log
 
-from decoding.methods import amusd, auto, e2sci, fr_spec, fsd, plc, plc_literal, sd
+from decoding.methods import amusd, auto, e2sci, fr_spec, fsd, lookahead, plc, plc_literal, sd
 from decoding.methods.base import Method
 from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
@@ -24,7 +24,7 @@ _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
-        amusd.METHOD, fr_spec.METHOD, *e2sci.METHODS,
+        amusd.METHOD, fr_spec.METHOD, lookahead.METHOD, lookahead.SIMILAR, *e2sci.METHODS,
     )
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def find(name: str) -> Method | None:
     method = replace(method, name=name)
     if _THRESHOLD.fullmatch(parameters[0]):
         threshold = float(parameters.pop(0))
-        if method.lossless or threshold > log(2.0):
+        if method.acceptance.lossless or threshold > log(2.0):
             return None
         method = replace(method, threshold=threshold)
     if parameters:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from bus.protocol.bounds import SessionCoupling
 from decoding.engine import Capabilities, DrafterCapabilities, TargetRow
+from decoding.judges import Judge
 from decoding.pacing import Forecast
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire, warp
 
@@ -142,6 +143,19 @@ class Control(StrEnum):
     EXPLORE = "explore"
 
 
+class Steps(Struct, frozen=True):
+    """How an answer is written in steps (`decoding.steps`).
+
+    Attributes:
+        judge: decides whether the drafted version of a step is committed.
+        ahead: most drafted steps that are not decided yet. max_tokens: of a step.
+    """
+
+    judge: Judge
+    ahead: int = 4
+    max_tokens: int = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A decoding method.
@@ -155,6 +169,8 @@ class Method:
         drafter_needs: the same of `decoding.engine.DrafterCapabilities`.
         runs_on: where no draft continues the text, the target writes by itself; else it waits.
         variant_of: the method that it is with one part changed, to compare.
+        steps: whole steps are drafted and judged, and acceptance, pace and control are those of the
+            target's own version of each step; None: there are no steps.
     """
 
     name: str
@@ -167,6 +183,7 @@ class Method:
     drafter_needs: tuple[str, ...] = ()
     runs_on: bool = False
     variant_of: str = ""
+    steps: Steps | None = None
 
     def missing(self, capabilities: Capabilities) -> list[str]:
         """What it needs and a target has not."""
@@ -179,11 +196,16 @@ class Method:
     @property
     def lossless(self) -> bool:
         """Whether the text is the target's own (docs/invariants.md, Exactness)."""
-        return self.acceptance.lossless
+        return self.acceptance.lossless and self.steps is None
 
     def needs_rows(self, sampling: SamplingParams) -> bool:
         """Whether windows carry the draft's probabilities."""
-        return not self.lossless or sampling.coupling is SessionCoupling.RESIDUAL
+        return not self.acceptance.lossless or sampling.coupling is SessionCoupling.RESIDUAL
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether an edge without a draft cannot answer by it."""
+        return not self.runs_on or self.steps is not None
 
     @property
     def lockstep(self) -> bool:

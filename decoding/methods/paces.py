@@ -131,3 +131,22 @@ class Continuous:
 
     def flow(self, view: PaceView) -> Flow:  # noqa: ARG002 - nothing changes it
         return Flow(1, MOST_UNJUDGED, awaits=False)
+
+
+class Given:
+    """For drafts that are there already and cost nothing: what is in flight is bounded alone, so
+    that little is verified after the first token that the target writes otherwise [ours].
+
+    Args:
+        message: tokens a window. budget: most tokens in flight.
+    """
+
+    name = "given"
+    forecasts = False
+
+    def __init__(self, message: int = 8, budget: int = 16) -> None:
+        self._flow = Flow(message, budget, awaits=False)
+
+    def flow(self, view: PaceView) -> Flow:
+        del view
+        return self._flow

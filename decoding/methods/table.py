@@ -19,11 +19,11 @@ class Row(Struct, frozen=True):
     Attributes:
         lossless: whether the text is the target's own.
         pace: `Pace.name`.
-        runs_on: where no draft continues the text, the target writes by itself, so that an edge
-            needs no draft at all; else it waits.
+        runs_on: where no draft continues the text, the target writes by itself; else it waits.
         sends_rows: windows carry the draft's probabilities, so that the draft must give them; else
             token ids alone. With residual coupling all do.
         needs: names of `decoding.engine.Capabilities` of the target, beyond verifying a chain.
+        needs_draft: an edge without a draft cannot answer by it.
         drafter_needs: names of `decoding.engine.DrafterCapabilities`.
     """
 
@@ -33,6 +33,7 @@ class Row(Struct, frozen=True):
     runs_on: bool
     sends_rows: bool
     needs: tuple[str, ...]
+    needs_draft: bool
     drafter_needs: tuple[str, ...]
     summary: str
 
@@ -40,7 +41,7 @@ class Row(Struct, frozen=True):
     def cells(self) -> tuple[str, ...]:
         """As `COLUMNS` shows them."""
         text = "lossless" if self.lossless else "lossy"
-        draft = "optional" if self.runs_on else "required"
+        draft = "required" if self.needs_draft else "optional"
         having = [*(["rows"] if self.sends_rows else []), *map(_words, self.drafter_needs)]
         return (
             self.method,
@@ -72,6 +73,7 @@ def _row(method: Method) -> Row:
         runs_on=method.runs_on,
         sends_rows=method.needs_rows(SamplingParams(coupling=SessionCoupling.GUMBEL)),
         needs=method.needs,
+        needs_draft=method.needs_draft,
         drafter_needs=method.drafter_needs,
         summary=method.summary,
     )

@@ -57,3 +57,14 @@ def test_drafts_that_the_targets_own_text_overtook_are_not_refused_tokens() -> N
     """They were on their way, or being drafted: no window of theirs was judged."""
     windows = [window("r", **(OWN | {"rollback": True}))]
     assert "✗" not in as_html([piece(0, False)], windows)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"rollback": False}, "step accepted: alike by exact match"),
+        ({"rollback": True}, "step refused by exact match; the target's own step instead"),
+    ],
+)
+def test_feedback_of_a_step_names_its_judge(facts: dict[str, Any], words: str) -> None:
+    assert why(window("r", **facts), lossless=True, judge="exact match") == words

@@ -194,3 +194,17 @@ def test_recovery_draws_from_the_residual_of_the_warped_draft() -> None:
         assert token == draw_residual(target, q, u)
         tokens.add(token)
     assert tokens == {2, 5, 11}  # of token 9 the draft has more than the target
+
+
+@pytest.mark.parametrize("name", ["lookahead", "lookahead-similar"])
+def test_methods_in_steps_verify_tokens_exactly_and_are_lossy_all_the_same(name: str) -> None:
+    method = methods.find(name)
+    assert method is not None
+    assert method.steps is not None
+    assert not method.lossless
+    assert "lossy" in method.summary
+    assert method.acceptance.lossless
+    assert not method.needs_rows(SamplingParams(0.8))
+    assert method.runs_on
+    assert methods.find(f"{name}:0.1") is None, "there is no threshold"
+    assert methods.find(f"{name}:4") is None

@@ -25,13 +25,18 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("pair")
     target = save_tiny(folder / "target")
     draft = save_tiny(folder / "draft")
+    add_noise(draft, NOISE)
+    return target, draft
+
+
+def add_noise(folder: Path, share: float) -> None:
+    """Add noise to a saved model's weights, of `share` of their standard deviation."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(draft)
+    model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(NOISE * weight.std() * torch.randn_like(weight))
-    model.save_pretrained(draft)
-    return target, draft
+            weight.add_(share * weight.std() * torch.randn_like(weight))
+    model.save_pretrained(folder)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
