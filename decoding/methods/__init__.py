@@ -8,21 +8,22 @@ method in nats, the base of it where credit moves it: `fsd:0.25`, `e2sci:0.1`, `
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from math import log
 
-from decoding.methods import auto, e2sci, fsd, plc, plc_literal, sd
+from decoding.methods import auto, e2sci, fsd, pipespec, plc, plc_literal, sd
 from decoding.methods.base import Method
 from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
 
-__all__ = ["Method", "find", "names"]
+__all__ = ["Method", "find", "names", "need_middle"]
 
 _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
-        *e2sci.METHODS,
+        *e2sci.METHODS, *pipespec.METHODS,
     )
 }  # fmt: skip
 
@@ -33,6 +34,11 @@ _THRESHOLD = re.compile(r"0\.[0-9]{1,6}")
 def names() -> tuple[str, ...]:
     """Names of all methods, in the order they are offered."""
     return tuple(_METHODS)
+
+
+def need_middle(names: Iterable[str]) -> bool:
+    """Whether some of these methods draft by a middle worker."""
+    return any(method.inner for name in names if (method := find(name)) is not None)
 
 
 def find(name: str) -> Method | None:

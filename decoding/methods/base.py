@@ -153,6 +153,8 @@ class Method:
             None leaves it to settings.
         needs: names of `decoding.engine.Capabilities` without which it cannot run.
         runs_on: where no draft continues the text, the target writes by itself; else it waits.
+        inner: the method of an inner session that a middle worker verifies, and whose text are this
+            one's drafts (`decoding.cascade`); empty: a drafter drafts.
     """
 
     name: str
@@ -163,6 +165,7 @@ class Method:
     threshold: float | None = None
     needs: tuple[str, ...] = ()
     runs_on: bool = False
+    inner: str = ""
 
     def missing(self, capabilities: Capabilities) -> list[str]:
         """What it needs and a target has not."""
