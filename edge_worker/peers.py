@@ -1,4 +1,5 @@
-"""Cloud workers as an edge sees them: found in the registry, connected once, shared by sessions."""
+"""Cloud and middle workers as an edge sees them: found in the registry, connected once, shared by
+sessions."""
 
 from __future__ import annotations
 
@@ -10,19 +11,20 @@ from functools import partial
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import ConfigurationError, TokenizerMismatchError
 from bus.protocol.messages import Message
-from bus.store import Store, WorkerRecord
+from bus.store import Role, Store, WorkerRecord
 from bus.transport.sockets import Listener, Outbox, Sockets
 
 log = logging.getLogger(__name__)
 
 SEEK_INTERVAL_S = 0.25
+_MODELS = {Role.CLOUD: "target", Role.MIDDLE: "model"}
 
 Receive = Callable[["Peer", AnyMessage, int], None]
 Failed = Callable[["Peer", AnyMessage, Exception], None]
 
 
 class Peer:
-    """One cloud worker: its record and the sockets to it.
+    """One cloud or middle worker: its record and the sockets to it.
 
     Attributes:
         num_holders: sessions that use it. Its sockets stay open while there are some, whatever
@@ -71,7 +73,7 @@ class Peer:
 
 
 class Peers:
-    """Finds cloud workers that share the draft's tokenizer.
+    """Finds cloud or middle workers that share the draft's tokenizer.
 
     Args:
         receive, failed: as in `Peer.listen`.
@@ -103,6 +105,7 @@ class Peers:
         left: str = "",
         pause_s: float = 0.0,
         turn: int = 0,
+        role: Role = Role.CLOUD,
     ) -> Peer:
         """The best fitting worker, held for the caller (`let_go`); waits while there is none.
 
@@ -115,6 +118,7 @@ class Peers:
             pause_s: where only that one or full ones are there, wait so long before asking again,
                 or until a session of this edge has ended and it is our turn.
             turn: of those who wait the lowest comes first.
+            role: of the worker.
 
         Raises:
             TokenizerMismatchError: workers are there, but for `mismatch_wait_s` none that fits.
@@ -122,8 +126,8 @@ class Peers:
         """
         waited_s, said = 0.0, False
         while True:
-            live = await self._store.registry.workers(role="cloud")
-            live = [r for r in live if r.boot not in self._unreachable]
+            everyone = await self._store.registry.workers()
+            live = [r for r in everyone if r.role is role and r.boot not in self._unreachable]
             fitting = [r for r in live if r.tokenizer_digest == self._digest]
             if fitting:
                 best = min(fitting, key=lambda r: _place(r, probe, left))
@@ -131,7 +135,7 @@ class Peers:
                     await self._vacancy(turn, pause_s)
                     pause_s = 0.0
                     continue
-                peer = self._try_connect(best, live)
+                peer = self._try_connect(best, everyone)
                 if peer is None:
                     continue
                 if probe not in ("", best.probe_digest):
@@ -142,11 +146,11 @@ class Peers:
             if live and waited_s >= mismatch_wait_s:
                 names = ", ".join(f"{r.worker_id} ({r.model})" for r in live)
                 raise TokenizerMismatchError(
-                    f"no cloud worker shares the draft's tokenizer; live ones: {names}. "
-                    "Start a cloud worker with a target of the draft's family"
+                    f"no {role} worker shares the draft's tokenizer; live ones: {names}. "
+                    f"Start a {role} worker with a {_MODELS[role]} of the draft's family"
                 )
             if not said:
-                log.info("no fitting cloud worker is registered; waiting for one")
+                log.info("no fitting %s worker is registered; waiting for one", role)
                 said = True
             await asyncio.sleep(SEEK_INTERVAL_S)
 
@@ -173,7 +177,7 @@ class Peers:
         """Whether the worker has left the registry or another process has taken its place."""
         if peer.silenced:
             return True
-        live = await self._store.registry.workers(role="cloud")
+        live = await self._store.registry.workers(role=peer.record.role)
         return all(record.boot != peer.record.boot for record in live)
 
     def _changes(self, record: WorkerRecord, probe: str) -> None:
@@ -190,7 +194,9 @@ class Peers:
         try:
             return self._connect(record, live)
         except ConfigurationError as error:
-            log.warning("cloud worker %s: %s; looking for another", record.worker_id, error)
+            log.warning(
+                "%s worker %s: %s; looking for another", record.role, record.worker_id, error
+            )
             self._unreachable.add(record.boot)
             return None
 
@@ -200,7 +206,8 @@ class Peers:
             if peer.silenced or (boot not in boots and not peer.num_holders):
                 self._peers.pop(boot).close()
         if record.boot not in self._peers:
-            log.info("cloud worker %s at %s", record.worker_id, record.endpoints.get("windows"))
+            where = record.endpoints.get("windows")
+            log.info("%s worker %s at %s", record.role, record.worker_id, where)
             peer = Peer(
                 record,
                 self._sockets.outbox(record.endpoints.get("windows", "")),
@@ -212,7 +219,8 @@ class Peers:
 
     def _silenced(self, peer: Peer, why: str) -> None:
         self._sockets.counters["failed_listeners"] += 1
-        log.error("cloud worker %s: its listener failed: %s", peer.record.worker_id, why)
+        record = peer.record
+        log.error("%s worker %s: its listener failed: %s", record.role, record.worker_id, why)
 
     def close(self) -> None:
         for peer in self._peers.values():

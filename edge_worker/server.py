@@ -33,7 +33,7 @@ from decoding import edge
 from decoding.edge_events import ControlArrived, Ended, FaultArrived, FeedbackArrived, Opened, Tick
 from decoding.engine import Drafter
 from decoding.story import Story
-from edge_worker.addresses import Addressable
+from edge_worker.addresses import Addressable, Addresses
 from edge_worker.answer import AnswerOutput
 from edge_worker.context import SessionContext
 from edge_worker.memory import PathMemory
@@ -41,6 +41,7 @@ from edge_worker.peers import Peer, Peers
 from edge_worker.session import EdgeSession
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
+from edge_worker.stages import drafting_of
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
@@ -142,6 +143,7 @@ class EdgeWorker:
         self._model = model
         self._store = store
         self._counters = sockets.counters
+        self._stories = StoryWriter(store.stories, self.name)
         self._peers = Peers(
             store, sockets, self.name, model.tokenizer_digest, self._received, self._unhandled
         )
@@ -152,12 +154,12 @@ class EdgeWorker:
             settings.peer_wait_s,
             PathMemory(),
             sockets.counters,
+            addresses=Addresses(self._stories.ended),
         )
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)
         self._text_thread = ThreadPoolExecutor(1, "text")
-        self._stories = StoryWriter(store.stories, self.name)
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this worker's model."""
@@ -230,7 +232,8 @@ class EdgeWorker:
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
         output = AnswerOutput(answer, meter, writer, self._settings.timeline)
-        session = EdgeSession(self._context, output)
+        drafting = drafting_of(self._context, spec.method, meter.stage, self._control(), claim.term)
+        session = EdgeSession(self._context, output, drafting)
         running = Running(claim, request, session)
         previous = self._running.get(spec.session)
         if previous is not None:  # our own lease ran out, and we claimed the prompt again
@@ -246,7 +249,6 @@ class EdgeWorker:
             await writer.run()
         finally:
             session.close()
-            self._stories.ended(spec.session, session.story)
             del self._running[spec.session]
             running.ended.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bus.protocol.errors import RequestError
 from bus.protocol.requests import GenerationRequest, session_id
 from decoding import methods
-from decoding.edge_state import SessionSpec
+from decoding.edge_state import MAX_CONTEXT, SessionSpec
 from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
@@ -33,6 +33,7 @@ def spec_of(
         raise RequestError(f"unknown method {request.method!r}; known methods: {offered}")
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
+    staged = bool(method.inner)  # a middle worker drafts, and knows its own limits
     if not method.runs_on and not drafts:
         raise RequestError(
             f"method {method.name!r} needs a draft and this edge has none (drafter 'none'); use "
@@ -56,6 +57,6 @@ def spec_of(
         ),
         max_new_tokens=request.max_new_tokens,
         tokenizer_digest=model.tokenizer_digest,
-        drafts=drafts,
-        draft_context=model.context_length,
+        drafts=drafts or staged,
+        draft_context=MAX_CONTEXT if staged else model.context_length,
     )
