@@ -1,4 +1,5 @@
-"""Who runs on which core, and who goes first: edge and cloud have one core each."""
+"""Who runs on which core, and who goes first: edge and cloud have one core each; a middle worker
+runs on the edge's."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ import torch
 from launch.stack import Stack
 
 _AHEAD = -10
+_MODELS = ("edge", "middle", "cloud")
 _CORES = os.sched_getaffinity(0)
 
 
 def pin(stack: Stack, others: bool = False) -> None:
-    """Edge workers to the first core, cloud workers to the last.
+    """Edge and middle workers to the first core, cloud workers to the last.
 
     Args:
         others: everything else, this process too, to the first core, so that the cloud has one to
@@ -24,7 +26,7 @@ def pin(stack: Stack, others: bool = False) -> None:
     """
     for process in stack.processes:
         cloud = process.name.startswith("cloud")
-        if others or cloud or process.name.startswith("edge"):
+        if others or cloud or process.name.startswith(("edge", "middle")):
             pin_process(process.pid, last=cloud)
     if others:
         pin_process(os.getpid(), last=False)
@@ -42,7 +44,7 @@ def put_models_last(stack: Stack) -> bool:
     Returns:
         Whether this user may do that; else all share alike.
     """
-    light = [p.pid for p in stack.processes if not p.name.startswith(("edge", "cloud"))]
+    light = [p.pid for p in stack.processes if not p.name.startswith(_MODELS)]
     with suppress(PermissionError):
         for pid in (os.getpid(), *light):
             for thread in psutil.Process(pid).threads():

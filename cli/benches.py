@@ -12,6 +12,7 @@ import typer
 
 from cli import drafts, evaluation, fidelity, options
 from cli.group import run
+from decoding import methods
 
 app = typer.Typer(invoke_without_command=True)
 app.callback()(evaluation.evaluate)
@@ -347,11 +348,12 @@ def timeline(
         entry = read_timeline(saved)
     else:
         options.checked_models(pair, target, draft)
+        checked = options.checked_method(method)
         stack = StackOptions(
             pair=pair, target=target, draft=draft, dtype=options.checked_dtype(dtype),
             window=window, drafter=drafter, threads=1, link=options.checked_link(link),
+            middle=int(methods.need_middle([checked])),
         )  # fmt: skip
-        checked = options.checked_method(method)
         entry = run(lambda: record(stack, prompt, checked, max_new_tokens))
     if keep is not None:
         keep_timeline(keep, entry)

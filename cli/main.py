@@ -18,6 +18,7 @@ from bus.protocol.requests import GenerationRequest
 from cli import __version__, benches, calibration, drafts, methods, options, ranking
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
+from decoding.methods import need_middle
 
 if TYPE_CHECKING:
     from launch.stack import StackOptions
@@ -62,9 +63,14 @@ def main(
 def up(
     cloud: Annotated[int, typer.Option(min=0, help="How many cloud workers (target model).")] = 1,
     edge: Annotated[int, typer.Option(min=0, help="How many edge workers (draft model).")] = 1,
+    middle: Annotated[
+        int,
+        typer.Option(min=0, help="How many middle workers, between draft and target (pipespec)."),
+    ] = 0,
     pair: options.Pair = None,
     target: options.Target = None,
     draft: options.Draft = None,
+    middle_model: options.MiddleModel = None,
     dtype: options.Dtype = "auto",
     window: options.Window = None,
     drafter: options.DraftedBy = None,
@@ -100,16 +106,22 @@ def up(
     from launch.stack import StackOptions
 
     specs = chosen_models(pair, target, draft)
-    require_found([*([specs.target] if cloud else []), *([specs.draft] if edge else [])])
+    between = middle_model or specs.draft
+    require_found([
+        *([specs.target] if cloud else []), *([specs.draft] if edge else []),
+        *([between] if middle else []),
+    ])  # fmt: skip
     url = configured_redis_url(redis_url)
     if url is not None and data_dir is not None:
         raise ConfigurationError("--data-dir is for the embedded Valkey; this run uses a Redis")
     stack = StackOptions(
         cloud=cloud,
         edge=edge,
+        middle=middle,
         pair=pair,
         target=target,
         draft=draft,
+        middle_model=middle_model,
         dtype=options.checked_dtype(dtype),
         window=window,
         drafter=drafter,
@@ -216,6 +228,7 @@ def generate(
         stack = StackOptions(
             pair=pair, target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
             threads=threads, link=options.checked_link(link),
+            middle=int(need_middle(request.method for request in requests)),
         )  # fmt: skip
         run(lambda: _print_together(requests, stack, json))
 

@@ -127,6 +127,13 @@ Draft = Annotated[
         show_default="the pair's",
     ),
 ]
+MiddleModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Model of the middle workers (method pipespec); any draft may be one.",
+        show_default="the draft",
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(

@@ -30,7 +30,7 @@ from bus.protocol.messages import (
     SessionClosed,
 )
 from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
-from bus.store import Stories, StoryWriter, WorkerRecord
+from bus.store import Role, Stories, StoryWriter, WorkerRecord
 from bus.transport.sockets import EVERYBODY, Sockets, advertised
 from cloud_worker.scheduler import Scheduler
 from cloud_worker.session import CloudSession
@@ -42,6 +42,7 @@ from decoding.story import Story
 from engines.energy import find_gauge
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
+from engines.torch.narrow_target import load_as_target
 from engines.torch.prefixes import PrefixCache
 from engines.torch.target import TargetModel
 
@@ -61,22 +62,21 @@ async def serve(settings: CloudSettings) -> None:
     sockets = Sockets(settings)
     thread = ModelThread(settings.threads)
     try:
-        model = await thread.call(
-            TargetModel.load, settings.target, settings.dtype, settings.device
-        )
+        load = load_as_target if settings.role is Role.MIDDLE else TargetModel.load
+        model = await thread.call(load, settings.target, settings.dtype, settings.device)
         model.padding = Padding(LeastTimes.parse(settings.least_pass_ms), settings.pass_counts)
         model.prefixes = PrefixCache(settings.prefix_cache_mb)
         store = await connect_store(settings)
         controller = ControllerLink(store, sockets)
         worker = CloudWorker(settings, model, thread, sockets, controller)
-        lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "cloud")))
+        lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, settings.role)))
         log.info(
             "serving %s (%s, %s); windows at %s",
             model.name, model.dtype, model.probe, worker.endpoint,
         )  # fmt: skip
         await lifecycle.run(
             worker.receive(), worker.watch(lifecycle), worker.tell_forever(store.stories),
-            controller.follow_forever(),
+            *([controller.follow_forever()] if settings.role is Role.CLOUD else []),
             drain=lambda: worker.drain(settings.drain_s),
         )  # fmt: skip
         await store.close()
@@ -101,7 +101,7 @@ class CloudWorker:
         self._thread = thread
         self._gauge = find_gauge(model.device, settings.busy_watts)
         self._controller = controller
-        self._name = settings.id_for("cloud")
+        self._name = settings.id_for(settings.role)
         self._counters = sockets.counters
         self._limits = cloud.Limits(
             vocab_size=model.vocab_size,

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from bus.protocol.bounds import Port, Threshold
 from bus.protocol.errors import ConfigurationError
 from bus.runtime.worker import WorkerSettings
+from bus.store import Role
 from engines.catalog.registry import chosen_models
 from engines.padding import LeastTimes
 
@@ -26,6 +27,7 @@ class CloudSettings(WorkerSettings):
     """A cloud worker: the target model, its sockets, and how many sessions it holds."""
 
     toml_table: ClassVar[str] = "cloud"
+    role: ClassVar[Role] = Role.CLOUD
 
     pair: str = Field(
         "", description="Named pair (docs/models.md) whose target runs; where empty, 'default'."
@@ -84,3 +86,25 @@ class CloudSettings(WorkerSettings):
     @classmethod
     def _of_pair(cls, value: str, info: ValidationInfo) -> str:
         return chosen_models(info.data.get("pair"), value, None).target
+
+
+class MiddleSettings(CloudSettings):
+    """A middle worker: the same with a model between draft and target, whose text are drafts."""
+
+    toml_table: ClassVar[str] = "middle"
+    role: ClassVar[Role] = Role.MIDDLE
+
+    pair: str = Field(
+        "", description="Named pair (docs/models.md) whose draft runs; where empty, 'default'."
+    )
+    target: str = Field(
+        "",
+        validate_default=True,
+        description="The middle model: any spec that a draft may have ('default' is the shipped "
+        "draft); where empty, the pair's draft.",
+    )
+
+    @field_validator("target")
+    @classmethod
+    def _of_pair(cls, value: str, info: ValidationInfo) -> str:
+        return chosen_models(info.data.get("pair"), None, value).draft

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from bus.protocol.requests import session_id
+from bus.protocol.requests import inner_session_id, session_id
 from bus.settings import BusSettings
 from bus.store import End, Store, TimelineEntry, TokensEntry, WindowEntry
 from bus.store.blocking import BlockingStore
@@ -83,16 +83,24 @@ class Answers:
         return self._store.call(lambda store: _trail(store, answer))
 
     def story(self, request_id: str) -> dict[str, list[str]]:
-        """Worker → what it saw happen to the request's session last.
+        """Worker → what it saw happen to the request's session last, and to its inner session
+        where it has one.
 
         Raises:
             StoreUnavailableError: Redis does not answer. ConfigurationError: it refuses us.
         """
-        return self._store.call(lambda store: store.stories.load(session_id(request_id)))
+        return self._store.call(lambda store: _story(store, session_id(request_id)))
 
     def close(self) -> None:
         """Close the connections; a later read opens them again."""
         self._store.close()
+
+
+async def _story(store: Store, session: str) -> dict[str, list[str]]:
+    inner = await store.stories.load(inner_session_id(session))
+    return await store.stories.load(session) | {
+        f"{worker} (inner session)": lines for worker, lines in inner.items()
+    }
 
 
 async def _trail(store: Store, answer: StoredAnswer) -> Trail:

@@ -69,6 +69,10 @@ TERMS = MappingProxyType(
             "is an edge without a draft model."
         ),
         "cloud": "A worker that runs the target model and checks the edges' windows.",
+        "middle": (
+            "A worker between draft and target (method pipespec): its model checks the edge's "
+            "drafts, and what it writes are the drafts that the cloud checks."
+        ),
         "controller": (
             "The process that sets threshold and window size of each session. Nobody waits for "
             "it: while it is away, sessions keep their last settings."
@@ -83,8 +87,8 @@ TERMS = MappingProxyType(
         "load": "Sessions the worker has now, out of the most it takes at once.",
         "counters": "What a worker counted since it started, such as refused messages.",
         "role": (
-            "An edge drafts and streams answers, a cloud worker checks drafts, the controller "
-            "sets how far to draft."
+            "An edge drafts and streams answers, a cloud worker checks drafts, a middle worker "
+            "does a bit of both, the controller sets how far to draft."
         ),
         "finish reason": (
             "stop: the model ended its answer or a stop text came. length: the token limit. "
@@ -101,6 +105,7 @@ SHOWN_AT_THE_BOTTOM = (
     "target model",
     "edge",
     "cloud",
+    "middle",
     "controller",
     "session",
     "window",

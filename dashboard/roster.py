@@ -29,7 +29,8 @@ UP = "up"
 DOWN = "down"
 
 REMEMBER_DOWN_S = 600.0
-_ORDER = {role: place for place, role in enumerate((Role.CONTROLLER, Role.CLOUD, Role.EDGE))}
+_ROLES = (Role.CONTROLLER, Role.CLOUD, Role.MIDDLE, Role.EDGE)
+_ORDER = {role: place for place, role in enumerate(_ROLES)}
 
 
 class Roster:
@@ -59,7 +60,7 @@ class Roster:
         }
 
     def frame(self, now_s: float) -> pd.DataFrame:
-        """One row per worker, columns `WORKER_COLUMNS`: controller, clouds, edges, by number."""
+        """One row per worker, columns `WORKER_COLUMNS`: by role (`_ROLES`), then by number."""
         records = sorted(
             self._records.values(),
             key=lambda record: (_ORDER[record.role], _natural(record.worker_id)),

@@ -18,11 +18,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bus.store import DraftSpan, PassSpan, Rollback, TimelineEntry, WindowSpan
+from bus.store import DraftSpan, PassSpan, Rollback, StageSpan, TimelineEntry, WindowSpan
 from dashboard.charts import Trace, method_label
 
-EDGE_Y, LINK_Y, CLOUD_Y = 2.0, 1.0, 0.0
-"""Heights of the lanes."""
+MIDDLE_Y, EDGE_Y, LINK_Y, CLOUD_Y = 3.0, 2.0, 1.0, 0.0
+"""Heights of the lanes; the first is there where a middle worker was."""
 _HALF_LANE = 0.3
 _STANDS, _VAIN, _PASS, _ROLLBACK = "#3b82f6", "#f59e0b", "#10a37f", "#ef4444"
 _OWN = "#8b5cf6"
@@ -41,6 +41,7 @@ class Lanes:
         up, up_vain: windows on their way to the cloud; the latter are discarded.
         down: feedback on their way back.
         passes: of the target, over drafts; own: those without.
+        middle, middle_own: the same of a middle worker's model.
         prehits: (ms, text) of windows that the kept row rejected, without a pass.
         rollbacks: (ms, text).
     """
@@ -52,6 +53,8 @@ class Lanes:
     down: tuple[Span, ...]
     passes: tuple[Span, ...]
     own: tuple[Span, ...]
+    middle: tuple[Span, ...]
+    middle_own: tuple[Span, ...]
     prehits: tuple[tuple[float, str], ...]
     rollbacks: tuple[tuple[float, str], ...]
 
@@ -64,6 +67,7 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
     usual_ms = statistics.median([_one_way_ms(w) for w in judged]) if judged else 0.0
     stands, vain = _drafting([e for e in entry.events if isinstance(e, DraftSpan)], windows)
     ends = [(window, window.end_ms - _one_way_ms(window)) for window in judged]
+    stages = [event for event in entry.events if isinstance(event, StageSpan)]
     return Lanes(
         stands=stands,
         vain=vain,
@@ -83,6 +87,8 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
             for event in entry.events
             if isinstance(event, PassSpan)
         ),
+        middle=tuple(map(_stage_span, filter(_has_drafts, stages))),
+        middle_own=tuple(_stage_span(span) for span in stages if not _has_drafts(span)),
         prehits=tuple(
             (left_ms, f"{_window_text(w)}: first token rejected")
             for w, left_ms in ends
@@ -94,6 +100,15 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
             if isinstance(event, Rollback)
         ),
     )
+
+
+def _has_drafts(span: StageSpan) -> bool:
+    return span.pass_tokens > 1
+
+
+def _stage_span(span: StageSpan) -> Span:
+    text = f"{span.worker}: pass over {span.pass_tokens} tokens, {span.num_accepted} accepted"
+    return span.at_ms, span.end_ms, text
 
 
 def _one_way_ms(window: WindowSpan) -> float:
@@ -143,7 +158,7 @@ def _drafting(
 
 
 def timeline_figure(entry: TimelineEntry, source: str = "measured") -> go.Figure:
-    """The session as three lanes over time.
+    """The session as three lanes over time; four where there was a middle worker.
 
     Args:
         source: `measured` or `simulated`, for the title.
@@ -157,11 +172,15 @@ def timeline_figure(entry: TimelineEntry, source: str = "measured") -> go.Figure
         _ways("feedback on its way back", lanes.down, down=False, colour=_PASS),
         _bars("the target verifies: one pass", lanes.passes, CLOUD_Y, _PASS),
         _bars("the target writes by itself", lanes.own, CLOUD_Y, _OWN),
+        _bars("the middle model verifies: one pass", lanes.middle, MIDDLE_Y, _PASS),
+        _bars("the middle model writes by itself", lanes.middle_own, MIDDLE_Y, _OWN),
         _marks("first token rejected, no pass", lanes.prehits, CLOUD_Y, "x-thin"),
         _marks("rollback", lanes.rollbacks, EDGE_Y + _HALF_LANE + 0.1, "triangle-down"),
     ]
     shown = [trace for trace in traces if len(trace["x"])]
-    return go.Figure(data=shown, layout=_layout(_title(entry, source)))
+    return go.Figure(
+        data=shown, layout=_layout(_title(entry, source), bool(lanes.middle or lanes.middle_own))
+    )
 
 
 def _title(entry: TimelineEntry, source: str) -> str:
@@ -230,7 +249,10 @@ def _marks(name: str, points: Iterable[tuple[float, str]], y: float, symbol: str
     }
 
 
-def _layout(title: str) -> dict[str, Any]:
+def _layout(title: str, has_middle: bool) -> dict[str, Any]:
+    names = {EDGE_Y: "edge: draft", LINK_Y: "link", CLOUD_Y: "cloud: target"}
+    if has_middle:
+        names = {MIDDLE_Y: "middle: its model", **names, EDGE_Y: "edge: middle's text"}
     return {
         "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
         "font": {"color": _TEXT},
@@ -248,9 +270,9 @@ def _layout(title: str) -> dict[str, Any]:
             "zeroline": False,
         },
         "yaxis": {
-            "tickvals": [EDGE_Y, LINK_Y, CLOUD_Y],
-            "ticktext": ["edge: draft", "link", "cloud: target"],
-            "range": [CLOUD_Y - 0.5, EDGE_Y + 0.6],
+            "tickvals": list(names),
+            "ticktext": list(names.values()),
+            "range": [CLOUD_Y - 0.5, max(names) + 0.6],
             "ticks": "outside",
             "ticklen": 8,
             "tickcolor": "rgba(0, 0, 0, 0)",

@@ -21,8 +21,10 @@
                … full, failed, …  SEEKING    SeekPeer, after a pause that grows
                … cannot be helped FINISHED   Send CloseSession, Finish with the reason
     any        Ended, StopMatched FINISHED   Send CloseSession, Finish
+               Rebased            OPENING    Crop, Send OpenSession with a higher incarnation
 
-The edge owns the truth about committed tokens: `tokens` only grows, and by `Commit` alone. Feedback
+The edge owns the truth about committed tokens: `tokens` only grows, and by `Commit` alone; but for
+a session whose text is another one's drafts (`Rebased`). Feedback
 brings text; what of it had been drafted, the edge sees by its own drafts. A window names the text
 it follows, so those in flight survive a move to another cloud worker, and none is ever taken back:
 drafts that the text has turned away from never match.
@@ -54,6 +56,8 @@ from decoding.edge_events import (
     Finish,
     Opened,
     PeerLost,
+    Read,
+    Rebased,
     SeekPeer,
     Send,
     Started,
@@ -68,6 +72,7 @@ from decoding.edge_flow import (
     text_measured,
     with_flow,
 )
+from decoding.edge_inner import rebased
 from decoding.edge_messages import acknowledged, opening, sent_windows
 from decoding.edge_state import (
     MAX_INCARNATION,
@@ -133,7 +138,7 @@ def begin(
 
 def step(state: EdgeState, event: Event) -> Step:
     """Advance one session by one event."""
-    if isinstance(state.stage, Finished):
+    if isinstance(state.stage, Finished) and not isinstance(event, Rebased):
         return state, ()
     match event:
         case Started(eos, now_ms, measures):
@@ -166,6 +171,10 @@ def step(state: EdgeState, event: Event) -> Step:
                 )
             kept = state.tokens[: len(state.spec.prompt) + num_generated]
             return _finish(replace(state, tokens=kept), FinishReason.STOP)
+        case Rebased(now_ms=now_ms):
+            return _rebased(state, event, now_ms)
+        case Read(length, now_ms):
+            return _acknowledge(replace(state, read=length), now_ms)
         case Ended(reason, error):
             return _finish(state, reason, error)
 
@@ -200,6 +209,21 @@ def _opened(state: EdgeState, incarnation: int, handle: int, now_ms: float) -> S
     state, sends = sent_windows(state, state.in_flight, now_ms)
     state, more = draft_more(state, now_ms)
     return state, sends + more
+
+
+def _rebased(state: EdgeState, event: Rebased, now_ms: float) -> Step:
+    """The text is another: open again from it, where it is known where; at its end there is nothing
+    to open for."""
+    over = isinstance(state.stage, Finished)
+    state, effects = rebased(state, event)
+    if isinstance(state.stage, Seeking):
+        return state, effects
+    reason = state.end_reached()
+    if reason is not None:
+        state, more = (state, ()) if over else _finish(state, reason)
+    else:
+        state, more = _open(state, now_ms)
+    return state, effects + more
 
 
 def _seek(state: EdgeState, why: str, pause_ms: float = 0.0, leave: bool = True) -> Step:

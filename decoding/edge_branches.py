@@ -19,6 +19,7 @@ def next_job(state: EdgeState, now_ms: float) -> tuple[Job, int] | None:
     """The draft job that is worth most now and how many tokens it writes, or None; `state` has
     none that runs."""
     flow, ends = state.flow, bool(state.drafted) and state.drafted[-1] in state.eos
+    ends = ends or state.silent_at == len(state.text)
     if state.in_flight and flow.awaits:
         return None
     room = min(flow.budget, state.num_remaining) - len(state.drafted)
@@ -124,8 +125,9 @@ def turned(state: EdgeState, found: Rescue | None) -> EdgeState:
     job = None if found is None or found.job is None else replace(found.job, fork=None)
     branch = None if found is None else found.branch
     state = replace(
-        state, drafted=(), doubts=(), draft_hash=state.text_hash, branches=(), in_flight=(), job=job
-    )
+        state, drafted=(), doubts=(), draft_hash=state.text_hash, branches=(), in_flight=(),
+        job=job, silent_at=None,
+    )  # fmt: skip
     if branch is None:
         return state
     first, *others = (replace(flight, branch=False) for flight in branch.windows)

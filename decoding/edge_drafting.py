@@ -40,7 +40,8 @@ def drafted(state: EdgeState, event: Drafted) -> Step:
     state = replace(draft_measured(state, job, event), job=None)
     if job.fork is not None:
         return _branch_drafted(state, job.fork, event)
-    state = replace(state, num_cached=event.num_cached)
+    silent_at = None if event.tokens else event.start
+    state = replace(state, num_cached=event.num_cached, silent_at=silent_at)
     text = state.text[event.start :]  # that has come since the job began
     both = min(len(text), len(event.tokens))
     pairs = zip(text, event.tokens, strict=False)

@@ -94,6 +94,21 @@ class StopMatched(Struct, frozen=True):
     num_generated: int
 
 
+class Rebased(Struct, frozen=True):
+    """The text is another: `tokens`, prompt included. For a session whose text is another one's
+    drafts (`decoding.cascade`); it may have ended before."""
+
+    tokens: tuple[int, ...]
+    now_ms: float
+
+
+class Read(Struct, frozen=True):
+    """The reader of such a session's text has come to absolute position `length`."""
+
+    length: int
+    now_ms: float
+
+
 class Ended(Struct, frozen=True):
     """The shell ends the session: cancelled by its user, or an error outside the machine."""
 
@@ -111,6 +126,8 @@ Event = (
     | Tick
     | PeerLost
     | StopMatched
+    | Rebased
+    | Read
     | Ended
 )
 

@@ -89,7 +89,7 @@ def sent_windows(
             DraftWindow(
                 handle=stage.handle,
                 number=flight.number,
-                acknowledged=len(state.tokens),
+                acknowledged=state.acknowledged,
                 start=flight.start,
                 follows=flight.follows,
                 tokens=pack_tokens(flight.tokens),
@@ -118,7 +118,7 @@ def acknowledged(
     stage = state.stage
     assert isinstance(stage, Running)
     number = state.last_number + 1
-    message = Ack(stage.handle, number, len(state.tokens), again)
+    message = Ack(stage.handle, number, state.acknowledged, again)
     state = replace(
         state,
         last_number=number,

@@ -19,6 +19,8 @@ CONTROL_TTL_MS = 5000.0
 the edge's setting."""
 MAX_INCARNATION = 2**31 - 1
 """What a message can carry."""
+MAX_CONTEXT = 2**31 - 1
+"""Of a draft that holds any text."""
 
 
 class Seeking(Struct, frozen=True):
@@ -84,7 +86,7 @@ class SessionSpec(Struct, frozen=True):
     max_new_tokens: int
     tokenizer_digest: str
     drafts: bool = True
-    draft_context: int = 2**31 - 1
+    draft_context: int = MAX_CONTEXT
 
 
 class Control(Struct, frozen=True):
@@ -196,6 +198,10 @@ class EdgeState(Struct, frozen=True):
         branches: what was drafted after second choices of these.
         in_flight: windows that are not wholly decided, in order.
         num_cached: length of the draft's cache once the effects so far have run.
+        silent_at: length of the text, drafts included, after which the draft had nothing to say; it
+            is not asked again before there is more.
+        read: no text beyond this length is acknowledged; None: all that has come
+            (`decoding.edge_events.Read`).
         last_job: number of the newest draft job; job: the one that runs, if any.
         last_number: of the newest window or acknowledgement; sent: the latest of them and when they
             went, by which round trips are measured.
@@ -220,6 +226,8 @@ class EdgeState(Struct, frozen=True):
     branches: tuple[Branch, ...] = ()
     in_flight: tuple[InFlight, ...] = ()
     num_cached: int = 0
+    silent_at: int | None = None
+    read: int | None = None
     last_job: int = 0
     job: Job | None = None
     last_number: int = 0
@@ -241,6 +249,13 @@ class EdgeState(Struct, frozen=True):
     def text(self) -> tuple[int, ...]:
         """Committed and drafted tokens."""
         return self.tokens + self.drafted
+
+    @property
+    def acknowledged(self) -> int:
+        """How much text the cloud is told has come."""
+        if self.read is None:
+            return len(self.tokens)
+        return min(len(self.tokens), max(self.read, len(self.spec.prompt)))
 
     @property
     def num_generated(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from bus.protocol.codec import AnyMessage
@@ -39,10 +39,15 @@ class Addressable(Protocol):
 
 
 class Addresses:
-    """The sessions that messages and time reach, by name: those of requests and inner ones."""
+    """The sessions that messages and time reach, by name: those of requests and inner ones.
 
-    def __init__(self) -> None:
+    Args:
+        ended: called with name and story of one that is over.
+    """
+
+    def __init__(self, ended: Callable[[str, Story], None] = lambda _name, _story: None) -> None:
         self._sessions: dict[str, Addressable] = {}
+        self._ended = ended
 
     def __iter__(self) -> Iterator[tuple[str, Addressable]]:
         """Names and sessions of now."""
@@ -57,6 +62,7 @@ class Addresses:
         name = session.state.spec.session
         if self._sessions.get(name) is session:
             del self._sessions[name]
+            self._ended(name, session.story)
 
     def named(self, message: Message) -> Addressable | None:
         """Whose message it is by the session's name in it."""

@@ -1,4 +1,5 @@
-"""Cloud workers as an edge sees them: found in the registry, connected once, shared by sessions."""
+"""Cloud and middle workers as an edge sees them: found in the registry, connected once, shared by
+sessions."""
 
 from __future__ import annotations
 
@@ -10,19 +11,20 @@ from functools import partial
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import ConfigurationError, TokenizerMismatchError
 from bus.protocol.messages import Message
-from bus.store import Store, WorkerRecord
+from bus.store import Role, Store, WorkerRecord
 from bus.transport.sockets import Listener, Outbox, Sockets
 
 log = logging.getLogger(__name__)
 
 SEEK_INTERVAL_S = 0.25
+_MODELS = {Role.CLOUD: "target", Role.MIDDLE: "model"}
 
 Receive = Callable[["Peer", AnyMessage, int], None]
 Failed = Callable[["Peer", AnyMessage, Exception], None]
 
 
 class Peer:
-    """One cloud worker: its record and the sockets to it.
+    """One cloud or middle worker: its record and the sockets to it.
 
     Attributes:
         num_holders: sessions that use it. Its sockets stay open while there are some, whatever
@@ -71,7 +73,7 @@ class Peer:
 
 
 class Peers:
-    """Finds cloud workers that share the draft's tokenizer, and whose tokens it all has.
+    """Finds cloud or middle workers that share the draft's tokenizer, and whose tokens it all has.
 
     Args:
         digest, vocab_size: of the draft.
@@ -106,6 +108,7 @@ class Peers:
         left: str = "",
         pause_s: float = 0.0,
         turn: int = 0,
+        role: Role = Role.CLOUD,
     ) -> Peer:
         """The best fitting worker, held for the caller (`let_go`); waits while there is none.
 
@@ -118,6 +121,7 @@ class Peers:
             pause_s: where only that one or full ones are there, wait so long before asking again,
                 or until a session of this edge has ended and it is our turn.
             turn: of those who wait the lowest comes first.
+            role: of the worker.
 
         Raises:
             TokenizerMismatchError: workers are there, but for `mismatch_wait_s` none that fits.
@@ -125,8 +129,8 @@ class Peers:
         """
         waited_s, said = 0.0, False
         while True:
-            live = await self._store.registry.workers(role="cloud")
-            live = [r for r in live if r.boot not in self._unreachable]
+            everyone = await self._store.registry.workers()
+            live = [r for r in everyone if r.role is role and r.boot not in self._unreachable]
             fitting = [r for r in live if self._fits(r)]
             if fitting:
                 best = min(fitting, key=lambda r: _place(r, probe, left))
@@ -134,7 +138,7 @@ class Peers:
                     await self._vacancy(turn, pause_s)
                     pause_s = 0.0
                     continue
-                peer = self._try_connect(best, live)
+                peer = self._try_connect(best, everyone)
                 if peer is None:
                     continue
                 if probe not in ("", best.probe_digest):
@@ -143,9 +147,9 @@ class Peers:
                 return peer
             waited_s += SEEK_INTERVAL_S
             if live and waited_s >= mismatch_wait_s:
-                raise self._mismatch(live)
+                raise self._mismatch(live, role)
             if not said:
-                log.info("no fitting cloud worker is registered; waiting for one")
+                log.info("no fitting %s worker is registered; waiting for one", role)
                 said = True
             await asyncio.sleep(SEEK_INTERVAL_S)
 
@@ -153,7 +157,7 @@ class Peers:
         """Whether the draft can read whatever this worker's target writes."""
         return record.tokenizer_digest == self._digest and record.vocab_size <= self._vocab_size
 
-    def _mismatch(self, live: list[WorkerRecord]) -> TokenizerMismatchError:
+    def _mismatch(self, live: list[WorkerRecord], role: Role) -> TokenizerMismatchError:
         """Why none of the live workers fits."""
         names = ", ".join(f"{r.worker_id} ({r.model})" for r in live)
         same = [r.vocab_size for r in live if r.tokenizer_digest == self._digest]
@@ -163,8 +167,8 @@ class Peers:
                 f"{min(same)}; live ones: {names}. Use a draft with a row for every token"
             )
         return TokenizerMismatchError(
-            f"no cloud worker shares the draft's tokenizer; live ones: {names}. "
-            "Start a cloud worker with a target of the draft's family"
+            f"no {role} worker shares the draft's tokenizer; live ones: {names}. "
+            f"Start a {role} worker with a {_MODELS[role]} of the draft's family"
         )
 
     def let_go(self, peer: Peer) -> None:
@@ -190,7 +194,7 @@ class Peers:
         """Whether the worker has left the registry or another process has taken its place."""
         if peer.silenced:
             return True
-        live = await self._store.registry.workers(role="cloud")
+        live = await self._store.registry.workers(role=peer.record.role)
         return all(record.boot != peer.record.boot for record in live)
 
     def _changes(self, record: WorkerRecord, probe: str) -> None:
@@ -207,7 +211,9 @@ class Peers:
         try:
             return self._connect(record, live)
         except ConfigurationError as error:
-            log.warning("cloud worker %s: %s; looking for another", record.worker_id, error)
+            log.warning(
+                "%s worker %s: %s; looking for another", record.role, record.worker_id, error
+            )
             self._unreachable.add(record.boot)
             return None
 
@@ -217,7 +223,8 @@ class Peers:
             if peer.silenced or (boot not in boots and not peer.num_holders):
                 self._peers.pop(boot).close()
         if record.boot not in self._peers:
-            log.info("cloud worker %s at %s", record.worker_id, record.endpoints.get("windows"))
+            where = record.endpoints.get("windows")
+            log.info("%s worker %s at %s", record.role, record.worker_id, where)
             peer = Peer(
                 record,
                 self._sockets.outbox(record.endpoints.get("windows", "")),
@@ -229,7 +236,8 @@ class Peers:
 
     def _silenced(self, peer: Peer, why: str) -> None:
         self._sockets.counters["failed_listeners"] += 1
-        log.error("cloud worker %s: its listener failed: %s", peer.record.worker_id, why)
+        record = peer.record
+        log.error("%s worker %s: its listener failed: %s", record.role, record.worker_id, why)
 
     def close(self) -> None:
         for peer in self._peers.values():

@@ -33,15 +33,14 @@ from decoding import edge
 from decoding.edge_events import ControlArrived, Ended, FaultArrived, FeedbackArrived, Opened, Tick
 from decoding.engine import Drafter
 from decoding.story import Story
-from edge_worker.addresses import Addressable
+from edge_worker.addresses import Addressable, Addresses
 from edge_worker.answer import AnswerOutput
 from edge_worker.context import SessionContext
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
-from edge_worker.session import EdgeSession
+from edge_worker.sessions import RequestSession, session_of
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
-from edge_worker.step_session import StepSession
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
@@ -119,9 +118,7 @@ def _drafter(settings: EdgeSettings, model: EdgeModel) -> Drafter[Any]:
 class Running:
     """A claimed prompt and its session."""
 
-    def __init__(
-        self, claim: Claim, request: GenerationRequest, session: EdgeSession | StepSession
-    ) -> None:
+    def __init__(self, claim: Claim, request: GenerationRequest, session: RequestSession) -> None:
         self.claim = claim
         self.request = request
         self.session = session
@@ -145,6 +142,7 @@ class EdgeWorker:
         self._model = model
         self._store = store
         self._counters = sockets.counters
+        self._stories = StoryWriter(store.stories, self.name)
         self._peers = Peers(
             store, sockets, self.name, model.tokenizer_digest, model.vocab_size, self._received,
             self._unhandled,
@@ -156,12 +154,12 @@ class EdgeWorker:
             settings.peer_wait_s,
             PathMemory(),
             sockets.counters,
+            addresses=Addresses(self._stories.ended),
         )
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)
         self._text_thread = ThreadPoolExecutor(1, "text")
-        self._stories = StoryWriter(store.stories, self.name)
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this worker's model."""
@@ -235,11 +233,9 @@ class EdgeWorker:
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
         output = AnswerOutput(answer, meter, writer, self._settings.timeline)
-        session: EdgeSession | StepSession
-        if spec.method.steps is None:
-            session = EdgeSession(self._context, output)
-        else:
-            session = StepSession(self._context, output, meter, self._model)
+        session = session_of(
+            self._context, output, meter, self._model, spec, self._control(), claim.term
+        )
         running = Running(claim, request, session)
         previous = self._running.get(spec.session)
         if previous is not None:  # our own lease ran out, and we claimed the prompt again
@@ -255,7 +251,6 @@ class EdgeWorker:
             await writer.run()
         finally:
             session.close()
-            self._stories.ended(spec.session, session.story)
             del self._running[spec.session]
             running.ended.set()
 

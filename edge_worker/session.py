@@ -15,6 +15,7 @@ from typing import Any
 
 from bus.protocol.errors import E2SCIError, ImpossibleEventError, StoreUnavailableError
 from bus.protocol.messages import CloseSession, FinishReason, Message
+from bus.store import Role
 from decoding import edge
 from decoding.edge_events import (
     CheckPeer,
@@ -58,14 +59,17 @@ class EdgeSession:
     Args:
         output: takes what is decided.
         drafting: answers drafts; None: the worker's drafter, on its model thread.
+        role: of the workers that verify for it.
     """
 
     def __init__(
-        self, context: SessionContext, output: SessionOutput, drafting: Drafting | None = None
-    ) -> None:
+        self, context: SessionContext, output: SessionOutput, drafting: Drafting | None = None,
+        role: Role = Role.CLOUD,
+    ) -> None:  # fmt: skip
         self._context = context
         self._output = output
         self._drafting = drafting or ModelDrafting(context.drafter, context.thread)
+        self._role = role
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = next(context.turns)
         self._asked: list[Peer] = []  # full ones, which keep a place in their row for us
@@ -238,7 +242,10 @@ class EdgeSession:
         peers, old = self._context.peers, self.peer
         left = ""
         if old is not None:
-            log.info("session %s looks for a cloud worker: %s", self.state.spec.session, effect.why)
+            log.info(
+                "session %s looks for a %s worker: %s",
+                self.state.spec.session, self._role, effect.why,
+            )  # fmt: skip
             left = old.record.boot if effect.leave else ""
         pause_s = effect.pause_ms / 1e3 * random.uniform(0.5, 1.0)  # not all edges at once
         if not effect.leave:
@@ -247,7 +254,12 @@ class EdgeSession:
         while not self.finished:
             try:
                 self.peer = await peers.find(
-                    self._context.mismatch_wait_s, self._output.probe, left, pause_s, self._turn
+                    self._context.mismatch_wait_s,
+                    self._output.probe,
+                    left,
+                    pause_s,
+                    self._turn,
+                    self._role,
                 )
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)

@@ -6,7 +6,7 @@ from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import RequestError
 from bus.protocol.requests import GenerationRequest, session_id
 from decoding import methods
-from decoding.edge_state import SessionSpec
+from decoding.edge_state import MAX_CONTEXT, SessionSpec
 from decoding.engine import DrafterCapabilities
 from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
@@ -50,6 +50,7 @@ def spec_of(
         )
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
+    staged = bool(method.inner)  # a middle worker drafts, and knows its own limits
     if method.needs_draft and drafter is None:
         raise RequestError(
             f"method {method.name!r} needs a draft and this edge has none (drafter 'none'); use "
@@ -79,6 +80,6 @@ def spec_of(
         ),
         max_new_tokens=request.max_new_tokens,
         tokenizer_digest=model.tokenizer_digest,
-        drafts=drafter is not None,
-        draft_context=model.context_length,
+        drafts=drafter is not None or staged,
+        draft_context=MAX_CONTEXT if staged else model.context_length,
     )

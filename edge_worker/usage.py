@@ -12,6 +12,7 @@ from bus.store import SessionEntry, TimelineEntry, Usage, WindowEntry, WorkerRec
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
 from edge_worker.peers import Peer
+from edge_worker.stage_meter import StageMeter
 from edge_worker.timeline import Timeline
 from engines.thread import now_ms
 
@@ -64,6 +65,9 @@ def within(effect: WindowJudged, num_kept: int) -> WindowJudged:
 class UsageMeter:
     """Adds up one answer. After a takeover it counts from the takeover on, except for tokens.
 
+    Attributes:
+        stage: what the stage before the target did.
+
     Args:
         num_committed: tokens of the answer that an earlier owner of the prompt has stored.
         probes: probe digests of the targets that gave those (`Claim.streamed_probes`).
@@ -90,6 +94,7 @@ class UsageMeter:
         self._first_pass = FirstPass()
         self._written_tokens = 0
         self.timeline = Timeline(now_ms())
+        self.stage = StageMeter(self.timeline.began_ms)
         self._drafting_bytes = 0  # of windows and acknowledgements
         self._sent_tokens = 0
         self._cloud = ""
@@ -241,6 +246,14 @@ class UsageMeter:
             dtype=self._dtype,
             bitwise=self._bitwise and self._probes == {self.probe} and self.probe != "",
             probe_digest=self.probe,
+            middle_tokens=self.stage.num_tokens,
+            middle_drafted_tokens=self.stage.num_drafted,
+            middle_accepted_tokens=self.stage.num_accepted,
+            middle_passes=self.stage.passes,
+            middle_own_passes=self.stage.own_passes,
+            middle_restarts=self.stage.restarts,
+            middle_seconds=self.stage.busy_ms / 1e3,
+            middle_bytes=self.stage.num_bytes,
         )
 
     def closing(self, reason: FinishReason) -> SessionEntry:
@@ -267,5 +280,5 @@ class UsageMeter:
             edge=self._spec.edge,
             cloud=self._cloud,
             method=self._spec.method.name,
-            events=self.timeline.events(),
+            events=(*self.timeline.events(), *self.stage.events()),
         )

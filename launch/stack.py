@@ -1,4 +1,4 @@
-"""The whole system as one process tree: Valkey, controller, cloud workers, edge workers, dashboard.
+"""The whole system as one process tree: Valkey, controller, workers, dashboard.
 
 `Stack` is what `e2sci up`, `e2sci generate`, the demo and the tests start. It knows which
 processes there are, what they are told through the environment, and that a worker is ready once
@@ -36,10 +36,11 @@ class StackOptions:
     """What to start.
 
     Attributes:
-        cloud, edge: how many workers of each role.
+        cloud, edge, middle: how many workers of each role.
         pair: a named pair, as `engines.catalog.registry` knows it; None is the default pair.
         target, draft: models, as `engines.catalog.sources` takes them; None takes the pair's.
-        dtype: number format of both models.
+        middle_model: of the middle workers; None takes the draft.
+        dtype: number format of all models.
         window: tokens drafted at a time; None leaves it to the controller's settings.
         drafter: who drafts (`engines.kinds.DrafterKind`); None leaves it to the edges' settings.
         threads: CPU threads of each model worker; None shares the cores among them.
@@ -54,9 +55,11 @@ class StackOptions:
 
     cloud: int = 1
     edge: int = 1
+    middle: int = 0
     pair: str | None = None
     target: str | None = None
     draft: str | None = None
+    middle_model: str | None = None
     dtype: str = "auto"
     window: int | None = None
     drafter: str | None = None
@@ -72,14 +75,20 @@ class StackOptions:
     def threads_each(self) -> int:
         if self.threads is not None:
             return self.threads
-        return max(1, len(os.sched_getaffinity(0)) // max(1, self.cloud + self.edge))
+        return max(1, len(os.sched_getaffinity(0)) // max(1, self.num_models))
+
+    @property
+    def num_models(self) -> int:
+        """Workers that run one."""
+        return self.cloud + self.middle + self.edge
 
 
 class Stack:
     """All processes of one installation on this machine.
 
     `await start()` returns once every worker is registered; `await stop()` drains and ends them.
-    Processes are named `valkey`, `controller`, `link-1` …, `cloud-1` …, `edge-1` …, `dashboard`;
+    Processes are named `valkey`, `controller`, `link-1` …, `cloud-1` …, `middle-1` …, `edge-1` …,
+    `dashboard`;
     `link-1` stands before `cloud-1`, and its last line after `stop` is its report. With the
     embedded Valkey these are the workers' ids too; in a Redis shared with other machines the ids
     get a suffix (`worker_id`).
@@ -155,6 +164,7 @@ class Stack:
         return (
             "controller",
             *(f"cloud-{number + 1}" for number in range(self.options.cloud)),
+            *(f"middle-{number + 1}" for number in range(self.options.middle)),
             *(f"edge-{number + 1}" for number in range(self.options.edge)),
         )
 
@@ -244,7 +254,18 @@ class Stack:
             env["E2SCI_DRAFTER"] = options.drafter
         if self._links is not None:
             env |= self._links.cloud_env(name)
-        return {**env, **self._shared_env()}
+        env |= self._shared_env()
+        return env | self._middle_env(env) if name.startswith("middle") else env
+
+    def _middle_env(self, env: dict[str, str]) -> dict[str, str]:
+        """A middle worker runs a draft: measured as on another device, its passes take what a
+        draft's steps take."""
+        steps = {"E2SCI_LEAST_STEP_MS": "E2SCI_LEAST_PASS_MS",
+                 "E2SCI_STEP_COUNTS": "E2SCI_PASS_COUNTS"}  # fmt: skip
+        return {
+            "E2SCI_TARGET": self.options.middle_model or self.options.draft or "",
+            **{passes: env[step] for step, passes in steps.items() if step in env},
+        }
 
     async def records(self) -> dict[str, WorkerRecord]:
         """The registry's records of the workers that run now, by process name.
@@ -274,8 +295,9 @@ class Stack:
 
 
 def _module(name: str) -> str:
+    modules = {"cloud": "cloud_worker", "middle": "cloud_worker.middle", "edge": "edge_worker"}
     role = name.partition("-")[0]
-    return role if role == "controller" else f"{role}_worker"
+    return modules.get(role, role)
 
 
 def _suffix() -> str:

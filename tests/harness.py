@@ -261,7 +261,7 @@ class EdgeCloudPair:
             return
         assert state.tokens[: len(before.tokens)] == before.tokens, "commits only append"
         assert state.incarnation >= before.incarnation
-        assert state.num_cached < len(state.text)
+        assert state.num_cached < len(state.text) or state.silent_at == len(state.text)
         check_in_flight(state)
         if state.job is None:
             assert self._draft.cache[: state.num_cached] == state.text[: state.num_cached]

@@ -40,6 +40,7 @@ from bench.windows import climb, first_guess
 from bus.client import Client
 from bus.settings import BusSettings
 from bus.store import Store
+from decoding import methods
 from decoding.sampling import SamplingParams
 from engines.energy import MODELLED
 from engines.tokenizer import decode, encode_prompt
@@ -142,6 +143,7 @@ class MeasuredSetting:
         options = StackOptions(
             target=plan.target, draft=plan.draft, dtype=plan.dtype, threads=1, link=link,
             drafter="model" if oracle else setting.draft,
+            middle=int(methods.need_middle(plan.methods)),
         )  # fmt: skip
         stack = Stack(options, log=lambda _: None, quiet=True, env=self._env())
         self._baselines = None

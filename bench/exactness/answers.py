@@ -20,6 +20,7 @@ from bus.protocol.errors import LocalError, RequestFailedError
 from bus.protocol.messages import FinishReason
 from bus.settings import BusSettings
 from bus.store import Store
+from decoding import methods
 from engines.tokenizer import encode_prompt
 from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions
@@ -113,6 +114,7 @@ async def answers_together(
     options = StackOptions(
         target=asked.target, draft=asked.draft, dtype=asked.dtype, link=installation.link,
         drafter=installation.drafter, threads=installation.threads,
+        middle=int(methods.need_middle(cell.method for cell in cells)),
     )  # fmt: skip
     async with AsyncExitStack() as exits:
         env = _PASSIVE | {"E2SCI_LEASE_S": str(_LEASE_S)}

@@ -51,7 +51,7 @@ class MeasuredStack:
             }
         options = StackOptions(
             target=plan.target, draft=setting.draft, dtype=plan.dtype, drafter="model", threads=1,
-            link=f"{setting.rtt_ms:g}ms",
+            link=f"{setting.rtt_ms:g}ms", middle=int(methods.need_middle(plan.methods)),
         )  # fmt: skip
         self._stack = Stack(options, log=lambda _: None, quiet=True, env=env)
 

@@ -43,11 +43,16 @@ def named(method_name: str) -> Method:
     """A method.
 
     Raises:
-        ConfigurationError: there is no such method.
+        ConfigurationError: there is no such method, or it cannot be simulated.
     """
     method = methods.find(method_name)
     if method is None:
         raise ConfigurationError(f"method: {methods.why_unknown(method_name)}")
+    if method.inner:
+        raise ConfigurationError(
+            f"{method_name!r} has a middle worker, which the simulation lacks; measure it with "
+            "`e2sci bench`, or simulate one without, such as auto"
+        )
     return method
 
 

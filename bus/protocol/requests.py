@@ -33,6 +33,7 @@ from bus.protocol.errors import RequestError
 __all__ = [
     "MAX_PROMPT_BYTES",
     "GenerationRequest",
+    "inner_session_id",
     "new_request",
     "seed_from_id",
     "session_id",
@@ -286,6 +287,11 @@ def _problem(item: Any) -> str:
 def session_id(request_id: str) -> str:
     """The id a request's session has on the wire: 12 hexadecimal digits, blake2b of the id."""
     return blake2b(request_id.encode(), digest_size=6).hexdigest()
+
+
+def inner_session_id(session: str) -> str:
+    """The id of the session that a middle worker verifies, whose text are `session`'s drafts."""
+    return f"{session}.middle"
 
 
 def seed_from_id(request_id: str) -> int:

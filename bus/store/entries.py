@@ -48,6 +48,11 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     `dtype` and `probe_digest` are those of the target that gave the last tokens
     (`bus.store.WorkerRecord`). `bitwise` says that every token came from bitwise targets of this
     one digest: then any target of this digest gives the same text again.
+
+    What a middle worker did, where the method has one: it wrote `middle_tokens`, of them
+    `middle_accepted_tokens` by accepting some of the `middle_drafted_tokens` judged there, in
+    `middle_passes` (`middle_own_passes` without a draft) that took `middle_seconds`. It began again
+    `middle_restarts` times, from the target's text. `middle_bytes` went between edge and middle.
     """
 
     prompt_tokens: Count = 0
@@ -80,6 +85,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     bitwise: bool = False
     probe_digest: str = ""
+    middle_tokens: Count = 0
+    middle_drafted_tokens: Count = 0
+    middle_accepted_tokens: Count = 0
+    middle_passes: Count = 0
+    middle_own_passes: Count = 0
+    middle_restarts: Count = 0
+    middle_seconds: float = 0.0
+    middle_bytes: Count = 0
 
 
 class End(msgspec.Struct, frozen=True):

@@ -23,10 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 class Role(StrEnum):
-    """What a worker does."""
+    """What a worker does. `MIDDLE`: as `CLOUD`, with a model between draft and target, whose text
+    are drafts."""
 
     EDGE = "edge"
     CLOUD = "cloud"
+    MIDDLE = "middle"
     CONTROLLER = "controller"
 
 
@@ -37,7 +39,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         worker_id: unique among all workers; also its PUB/SUB topic.
         role: what it does.
         boot: random, new at each start: tells a restart from a pause.
-        endpoints: advertised addresses by name: cloud `windows`, `feedback`; controller
+        endpoints: advertised addresses by name: cloud and middle `windows`, `feedback`; controller
             `reports`, `updates`.
         model, dtype, device: what it runs, on what.
         bitwise: whether its passes give the same bits however tokens are cut into them.

@@ -23,6 +23,7 @@ __all__ = [
     "ReportEntry",
     "Rollback",
     "SessionEntry",
+    "StageSpan",
     "Telemetry",
     "TelemetryEntry",
     "TimelineEntry",
@@ -135,7 +136,18 @@ class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):
     length: int
 
 
-TimelineEvent = DraftSpan | WindowSpan | PassSpan | Rollback
+class StageSpan(msgspec.Struct, frozen=True, array_like=True, tag="stage"):
+    """A pass of a middle model over `pass_tokens` tokens, `num_accepted` of them drafts that it
+    accepted; placed in time as `PassSpan`."""
+
+    at_ms: float
+    end_ms: float
+    pass_tokens: int
+    num_accepted: int
+    worker: str
+
+
+TimelineEvent = DraftSpan | WindowSpan | PassSpan | Rollback | StageSpan
 
 
 class TimelineEntry(_Entry, frozen=True, kw_only=True, tag="timeline"):

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from bus.protocol.errors import E2SCIError
-from bus.store import WindowEntry
+from bus.store import Usage, WindowEntry
 from dashboard.answers import Trail
 from dashboard.charts import method_label
 from dashboard.coloured import LEGEND, REFUSED_LEGEND, as_html, why
@@ -81,9 +81,21 @@ def draw_request(settings: DashboardSettings, request: str) -> None:
     if answer.end is not None:
         reason = answer.end.error or str(answer.end.finish_reason)
         st.caption(f"Ended: {reason}. {TERMS['finish reason']}")
+        _draw_middle(answer.end.usage)
     _draw_timeline(trail)
     _draw_windows(trail.windows)
     _draw_story(story)
+
+
+def _draw_middle(usage: Usage) -> None:
+    """What a middle worker did, where there was one."""
+    if usage.middle_passes:
+        st.caption(
+            f"Middle worker: {usage.middle_tokens} tokens in {usage.middle_passes} passes of "
+            f"{usage.middle_seconds:.1f} s together, {usage.middle_own_passes} of them without a "
+            f"draft; {usage.middle_accepted_tokens} of {usage.middle_drafted_tokens} drafts for it "
+            f"accepted; began again {usage.middle_restarts} times. {TERMS['middle']}"
+        )
 
 
 def _draw_story(story: dict[str, list[str]]) -> None:

@@ -10,21 +10,34 @@ method in nats, the base of it where credit moves it: `fsd:0.25`, `e2sci:0.1`, `
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from math import log
 
-from decoding.methods import amusd, auto, e2sci, fr_spec, fsd, lookahead, plc, plc_literal, sd
+from decoding.methods import (
+    amusd,
+    auto,
+    e2sci,
+    fr_spec,
+    fsd,
+    lookahead,
+    pipespec,
+    plc,
+    plc_literal,
+    sd,
+)
 from decoding.methods.base import Method
 from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
 
-__all__ = ["Method", "find", "names", "summaries", "why_unknown"]
+__all__ = ["Method", "find", "names", "need_middle", "summaries", "why_unknown"]
 
 _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
-        amusd.METHOD, fr_spec.METHOD, lookahead.METHOD, lookahead.SIMILAR, *e2sci.METHODS,
+        amusd.METHOD, *pipespec.METHODS, fr_spec.METHOD, lookahead.METHOD, lookahead.SIMILAR,
+        *e2sci.METHODS,
     )
 }  # fmt: skip
 
@@ -48,6 +61,11 @@ def summaries() -> tuple[tuple[str, str], ...]:
     plain = ((name, method.summary) for name, method in _METHODS.items())
     over = "E²-SCI over another method: its acceptance, and its pace over lockstep (lossy)"
     return (*plain, (f"{_OVER}NAME", over))
+
+
+def need_middle(names: Iterable[str]) -> bool:
+    """Whether some of these methods draft by a middle worker."""
+    return any(method.inner for name in names if (method := find(name)) is not None)
 
 
 def find(name: str) -> Method | None:

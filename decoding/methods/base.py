@@ -171,6 +171,8 @@ class Method:
         variant_of: the method that it is with one part changed, to compare.
         steps: whole steps are drafted and judged, and acceptance, pace and control are those of the
             target's own version of each step; None: there are no steps.
+        inner: the method of an inner session that a middle worker verifies, and whose text are this
+            one's drafts (`decoding.cascade`); empty: a drafter drafts.
     """
 
     name: str
@@ -184,6 +186,7 @@ class Method:
     runs_on: bool = False
     variant_of: str = ""
     steps: Steps | None = None
+    inner: str = ""
 
     def missing(self, capabilities: Capabilities) -> list[str]:
         """What it needs and a target has not."""

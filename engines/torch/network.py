@@ -64,7 +64,13 @@ def fast_body(body: Any, layout: Layout) -> Body:
 
 
 class Network(ABC):
-    """What runs tokens to logits, V of them a row."""
+    """What runs tokens to logits, V of them a row.
+
+    Attributes:
+        weight_bytes: bytes of weights that a pass reads.
+    """
+
+    weight_bytes: int
 
     @abstractmethod
     def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:

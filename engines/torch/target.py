@@ -19,8 +19,8 @@ from bus.protocol.errors import LocalError
 from decoding.engine import Capabilities, Segment, TargetRow, Want
 from decoding.sampling import SamplingParams
 from engines.torch.linears import integer, packed
-from engines.torch.loading import LoadedModel, load_model
-from engines.torch.network import CausalNetwork
+from engines.torch.loading import Loaded, LoadedModel, load_model
+from engines.torch.network import CausalNetwork, Network
 from engines.torch.parts import Part
 from engines.torch.precision import NumberFormat
 from engines.torch.prefixes import Prefix
@@ -53,12 +53,18 @@ class TargetModel(RunningModel[TargetCache]):
 
     def __init__(self, loaded: LoadedModel) -> None:
         """Take over `loaded`, whose `model` is used up."""
-        super().__init__(loaded)
         layout = integer if loaded.dtype is NumberFormat.INT8 else packed
-        self.network = CausalNetwork(loaded.model, loaded.vocab_size, layout)
-        self.probe = probe(self.network, loaded.vocab_size, loaded.device)
-        self.eos_tokens = loaded.eos_tokens
-        own_body = self.network.has_own_body
+        network = CausalNetwork(loaded.model, loaded.vocab_size, layout)
+        self._set_up(loaded, network, loaded.eos_tokens, network.has_own_body)
+
+    def _set_up(
+        self, loaded: Loaded, network: Network, eos_tokens: frozenset[int], own_body: bool
+    ) -> None:
+        """Args: as the attributes; own_body: `CausalNetwork.has_own_body`."""
+        super().__init__(loaded)
+        self.network = network
+        self.probe = probe(network, loaded.vocab_size, loaded.device)
+        self.eos_tokens = eos_tokens
         self.capabilities = Capabilities(
             trees=own_body,
             full_rows=True,

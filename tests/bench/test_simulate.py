@@ -281,3 +281,9 @@ def test_an_oracles_errors_are_those_of_its_seed() -> None:
     answer = oracle_answer(RecordedAnswer((1, 2, 3), (4,) * 50), seed=9, error_rate=0.3)
     assert answer == tuple(not is_wrong(9, 3 + index, 0.3) for index in range(50))
     assert 5 < answer.count(False) < 26
+
+
+def test_a_method_with_a_middle_worker_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'pipespec' has a middle worker, which"):
+        named("pipespec")
+    assert named("pipespec-2").name == "pipespec-2"

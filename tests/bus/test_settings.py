@@ -78,12 +78,14 @@ def test_a_table_of_no_worker_is_an_error_that_names_the_nearest(
 
 
 def test_the_tables_of_all_workers_are_known() -> None:
-    from cloud_worker.settings import CloudSettings
+    from cloud_worker.settings import CloudSettings, MiddleSettings
     from controller.settings import ControllerSettings
     from dashboard.settings import DashboardSettings
     from edge_worker.settings import EdgeSettings
 
-    workers = (CloudSettings, ControllerSettings, DashboardSettings, EdgeSettings)
+    workers = (
+        CloudSettings, ControllerSettings, DashboardSettings, EdgeSettings, MiddleSettings,
+    )  # fmt: skip
     assert {settings.toml_table for settings in workers} == TOML_TABLES
 
 

@@ -69,11 +69,14 @@ async def begin(ups: list[Up], flags: list[str]) -> Up:
 
 @pytest.mark.long
 async def test_from_start_to_ctrl_c(ups: list[Up], flags: list[str]) -> None:
-    up = await begin(ups, [*flags, "--edge", "2", "--link", "2ms"])
+    up = await begin(ups, [*flags, "--edge", "2", "--middle", "1", "--link", "2ms"])
     ready = up.ready
-    names = {"valkey", "controller", "link-1", "cloud-1", "edge-1", "edge-2", "dashboard"}
+    names = {
+        "valkey", "controller", "link-1", "cloud-1", "middle-1", "edge-1", "edge-2", "dashboard",
+    }  # fmt: skip
     assert ready["processes"].keys() == names
     assert ready["workers"]["cloud-1"]["endpoints"].keys() == {"windows", "feedback"}
+    assert ready["workers"]["middle-1"]["role"] == "middle"
     state = find_running()
     assert state is not None
     assert (state.pid, state.redis_url) == (up.process.pid, ready["redis_url"])

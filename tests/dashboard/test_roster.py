@@ -51,15 +51,17 @@ def test_a_worker_that_comes_back_is_up() -> None:
     assert status(roster, 120) == {"edge-1": "up"}
 
 
-def test_order_is_controller_cloud_edge_and_by_number() -> None:
+def test_order_is_controller_cloud_middle_edge_and_by_number() -> None:
     roster = Roster()
     roster.update(
         stored("edge-10", 9)
         + stored("edge-2", 9)
-        + stored("a-cloud", 9, Role.CLOUD)
+        + stored("b-middle", 9, Role.MIDDLE)
+        + stored("c-cloud", 9, Role.CLOUD)
         + stored("z-controller", 9, Role.CONTROLLER)
         + stored("7", 9),
         unreadable=0,
         now_s=1,
     )
-    assert list(status(roster, 1)) == ["z-controller", "a-cloud", "7", "edge-2", "edge-10"]
+    expected = ["z-controller", "c-cloud", "b-middle", "7", "edge-2", "edge-10"]
+    assert list(status(roster, 1)) == expected

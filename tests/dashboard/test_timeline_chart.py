@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from bus.store import DraftSpan, PassSpan, Rollback, TimelineEntry, TimelineEvent, WindowSpan
-from dashboard.timeline_chart import CLOUD_Y, EDGE_Y, lanes_of, timeline_figure
+from bus.store import (
+    DraftSpan,
+    PassSpan,
+    Rollback,
+    StageSpan,
+    TimelineEntry,
+    TimelineEvent,
+    WindowSpan,
+)
+from dashboard.timeline_chart import CLOUD_Y, EDGE_Y, MIDDLE_Y, lanes_of, timeline_figure
 
 
 def judged(
@@ -139,3 +147,15 @@ def test_the_page_shows_through_so_that_light_and_dark_both_work() -> None:
 
 def test_a_session_in_which_nothing_happened_is_an_empty_figure() -> None:
     assert len(timeline_figure(entry()).data) == 0
+
+
+def test_a_middle_workers_passes_have_a_lane_of_their_own() -> None:
+    stages = (StageSpan(5.0, 9.0, 4, 3, "middle-1"), StageSpan(9.0, 12.0, 1, 0, "middle-1"))
+    lanes = lanes_of(entry(*EVENTS, *stages, method="pipespec"))
+    assert lanes.middle == ((5.0, 9.0, "middle-1: pass over 4 tokens, 3 accepted"),)
+    assert times(lanes.middle_own) == [(9.0, 12.0)]
+    drawn = timeline_figure(entry(*EVENTS, *stages, method="pipespec"))
+    assert {y for trace in drawn.data if "middle" in trace.name for y in trace.y} == {MIDDLE_Y}
+    assert drawn.layout.yaxis.ticktext[0] == "middle: its model"
+    assert drawn.layout.yaxis.range[1] > MIDDLE_Y
+    assert MIDDLE_Y not in timeline_figure(entry(*EVENTS)).layout.yaxis.tickvals

@@ -17,13 +17,14 @@ from bus.settings import BusSettings
 from bus.store import EndEntry, SessionEntry, Store, TelemetryEntry, TokensEntry
 from bus.transport.sockets import Sockets
 from cloud_worker.server import CloudWorker
-from cloud_worker.settings import CloudSettings
+from cloud_worker.settings import CloudSettings, MiddleSettings
 from decoding.engine import DraftedWindow, DrafterCapabilities, Segment, TargetRow
 from decoding.sampling import SamplingParams
 from edge_worker.server import EdgeWorker
 from edge_worker.settings import EdgeSettings
 from engines.kinds import DrafterKind
 from engines.thread import ModelThread
+from tests.chain import Middle
 from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget, target_alone
 
 PATIENCE_S = 60.0
@@ -98,8 +99,8 @@ class Drafter:
 class Serving(ToyTarget):
     """A toy target with the attributes of a cloud's model; a pass takes `pass_s`."""
 
-    def __init__(self, pass_s: float = 0.0) -> None:
-        super().__init__(PAIR)
+    def __init__(self, pass_s: float = 0.0, pair: ToyPair = PAIR) -> None:
+        super().__init__(pair)
         self.pass_s = pass_s
         for name, value in MODEL.items():
             setattr(self, name, value)
@@ -112,15 +113,18 @@ class Serving(ToyTarget):
 class Cloud:
     """A running cloud worker, and the messages it got and sent."""
 
-    def __init__(self, house: House, name: str, pass_s: float, **settings: Any) -> None:
-        full = CloudSettings.load(worker_id=name, **house.where, **settings)
+    def __init__(
+        self, house: House, name: str, pass_s: float, pair: ToyPair = PAIR,
+        kind: type[CloudSettings] = CloudSettings, **settings: Any,
+    ) -> None:  # fmt: skip
+        full = kind.load(worker_id=name, **house.where, **settings)
         self.sockets = Sockets(full)
         self.thread = ModelThread(1)
-        self.target = cast(Any, Serving(pass_s))
+        self.target = cast(Any, Serving(pass_s, pair))
         nobody = cast(Any, SimpleNamespace(report=lambda _: None))
         self.worker = CloudWorker(full, self.target, self.thread, self.sockets, nobody)
         self.lifecycle = Lifecycle(
-            full, house.store, self.worker.describe(new_record(full, "cloud"))
+            full, house.store, self.worker.describe(new_record(full, full.role))
         )
         self.house = house
         self.beating = True
@@ -207,6 +211,14 @@ class House:
     def cloud(self, name: str = "cloud-1", pass_s: float = 0.0, **settings: Any) -> Cloud:
         """Start a cloud worker."""
         self.clouds.append(Cloud(self, name, pass_s, **settings))
+        return self.clouds[-1]
+
+    def middle(
+        self, name: str = "middle-1", pass_s: float = 0.0, closeness: float = 0.9, **settings: Any
+    ) -> Cloud:
+        """Start a middle worker, whose model is the target's to the part `closeness`."""
+        pair = Middle(PAIR.vocab_size, PAIR.agreement, PAIR.seed, closeness=closeness)
+        self.clouds.append(Cloud(self, name, pass_s, pair, MiddleSettings, **settings))
         return self.clouds[-1]
 
     def opens(self) -> list[OpenSession]:

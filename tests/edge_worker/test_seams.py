@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from decoding import edge, methods
 from decoding.edge_events import Commit, Draft, Finish
 from decoding.engine import DraftedWindow
 from decoding.sampling import SamplingParams
+from decoding.story import Story
 from edge_worker.addresses import Addressable, Addresses
 from edge_worker.drafting import Deliver
 from edge_worker.output import Told
@@ -76,7 +78,8 @@ class Given:
         self._read = start + max(0, len(tokens) - 1)
         ids = np.array(tokens, TOKEN_DTYPE).reshape(-1, 1)
         probs = np.ones((len(tokens), 1), PROB_DTYPE)
-        self._deliver(effect.job, DraftedWindow(start, self._read, tokens, ids, probs, 0.1))
+        window = DraftedWindow(start, self._read, tokens, ids, probs, 0.1)
+        asyncio.get_running_loop().call_soon(self._deliver, effect.job, window)
 
     def crop(self, length: int) -> None:
         self.cropped.append(length)
@@ -117,11 +120,14 @@ async def test_a_session_of_given_tokens_is_heard_by_its_own_output(
 
 def named(name: str, peer: Any, handle: int | None) -> Addressable:
     state = SimpleNamespace(spec=SimpleNamespace(session=name))
-    return cast("Addressable", SimpleNamespace(state=state, peer=peer, handle_there=handle))
+    session: Any = SimpleNamespace(state=state, peer=peer, handle_there=handle, story=Story())
+    return cast(Addressable, session)
 
 
 def test_messages_find_their_session_by_name_or_by_the_handle_at_their_sender() -> None:
-    addresses, cloud, other = Addresses(), cast(Any, object()), cast(Any, object())
+    ended: list[str] = []
+    addresses = Addresses(lambda name, _: ended.append(name))
+    cloud, other = cast(Any, object()), cast(Any, object())
     one, two = named("one", cloud, 7), named("two", other, 7)
     addresses.add(one)
     addresses.add(two)
@@ -138,3 +144,4 @@ def test_messages_find_their_session_by_name_or_by_the_handle_at_their_sender() 
     addresses.remove(successor)
     addresses.remove(successor)
     assert addresses.named(SessionReady("one", 1, "cloud-1", 9)) is None
+    assert ended == ["one"]
