@@ -17,7 +17,7 @@ from covertable import make
 
 from bus.protocol.errors import ConfigurationError
 from decoding import methods
-from decoding.methods.base import Control
+from decoding.methods.base import Control, PaceView
 from decoding.methods.paces import Lockstep
 from decoding.sampling import SamplingParams
 from engines.kinds import DrafterKind
@@ -124,9 +124,11 @@ def lossless_methods() -> tuple[str, ...]:
 
 
 def usual_methods() -> tuple[str, ...]:
-    """The lossless ones, but for one that can do nothing that another cannot: `auto-chain` is
-    `auto` without branches."""
-    return tuple(name for name in lossless_methods() if name != methods.auto.CHAIN.name)
+    """The lossless ones, but for one that can do nothing that another cannot (`auto-chain` is
+    `auto` without branches), and for chains of workers: 24 cells hold four links for no more than
+    six methods. Those are asked for by name."""
+    others = {methods.auto.CHAIN.name, *(method.name for method in methods.pipespec.METHODS)}
+    return tuple(name for name in lossless_methods() if name not in others)
 
 
 def checked_lossless(method: str) -> str:
@@ -164,12 +166,13 @@ class Factors:
 
 
 def takes_window(method: str) -> bool:
-    """Whether somebody else than the method itself sets its window: its name does not, and it
+    """Whether somebody else than the method itself sets its window: its pace looks at it, and it
     does not follow credit."""
     found = methods.find(method)
     if found is None or found.control is not Control.FIXED:
         return False
-    return not isinstance(found.pace, Lockstep) or found.pace.window is None
+    small, large = (PaceView(w, ahead=False, growth=1.0, forecast=None) for w in (1, 2))
+    return found.pace.flow(small) != found.pace.flow(large)
 
 
 def is_valid(method: str, window: int) -> bool:

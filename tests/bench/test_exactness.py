@@ -32,7 +32,7 @@ from cli.main import app
 from decoding import methods
 from launch.link.profiles import PROFILES
 
-WITHOUT_WINDOW = {"e2sci-no-threshold", "sd:6"}
+WITHOUT_WINDOW = {"pipespec", "pipespec-2", "e2sci-no-threshold", "sd:6"}
 
 
 def factors_of(cell: DesignCell) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_the_usual_design_has_at_most_24_cells_and_every_usual_method() -> None:
     }  # fmt: skip
     check(cells, levels)
     assert (
-        {*usual_methods(), "auto-chain"}
+        {*usual_methods(), "auto-chain", "pipespec", "pipespec-2"}
         == set(lossless_methods())
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )
