@@ -125,14 +125,15 @@ def lossless_methods() -> tuple[str, ...]:
 
 def usual_methods() -> tuple[str, ...]:
     """The lossless ones, but for those that can do nothing that another cannot: variants of one
-    of them (`auto-chain` is `auto` without branches), and those by a draft that need not be here
-    (`fr-spec` is `sd` by one with a ranked head)."""
+    of them (`auto-chain` is `auto` without branches), and those that need what need not be here: a
+    draft with a ranked head (`fr-spec`, which is `sd` by one), a middle worker (`pipespec`)."""
     lossless = lossless_methods()
     found = ((name, methods.find(name)) for name in lossless)
     return tuple(
         name
         for name, method in found
-        if method is None or not (method.variant_of in lossless or method.drafter_needs)
+        if method is None
+        or not (method.variant_of in lossless or method.drafter_needs or method.inner)
     )
 
 

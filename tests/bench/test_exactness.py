@@ -33,7 +33,7 @@ from cli.main import app
 from decoding import methods
 from launch.link.profiles import PROFILES
 
-WITHOUT_WINDOW = {"amusd", "e2sci-no-threshold", "sd:6"}
+WITHOUT_WINDOW = {"amusd", "pipespec", "pipespec-2", "e2sci-no-threshold", "sd:6"}
 
 
 def factors_of(cell: DesignCell) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_the_usual_design_has_every_usual_method_and_level() -> None:
     }  # fmt: skip
     check(cells, levels)
     assert (
-        {*usual_methods(), "auto-chain", "fr-spec"}
+        {*usual_methods(), "auto-chain", "fr-spec", "pipespec"}
         == set(lossless_methods())
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )
