@@ -51,7 +51,9 @@ def can_meet(one: str, a: Any, other: str, b: Any) -> bool:
         return True
     if pair["method"] in WITHOUT_WINDOW:
         return pair["window"] is None
-    return pair["window"] is not None and (pair["method"] != "sd" or pair["window"] <= 32)
+    return pair["window"] is not None and (
+        pair["method"] not in ("sd", "fr-spec") or pair["window"] <= 32
+    )
 
 
 def check(cells: tuple[DesignCell, ...], levels: dict[str, set[Any]]) -> None:
