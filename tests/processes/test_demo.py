@@ -52,6 +52,7 @@ class Recorded(Updates):
             self.received.append(message)
 
 
+@pytest.mark.long
 async def test_the_updates_shown_are_those_the_windows_were_drafted_under(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,12 @@ from bus.store import FinishReason, Keys, Role, Store, Usage
 from launch.stack import Stack, StackOptions
 from tests.processes.conftest import LEASE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(300),
+]
 
 PROMPT = "the cat sat on the mat and"
 PAUSE_S = 1.5
@@ -120,9 +125,7 @@ async def drafted(client: Client, calm: tuple[int, ...]) -> Usage:
 
 
 @pytest.mark.parametrize("action", ["kill", "pause"])
-@pytest.mark.parametrize(
-    "stage", ["middle-1", "cloud-1", pytest.param("edge", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("stage", ["middle-1", "cloud-1", "edge"])
 async def test_a_stage_killed_or_paused_in_mid_answer(
     chain: Stack, client: Client, calm: tuple[int, ...], stage: str, action: str
 ) -> None:

@@ -149,6 +149,7 @@ def test_without_prompts_the_target_makes_up_its_own(target: LoadedModel, tmp_pa
     assert result.steps > 0
 
 
+@pytest.mark.long
 def test_a_finished_draft_is_gone_on_with_and_one_of_other_settings_is_refused(
     target: LoadedModel, prompts: Path, tmp_path: Path
 ) -> None:
