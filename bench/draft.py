@@ -14,18 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.cores import one_core
-from bench.passes import CONTEXT, GREEDY
+from bench.steps import timed, window_ms
 from bus.protocol.errors import ConfigurationError
 from engines.torch.cache import KVCache
 from engines.torch.draft import LoadedDraft, TrimmedDraft, WholeDraft, load_draft
-from engines.torch.drafter import DraftCache, ModelDrafter
+from engines.torch.drafter import ModelDrafter
 from engines.torch.loading import load_causal_lm
 from training.distill.answers import answer
 from training.distill.evaluation import DraftQuality, evaluate
@@ -35,7 +33,6 @@ from training.distill.training import rows_of_tokens
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16)
 _GROUP = 32
-_STEPS = 8  # of one timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,22 +154,7 @@ def accepted_per_s(accepted: float, window: int, step_ms: float, link: Link) -> 
 
 def step_times(drafts: Sequence[ModelDrafter], repeats: int) -> list[float]:
     """Milliseconds of a step of each draft, after `CONTEXT` tokens: medians, interleaved."""
-    with one_core():
-        context = np.random.default_rng(0).integers(0, 256, CONTEXT).tolist()
-        caches = [draft.open(GREEDY) for draft in drafts]
-        samples: list[list[float]] = [[] for _ in drafts]
-        for draft, cache in zip(drafts, caches, strict=True):
-            draft.prefill(cache, context)
-        for _ in range(repeats + 1):
-            for draft, cache, kept in zip(drafts, caches, samples, strict=True):
-                kept.append(_step_ms(draft, cache))
-        return [statistics.median(kept[1:]) for kept in samples]  # the first one warms up
-
-
-def _step_ms(draft: ModelDrafter, cache: DraftCache) -> float:
-    window = draft.draft(cache, [0], _STEPS, frozenset(), stop=lambda: False)
-    draft.keep(cache, CONTEXT)
-    return window.draft_ms / len(window.tokens)
+    return [statistics.median(samples) for samples in timed(drafts, repeats, window_ms)]
 
 
 def _print(figures: Sequence[DraftFigures], link: Link) -> None:

@@ -26,12 +26,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import bootstrap
 
 from bench.cores import pin, put_models_last
 from bench.evaluation.baseline_server import BaselineServer, ServedModels
 from bench.progress import counting_bar
-from bench.ranges import with_range
+from bench.ranges import paired_interval, with_range
 from bench.turns import in_turn
 from bus.client import Client
 from bus.protocol.errors import ConfigurationError
@@ -47,7 +46,6 @@ SKIP_S = 2.0
 PAUSE_S = 1.0
 LEAST_S = 1.0
 """A shorter rest says nothing."""
-RESAMPLES = 2_000
 PROMPTS = (
     "Write a long story about a lighthouse keeper.",
     "Write a detailed essay about the history of bread.",
@@ -155,30 +153,19 @@ def summarise(rows: Sequence[FloorRow]) -> list[FloorCell]:
             raise ConfigurationError("all answers are too short; raise --max-new-tokens")
         method = next(row.method for row in own if row.method != ALONE)
         pairs = np.array([others[at] for at in both]), np.array([alone[at] for at in both])
-        ratio = float(_ratio(*pairs))
-        low, high = _interval(pairs) if len(both) > 1 else (ratio, ratio)
+        ratio = paired_interval(pairs, _ratio)
         cells.append(
             FloorCell(
-                rtt_ms, draft, method, ratio, low, high, float(np.median(pairs[0])),
+                rtt_ms, draft, method, ratio.value, ratio.low, ratio.high,
+                float(np.median(pairs[0])),
                 float(np.median(pairs[1])), len(both),
             )
         )  # fmt: skip
     return cells
 
 
-Pairs = tuple[np.ndarray, np.ndarray]
-
-
 def _ratio(method: np.ndarray, alone: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.asarray(np.median(method, axis=axis) / np.median(alone, axis=axis))
-
-
-def _interval(pairs: Pairs) -> tuple[float, float]:
-    low, high = bootstrap(
-        pairs, _ratio, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return float(low), float(high)
 
 
 class _Measured:

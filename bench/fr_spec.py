@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.cores import one_core
-from bench.passes import CONTEXT, GREEDY
+from bench.passes import GREEDY
 from bench.progress import counting_bar
 from bench.reference import generate_alone
+from bench.steps import STEPS, timed, window_ms
 from bus.protocol.arrays import Float16Array, Int32Array
 from engines.tokenizer import encode_prompt
 from engines.torch.cache import KVCache
@@ -40,7 +40,6 @@ from training.distill.evaluation import accepted_per_window
 
 FULL = "full"
 OWN = "own"
-_STEPS = 8  # of one timing
 
 Tick = Callable[[], None]
 Tokens = tuple[int, ...]
@@ -54,7 +53,7 @@ class Plan:
         sizes: of heads, beside the full one and the draft's own; those the vocabulary does not
             reach are left out.
         window: W, in which tokens are replayed as accepted or not.
-        repeats: timings of each head, of `_STEPS` steps each.
+        repeats: timings of each head, of `STEPS` steps each.
         answers: file of recorded answers: what is missing there is written, an answer at a time.
     """
 
@@ -148,11 +147,10 @@ class HeadedDraft(ModelDrafter):
         return int(self._top_probabilities(logits)[0][0])
 
     def timed_window(self, cache: DraftCache) -> StepTimes:
-        """Draft `_STEPS` tokens after `CONTEXT` and forget them; of one step."""
+        """Draft `STEPS` tokens after `CONTEXT` and forget them; of one step."""
         self.head.ms = self.choosing_ms = 0.0
-        window = self.draft(cache, [0], _STEPS, frozenset(), stop=lambda: False)
-        self.keep(cache, CONTEXT)
-        return StepTimes(window.draft_ms / _STEPS, self.head.ms / _STEPS, self.choosing_ms / _STEPS)
+        step_ms = window_ms(self, cache)
+        return StepTimes(step_ms, self.head.ms / STEPS, self.choosing_ms / STEPS)
 
     def _proposal(
         self, logits: Tensor, cache: DraftCache, position: int
@@ -260,17 +258,7 @@ def step_times(
     drafts: Sequence[HeadedDraft], repeats: int, tick: Tick = lambda: None
 ) -> list[StepTimes]:
     """Of one step of each, on one core: medians over `repeats` timings, interleaved."""
-    with one_core():
-        context = np.random.default_rng(0).integers(0, 256, CONTEXT).tolist()
-        caches = [draft.open(GREEDY) for draft in drafts]
-        for draft, cache in zip(drafts, caches, strict=True):
-            draft.prefill(cache, context)
-            draft.timed_window(cache)  # warms up
-        samples: list[list[StepTimes]] = [[] for _ in drafts]
-        for _ in range(repeats):
-            for draft, cache, kept in zip(drafts, caches, samples, strict=True):
-                kept.append(draft.timed_window(cache))
-            tick()
+    samples = timed(drafts, repeats, HeadedDraft.timed_window, tick)
     return [_medians(kept) for kept in samples]
 
 

@@ -85,6 +85,7 @@ from decoding.cloud_state import (
     Verifying,
     refusal,
 )
+from decoding.common import common_length
 from decoding.draft_tree import drafted
 from decoding.methods import Method
 from decoding.prefix_hash import chain, prompt_hash
@@ -255,7 +256,7 @@ def _open_again(state: CloudState, message: OpenSession, handle: int) -> Step:
     if message.incarnation == state.incarnation:
         return state, (_ready(state),)
     opened = _opened(message, state.method, state.cloud, state.limits, handle)
-    common = _common_prefix(state.tokens, opened.tokens)
+    common = common_length(state.tokens, opened.tokens)
     num_run = min(state.num_run, common, len(opened.tokens) - 1)
     state = replace(
         opened,
@@ -268,12 +269,6 @@ def _open_again(state: CloudState, message: OpenSession, handle: int) -> Step:
     )
     state, effects = _prefill(state)
     return state, (Crop(num_run), *effects)
-
-
-def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
 
 
 # --- windows and acknowledgements ---------------------------------------------------------------

@@ -42,6 +42,7 @@ from decoding.cloud_state import (
     Verifying,
     clipped,
 )
+from decoding.common import common_length
 from decoding.draft_tree import Drafted, DraftTree, Place
 from decoding.engine import NO_IDS, TargetRow
 from decoding.prefix_hash import chain
@@ -308,8 +309,7 @@ def compared(state: CloudState, window: Drafted[Arrived], now_ms: float) -> Judg
     if state.hash_at(window.start) != window.hashes[0]:
         return None
     text = state.tokens[window.start : window.end]
-    pairs = zip(text, window.tokens, strict=False)
-    agreed = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), len(text))
+    agreed = common_length(text, window.tokens)
     if agreed == len(text) < len(window.tokens):
         return None
     outcome = Outcome.ACCEPTED if agreed == len(window.tokens) else Outcome.PREHIT_REJECTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bus.protocol.errors import ImpossibleEventError
+from decoding.common import common_length
 from decoding.edge_branches import branched, feed_of, next_job
 from decoding.edge_events import Crop, Draft, Drafted, Effect
 from decoding.edge_flow import agreement_measured, draft_measured
@@ -44,8 +45,7 @@ def drafted(state: EdgeState, event: Drafted) -> Step:
     state = replace(state, num_cached=event.num_cached, silent_at=silent_at)
     text = state.text[event.start :]  # that has come since the job began
     both = min(len(text), len(event.tokens))
-    pairs = zip(text, event.tokens, strict=False)
-    agreed = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), both)
+    agreed = common_length(text, event.tokens)
     state = agreement_measured(state, agreed, agreed < both)
     effects: tuple[Effect, ...] = ()
     if agreed < both:

@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bus.protocol.messages import Feedback, Outcome
+from decoding.common import common_length
 from decoding.edge_events import Drafted, WindowJudged
 from decoding.edge_state import EdgeState, InFlight, Job, PreviousWindow, Running
 from decoding.methods.base import PaceView
@@ -94,10 +95,8 @@ class Decided(Struct, frozen=True):
 
 def decided(state: EdgeState, new: tuple[int, ...]) -> Decided:
     """Compare new text with the drafts."""
-    pairs = zip(new, state.drafted, strict=False)
-    both = min(len(new), len(state.drafted))
-    agreed = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), both)
-    return Decided(new, agreed, agreed < both)
+    agreed = common_length(new, state.drafted)
+    return Decided(new, agreed, agreed < min(len(new), len(state.drafted)))
 
 
 def judged_windows(

@@ -1,4 +1,4 @@
-"""What a session is told whose text is another one's drafts (`decoding.cascade`).
+"""Events of a session whose text is another one's drafts (`decoding.cascade`).
 
 Its text is a proposal: it turns wherever its reader's does, and grows only so far ahead of it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from decoding.common import common_length
 from decoding.edge_events import Crop, Rebased
 from decoding.edge_state import EdgeState, Step
 from decoding.prefix_hash import extended, prompt_hash
@@ -15,11 +16,8 @@ from decoding.prefix_hash import extended, prompt_hash
 def rebased(state: EdgeState, event: Rebased) -> Step:
     """With another text; what was drafted after the old one goes, and of the draft's cache what the
     two texts do not share."""
-    tokens, before = event.tokens, state.text
-    common = next(
-        (i for i, (a, b) in enumerate(zip(before, tokens, strict=False)) if a != b),
-        min(len(before), len(tokens)),
-    )
+    tokens = event.tokens
+    common = common_length(state.text, tokens)
     num_prompt = len(state.spec.prompt)
     text_hash = extended(prompt_hash(tokens[:num_prompt]), tokens[num_prompt:])
     state = replace(

@@ -252,7 +252,7 @@ class EdgeState(Struct, frozen=True):
 
     @property
     def acknowledged(self) -> int:
-        """How much text the cloud is told has come."""
+        """Length of the text that is acknowledged to the cloud."""
         if self.read is None:
             return len(self.tokens)
         return min(len(self.tokens), max(self.read, len(self.spec.prompt)))

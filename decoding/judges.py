@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 class Judge(Protocol):
-    """Decides whether the drafted version of a step may stand for the target's own.
+    """Decides whether the drafted version of a step may replace the target's own.
 
     Attributes:
         name: as usage reports it.

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from bus.protocol.messages import FinishReason, Message
 from bus.store import TelemetryEntry, Usage
 from decoding.edge_events import Commit, Finish, WindowJudged
-from edge_worker.output import Told
+from edge_worker.output import DecidedEffect
 from edge_worker.peers import Peer
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter, within
@@ -43,7 +43,7 @@ class AnswerOutput:
     def probe(self) -> str:
         return self._meter.probe
 
-    def tell(self, effects: list[Told], peer: Peer | None) -> None:
+    def notify(self, effects: list[DecidedEffect], peer: Peer | None) -> None:
         over = self._answer.stopped  # what was judged after a stop string is not the user's
         for effect in effects:
             match effect:

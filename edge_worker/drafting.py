@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
+from decoding.cascade import Answer, Cascade
 from decoding.edge_events import Draft
 from decoding.edge_state import SessionSpec
 from decoding.engine import DraftedWindow, Drafter
+from engines.row import certain_rows
 from engines.thread import ModelThread, Turns, now_ms
 
 Deliver = Callable[[int, DraftedWindow], None]
@@ -39,7 +41,7 @@ class Drafting(Protocol):
 
         Args:
             eos: nothing follows a token of these.
-            stop: whether nobody waits for the result any more; asked on any thread.
+            stop: whether the result is not wanted any more; asked on any thread.
         """
         ...
 
@@ -50,6 +52,17 @@ class Drafting(Protocol):
     def close(self) -> None:
         """The session is over. A second call changes nothing."""
         ...
+
+
+def answered(cascade: Cascade, answer: Answer, waited_ms: float) -> DraftedWindow:
+    """Tokens of another session's text, or of another drafter's, as a window: certain, as nothing
+    is known of probabilities.
+
+    Args:
+        cascade: with the answer given.
+    """
+    rows = certain_rows(answer.tokens)
+    return DraftedWindow(answer.asked.start, len(cascade.text), answer.tokens, *rows, waited_ms)
 
 
 class ModelDrafting:

@@ -8,7 +8,7 @@ from bus.protocol.messages import Message
 from decoding.edge_events import Commit, Finish, WindowJudged
 from edge_worker.peers import Peer
 
-Told = Commit | WindowJudged | Finish
+DecidedEffect = Commit | WindowJudged | Finish
 """Effects of `decoding.edge` that say what has been decided."""
 
 
@@ -22,10 +22,10 @@ class SessionOutput(Protocol):
 
     @property
     def probe(self) -> str:
-        """Probe digest of the target that gave the latest tokens; empty where nobody knows."""
+        """Probe digest of the target that gave the latest tokens; empty where it is not known."""
         ...
 
-    def tell(self, effects: list[Told], peer: Peer | None) -> None:
+    def notify(self, effects: list[DecidedEffect], peer: Peer | None) -> None:
         """What one step has decided, in order.
 
         Args:

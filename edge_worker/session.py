@@ -38,7 +38,7 @@ from decoding.engine import DraftedWindow
 from decoding.story import Story
 from edge_worker.context import SessionContext
 from edge_worker.drafting import Drafting, ModelDrafting
-from edge_worker.output import SessionOutput, Told
+from edge_worker.output import DecidedEffect, SessionOutput
 from edge_worker.peers import Peer
 from engines.thread import now_ms
 
@@ -166,7 +166,7 @@ class EdgeSession:
         The draft thread needs the interpreter to begin. Should the text end at a stop string, the
         draft that has begun is interrupted.
         """
-        told: list[Told] = []
+        decided: list[DecidedEffect] = []
         for effect in effects:
             match effect:
                 case Draft():
@@ -180,19 +180,19 @@ class EdgeSession:
                 case CheckPeer():
                     self._start(self._check_peer)
                 case Commit() | WindowJudged() | Finish():
-                    told.append(effect)
-        if told:
-            asyncio.get_running_loop().call_soon(self._tell_guarded, told)
+                    decided.append(effect)
+        if decided:
+            asyncio.get_running_loop().call_soon(self._notify_guarded, decided)
 
-    def _tell_guarded(self, effects: list[Told]) -> None:
+    def _notify_guarded(self, effects: list[DecidedEffect]) -> None:
         try:
-            self._tell(effects)
+            self._notify(effects)
         except Exception as error:  # noqa: BLE001 - as in `handle`
             self._failed(error)
 
-    def _tell(self, effects: list[Told]) -> None:
+    def _notify(self, effects: list[DecidedEffect]) -> None:
         """Hand what one step has decided to the output; a stop string there ends the session."""
-        self._output.tell(effects, self.peer)
+        self._output.notify(effects, self.peer)
         if self.peer is not None and any(isinstance(effect, Finish) for effect in effects):
             worker, method = self.peer.record.worker_id, self.state.spec.method.name
             self._context.memory.keep(worker, method, self.state.measures)

@@ -13,23 +13,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 
-from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE
 from bus.protocol.bounds import SessionCoupling
 from bus.protocol.messages import FinishReason, Message
 from bus.protocol.requests import inner_session_id
 from bus.store import Role
 from decoding import edge, methods
-from decoding.cascade import Answer, Cascade
+from decoding.cascade import Cascade
 from decoding.edge_events import Commit, Draft, Finish, Read, Rebased, WindowJudged
 from decoding.edge_state import SessionSpec
-from decoding.engine import DraftedWindow
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
 from edge_worker.context import SessionContext
-from edge_worker.drafting import Deliver, Drafting, ModelDrafting
-from edge_worker.output import Told
+from edge_worker.drafting import Deliver, Drafting, ModelDrafting, answered
+from edge_worker.output import DecidedEffect
 from edge_worker.peers import Peer
 from edge_worker.session import EdgeSession
 from edge_worker.stage_meter import StageMeter
@@ -153,7 +150,7 @@ class StageDrafting:
             )  # fmt: skip
 
     def _soon(self) -> None:
-        """Answer in a turn of the loop of its own: who asks or tells is in the middle of a step."""
+        """Answer in the next turn of the loop: the caller is in the middle of a step."""
         asyncio.get_running_loop().call_soon(self._answer)
 
     def _answer(self) -> None:
@@ -163,8 +160,8 @@ class StageDrafting:
             self._cascade = self._cascade.dropped()
         self._cascade, answer = self._cascade.answer(self._session.state.tokens, self._eos)
         if answer is not None:
-            num_read, waited_ms = len(self._cascade.text), now_ms() - self._asked_ms
-            self._deliver(answer.asked.job, _window(answer, num_read, waited_ms))
+            window = answered(self._cascade, answer, now_ms() - self._asked_ms)
+            self._deliver(answer.asked.job, window)
 
 
 class InnerOutput:
@@ -185,7 +182,7 @@ class InnerOutput:
         self._grown = grown
         self._over = over
 
-    def tell(self, effects: list[Told], peer: Peer | None) -> None:
+    def notify(self, effects: list[DecidedEffect], peer: Peer | None) -> None:
         for effect in effects:
             match effect:
                 case Commit():
@@ -224,10 +221,3 @@ def _sampling(outer: SamplingParams) -> SamplingParams:
     if outer.coupled:
         return outer
     return replace(outer, coupling=SessionCoupling.GUMBEL, seed=outer.seed ^ OTHER_SEED)
-
-
-def _window(answer: Answer, num_read: int, waited_ms: float) -> DraftedWindow:
-    """The drafts are certain: nothing is known of the middle model's probabilities."""
-    ids = np.array(answer.tokens, TOKEN_DTYPE).reshape(-1, 1)
-    probs = np.ones(ids.shape, PROB_DTYPE)
-    return DraftedWindow(answer.asked.start, num_read, answer.tokens, ids, probs, waited_ms)

@@ -7,15 +7,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
-
-from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE
 from bus.protocol.errors import LocalError
+from decoding.cascade import Cascade
+from decoding.common import common_length
 from decoding.edge_events import Draft
 from decoding.edge_state import SessionSpec
 from decoding.engine import DraftedWindow, Drafter
 from decoding.steps import DraftStep
-from edge_worker.drafting import Deliver, ModelDrafting
+from edge_worker.drafting import Deliver, ModelDrafting, answered
 from edge_worker.text import StepText
 from engines.thread import ModelThread, now_ms
 
@@ -70,7 +69,7 @@ class StepDrafting:
 
     def draft(self, step: DraftStep, eos: frozenset[int]) -> None:
         """Write a step; the one before has ended or been dropped."""
-        common = _num_common(self._text[: self._num_read], step.prefix[:-1])
+        common = common_length(self._text[: self._num_read], step.prefix[:-1])
         self._model.crop(common)
         self._text, self._num_read = step.prefix, common
         self._step, self._eos, self._draft_ms = step, eos, 0.0
@@ -117,17 +116,16 @@ class GivenDrafting:
     the text has turned another way, or has all of them, a draft is not answered."""
 
     def __init__(self) -> None:
-        self._given: tuple[int, ...] = ()
-        self._num_prompt = 0
-        self._read: tuple[int, ...] = ()
-        self._asked: Draft | None = None
+        self._cascade = Cascade()
+        self._given: tuple[int, ...] = ()  # after the prompt
+        self._eos: frozenset[int] = frozenset()
         self._deliver: Deliver
 
     def open(
         self, spec: SessionSpec, deliver: Deliver, failed: Callable[[Exception], None]
     ) -> None:
         del failed
-        self._deliver, self._num_prompt = deliver, len(spec.prompt)
+        self._deliver, self._given = deliver, spec.prompt + self._given
 
     def give(self, tokens: tuple[int, ...]) -> None:
         """More tokens, after those given before."""
@@ -135,33 +133,19 @@ class GivenDrafting:
         self._answer()
 
     def draft(self, effect: Draft, eos: frozenset[int], stop: Callable[[], bool]) -> None:
-        del eos, stop  # what is given ends with the answer; nothing takes long
-        self._read += effect.feed
-        self._asked = effect
+        del stop  # nothing takes long
+        self._cascade, self._eos = self._cascade.ask(effect), eos
         self._answer()
 
     def crop(self, length: int) -> None:
-        self._read = self._read[:length]
+        self._cascade = self._cascade.cropped(length)
 
     def close(self) -> None:
-        self._asked = None
+        self._cascade = self._cascade.dropped()
 
     def _answer(self) -> None:
         """Answer what was asked, if it can be: a turn of the loop later, as a model would."""
-        asked, done = self._asked, self._read[self._num_prompt :]
-        left = self._given[len(done) :]
-        if asked is None or not left or self._given[: len(done)] != done:
-            return
-        self._asked = None
-        tokens, start = left[: asked.count], len(self._read)
-        self._read += tokens[:-1]
-        ids = np.array(tokens, TOKEN_DTYPE).reshape(-1, 1)
-        probs = np.ones((len(tokens), 1), PROB_DTYPE)
-        window = DraftedWindow(start, len(self._read), tokens, ids, probs, 0.0)
-        asyncio.get_running_loop().call_soon(self._deliver, asked.job, window)
-
-
-def _num_common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Length of the longest common prefix."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+        self._cascade, answer = self._cascade.answer(self._given, self._eos)
+        if answer is not None:
+            window = answered(self._cascade, answer, waited_ms=0.0)
+            asyncio.get_running_loop().call_soon(self._deliver, answer.asked.job, window)

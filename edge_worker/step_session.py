@@ -132,7 +132,7 @@ class StepSession:
 
     def _run(self, effects: tuple[Effect, ...]) -> None:
         """Messages first; a turn of the loop later what is decided, as text takes time."""
-        told: list[CommitStep | Finish] = []
+        decided: list[CommitStep | Finish] = []
         for effect in effects:
             match effect:
                 case SeekPeer():
@@ -146,12 +146,14 @@ class StepSession:
                     self._drop(first)
                 case Finish():
                     self._drop(0)
-                    told.append(effect)
+                    decided.append(effect)
                 case CommitStep():
-                    told.append(effect)
-        if told:
+                    decided.append(effect)
+        if decided:
             in_flight = sum(len(p.drafted.tokens) for p in self.state.pending if p.drafted)
-            asyncio.get_running_loop().call_soon(self._tell_guarded, told, self._peer, in_flight)
+            asyncio.get_running_loop().call_soon(
+                self._notify_guarded, decided, self._peer, in_flight
+            )
 
     async def _seek(self) -> None:
         """Any worker that fits knows the target's end tokens."""
@@ -214,28 +216,28 @@ class StepSession:
 
     # --- what is decided ------------------------------------------------------------------
 
-    def _tell_guarded(
+    def _notify_guarded(
         self, effects: list[CommitStep | Finish], peer: Peer | None, in_flight: int
     ) -> None:
         try:
             for effect in effects:
-                self._tell(effect, peer, in_flight)
+                self._notify(effect, peer, in_flight)
         except Exception as error:
             log.exception("session %s could not go on", self._spec.session)
             self._output.failed(f"internal error in the edge worker: {error}")
             self.handle(Ended(FinishReason.ERROR))
 
-    def _tell(self, effect: CommitStep | Finish, peer: Peer | None, in_flight: int) -> None:
+    def _notify(self, effect: CommitStep | Finish, peer: Peer | None, in_flight: int) -> None:
         """Hand it to the output; a stop string in a step ends the answer."""
         if isinstance(effect, Finish):
-            self._output.tell([effect], peer)
+            self._output.notify([effect], peer)
             return
         over = self._output.stopped_at is not None
         if over:
             return  # it is after a stop string
         count = len(effect.tokens)
         commit = Commit(effect.start, effect.tokens, (effect.accepted,) * count)
-        self._output.tell([commit, self._fact(effect, in_flight)], peer)
+        self._output.notify([commit, self._fact(effect, in_flight)], peer)
         self._meter.stepped(effect.accepted)
         stopped_at = self._output.stopped_at
         if stopped_at is not None and not self.finished:

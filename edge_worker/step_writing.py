@@ -13,7 +13,7 @@ from decoding.edge_events import Commit, Finish, WindowJudged
 from decoding.edge_state import SessionSpec
 from decoding.steps import WriteStep
 from edge_worker.context import SessionContext
-from edge_worker.output import Told
+from edge_worker.output import DecidedEffect
 from edge_worker.peers import Peer
 from edge_worker.session import EdgeSession
 from edge_worker.step_drafting import GivenDrafting
@@ -55,7 +55,7 @@ class StepOutput:
     def probe(self) -> str:
         return self._meter.probe
 
-    def tell(self, effects: list[Told], peer: Peer | None) -> None:
+    def notify(self, effects: list[DecidedEffect], peer: Peer | None) -> None:
         for effect in effects:
             match effect:
                 case Commit(_, tokens):

@@ -15,13 +15,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
-from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE
 from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow, DrafterCapabilities
 from decoding.sampling import SamplingParams
-from engines.row import certain
+from engines.row import certain_rows
 
 MIN_MATCH = 5
 """Tokens that must agree before lookup speaks in front of a model [ours]. On the default target's
@@ -140,9 +137,7 @@ class LookupDrafter:
             if found in eos:
                 break
         cache.truncate(start + max(len(tokens) - 1, 0))
-        rows = [certain(token, 1) for token in tokens]
-        ids = np.array([ids for ids, _ in rows], TOKEN_DTYPE).reshape(-1, 1)
-        probs = np.array([probs for _, probs in rows], PROB_DTYPE).reshape(-1, 1)
+        ids, probs = certain_rows(tokens)
         took_ms = 1e3 * (time.perf_counter() - began)
         return DraftedWindow(start, len(cache), tuple(tokens), ids, probs, took_ms)
 

@@ -122,6 +122,12 @@ def certain(token: int, size: int) -> tuple[Int32Array, Float16Array]:
     return ids, probs
 
 
+def certain_rows(tokens: Sequence[int]) -> tuple[Int32Array, Float16Array]:
+    """Of tokens drafted with certainty: int32[n, 1], float16[n, 1]."""
+    ids = np.array(tokens, TOKEN_DTYPE).reshape(-1, 1)
+    return ids, np.ones(ids.shape, PROB_DTYPE)
+
+
 def widened(window: DraftedWindow, width: int) -> tuple[Int32Array, Float16Array]:
     """The rows of a window of one token with `width` entries: int32[1, K], float16[1, K]."""
     if window.q_ids.shape[1] == width:

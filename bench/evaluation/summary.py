@@ -15,17 +15,14 @@ import msgspec
 import numpy as np
 from rich import box
 from rich.table import Table
-from scipy.stats import bootstrap
 
 from bench.evaluation.paddings import PlainTable
 from bench.evaluation.plan import TARGET
 from bench.evaluation.rows import AnswerRow
 from bench.paced import AS_IT_IS, short_name
-from bench.ranges import Interval
+from bench.ranges import Interval, paired_interval
 from dashboard.evidence import ALL, family
 
-RESAMPLES = 2000
-_SEED = 0
 _SD, _OURS = "sd", "e2sci"
 
 
@@ -171,7 +168,8 @@ def _line(method: str, own: Rows, chosen: dict[str, Rows], dataset: str) -> Line
         variant=first.variant, clients=first.clients, device=first.device, dtype=first.dtype,
         source=first.source,
         prompts=len(rows), tokens=tokens,
-        speed=_interval(_speed_of(rows)), end_to_end=_interval(_whole_of(rows)),
+        speed=paired_interval(_speed_of(rows), _ratio),
+        end_to_end=paired_interval(_whole_of(rows), _ratio),
         goodput=_goodput(rows), over_target=_over(own, target), over_sd=_over(own, _sd(chosen)),
         first_token_ms=_median(rows, lambda row: row.first_token_ms),
         gap_p50_ms=_median(rows, lambda row: row.gap_p50_ms),
@@ -255,7 +253,7 @@ def _over(own: Rows, others: Rows) -> Interval | None:
     if not shared:
         return None
     mine, theirs = _speed_of([own[k] for k in shared]), _speed_of([others[k] for k in shared])
-    return _interval((*mine, *theirs))
+    return paired_interval((*mine, *theirs), _ratio)
 
 
 def _ratio(*sums: Any, axis: int = -1) -> Any:
@@ -265,18 +263,6 @@ def _ratio(*sums: Any, axis: int = -1) -> Any:
     if len(totals) == 2:
         return speed
     return speed / np.maximum(totals[2] / np.maximum(totals[3], 1e-9), 1e-9)
-
-
-def _interval(sample: Sample) -> Interval:
-    value = float(_ratio(*sample))
-    if sample[0].size < 2:
-        return Interval(value, value, value)
-    found = bootstrap(
-        sample, _ratio, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
-        rng=np.random.default_rng(_SEED),
-    )  # fmt: skip
-    low, high = found.confidence_interval
-    return Interval(value, float(low), float(high))
 
 
 # --- for people -------------------------------------------------------------------------------

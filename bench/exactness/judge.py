@@ -20,6 +20,7 @@ from typing import Protocol
 
 from bench.exactness.answers import CellAnswers, Tokens
 from bench.exactness.design import DesignCell
+from decoding.common import common_length
 
 EXCUSED_LEAD = 1e-3
 EXCUSED_MARGIN = 1e-4
@@ -149,7 +150,7 @@ def _difference(
     evidence: Evidence,
 ) -> Difference:  # fmt: skip
     """Where two answers that differ part. A missing token is never excused."""
-    at = num_shared(expected, got)
+    at = common_length(expected, got)
     lead = margin = None
     if at < len(expected):
         tokens = expected[: at + 1]
@@ -164,12 +165,6 @@ def _difference(
         prompt, at, _token(expected, at), _token(got, at), lead, margin,
         excused=both and near and allowance is not Allowance.NONE,
     )  # fmt: skip
-
-
-def num_shared(a: Tokens, b: Tokens) -> int:
-    """Tokens before the first difference."""
-    pairs = zip(a, b, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
 def _token(tokens: Tokens, at: int) -> int | None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.claims import PLAN
 from bench.contention import CONTENTION, Contention, read_contention
 from bench.datasets import Question, read_questions
 from bench.evaluation.plan import COLOCATED, EDGE_TARGET, TARGET
@@ -27,7 +28,6 @@ from engines.tokenizer import encode_prompt
 from engines.torch.oracle import RecordedAnswer
 from engines.torch.thin import NoDrafter
 
-_PLAN = "plan.json"
 Prompt = tuple[str, int]
 
 
@@ -46,7 +46,7 @@ def compare_evaluation(out: Path) -> list[Comparison]:
     own = {_prompt(row): row.token_ids for row in rows if row.method == TARGET}
     if not own:
         raise ConfigurationError(f"{out} has no answers of the method `{TARGET}` to simulate on")
-    plan, found = json.loads((out / _PLAN).read_bytes()), read_contention(out)
+    plan, found = json.loads((out / PLAN).read_bytes()), read_contention(out)
     hits = _hits(own, [Path(name) for name in plan["files"]], plan["draft"])
     settings = dict.fromkeys((row.device, row.rtt_ms, row.method) for row in rows)
     return [

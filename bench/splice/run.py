@@ -11,10 +11,9 @@ import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import bootstrap
 
 from bench.progress import counting_bar
-from bench.ranges import Interval
+from bench.ranges import Interval, paired_interval
 from bench.splice.measure import Window, windows_of
 from bench.splice.prompts import spliced
 from bench.splice.replay import Replay, Stretch, replay
@@ -27,7 +26,6 @@ from engines.torch.target import TargetModel
 NEVER = math.inf
 ALARMS = (NEVER, 1.0, 0.75, 0.5)
 SLACKS = (0.25, 0.15)
-_RESAMPLES = 2_000
 _CHANGED, _OTHERS = "after a change", "elsewhere"
 
 
@@ -118,14 +116,7 @@ def _saved(without: Sequence[Stretch], own: Sequence[Stretch]) -> Interval:
     def rate(less: np.ndarray, tokens: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.asarray(less.sum(axis=axis) / np.maximum(tokens.sum(axis=axis), 1.0))
 
-    if less.size < 2:
-        value = float(rate(less, tokens))
-        return Interval(value, value, value)
-    low, high = bootstrap(
-        (less, tokens), rate, paired=True, vectorized=True, n_resamples=_RESAMPLES,
-        method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return Interval(float(rate(less, tokens)), float(low), float(high))
+    return paired_interval((less, tokens), rate)
 
 
 def _table(rows: Sequence[SpliceRow], texts: int) -> Table:

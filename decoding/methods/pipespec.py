@@ -17,7 +17,7 @@ MESSAGE = 4
 
 
 class Buffered:
-    """Every stage drafts on until its buffer is full, whatever is predicted."""
+    """Every stage drafts until its buffer is full; predictions are not used."""
 
     name = "buffered"
     forecasts = False

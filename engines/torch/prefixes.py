@@ -23,6 +23,7 @@ from weakref import WeakSet
 
 from torch import Tensor
 
+from decoding.common import common_length
 from engines.torch.cache import KVCache
 from engines.torch.parts import Part
 
@@ -150,7 +151,7 @@ class PrefixCache:
         if not prefix.is_whole or kept.length < MIN_REUSED or size > self._max_bytes:
             return
         for other in list(self._kept):
-            common = _common_length(other.tokens, kept.tokens)
+            common = common_length(other.tokens, kept.tokens)
             if other.length <= kept.length and other.length - common < MIN_REUSED:
                 self._drop(other)
             elif kept.length - common < MIN_REUSED:
@@ -177,7 +178,7 @@ class PrefixCache:
         best, length = None, 0
         for other in (*self._kept, *self._open):
             if other is not prefix and other.is_whole:
-                common = _common_length(other.tokens, tokens)
+                common = common_length(other.tokens, tokens)
                 if common > length:
                     best, length = other, common
         return best, length
@@ -191,17 +192,3 @@ class PrefixCache:
     def _drop(self, prefix: Prefix) -> None:
         self._kept.remove(prefix)
         self.num_bytes -= prefix.keys_values.num_bytes
-
-
-def _common_length(one: list[int], other: list[int]) -> int:
-    """Length of the longest common prefix, by bisection: slices compare faster than a loop."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

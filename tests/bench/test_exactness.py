@@ -313,9 +313,9 @@ def test_the_end_says_it_in_words(
 ) -> None:
     result = ExactnessResult(Asked(("a", "b"), 4), dtype, (judged(answers, Said(lead), dtype),))
     assert closing_lines(result) == [line]
-    told = json.loads(json.dumps(result.as_dict()))
-    assert told["holds"] == (not line.endswith(": no"))
-    assert told["cells"][0]["method"] == "sd"
+    printed = json.loads(json.dumps(result.as_dict()))
+    assert printed["holds"] == (not line.endswith(": no"))
+    assert printed["cells"][0]["method"] == "sd"
 
 
 # --- the command ------------------------------------------------------------------------------

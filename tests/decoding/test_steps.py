@@ -38,7 +38,7 @@ Writer = Callable[[tuple[int, ...]], int]
 
 
 def text_of(tokens: tuple[int, ...]) -> str:
-    """Tokens 2 and 3 are one letter in two cases, which the judge does not tell apart."""
+    """Tokens 2 and 3 are one letter in two cases, which the judge does not distinguish."""
     letters = {BLANK: "\n\n", EOS: "", 2: "a", 3: "A"}
     return "".join(letters.get(token) or chr(ord("a") + token) for token in tokens if token != EOS)
 

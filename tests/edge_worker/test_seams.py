@@ -19,7 +19,7 @@ from decoding.sampling import SamplingParams
 from decoding.story import Story
 from edge_worker.addresses import Addressable, Addresses
 from edge_worker.drafting import Deliver
-from edge_worker.output import Told
+from edge_worker.output import DecidedEffect
 from edge_worker.peers import Peer
 from edge_worker.session import EdgeSession
 from tests.edge_worker.shell import House, ToyTokenizer
@@ -36,7 +36,7 @@ class Collected:
         self.bytes = [0, 0]
         self.finished: list[Finish] = []
 
-    def tell(self, effects: list[Told], peer: Peer | None) -> None:
+    def notify(self, effects: list[DecidedEffect], peer: Peer | None) -> None:
         for effect in effects:
             if isinstance(effect, Commit):
                 self.tokens += effect.tokens

@@ -106,7 +106,7 @@ async def test_windows_judged_by_one_feedback_are_a_piece_and_an_entry_each(
     session = session_with(answer, writer, thread, meter)
     try:
         session.state = replace(session.state, tokens=(1, 2, 3, *COMMIT.tokens))
-        session._tell([COMMIT, *FACTS])
+        session._notify([COMMIT, *FACTS])
         await asyncio.sleep(0)  # where it has stopped, it ends
         put = [call.args[0] for call in writer.put.call_args_list]
         assert [

@@ -22,7 +22,7 @@ MOST = 60
 
 
 class BlankTokenizer(ToyTokenizer):
-    """One token in three is a blank line: the judge does not tell those apart."""
+    """One token in three is a blank line: the judge does not distinguish those."""
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return "\n\n" if token % 3 == 0 else super().convert_ids_to_tokens(token)

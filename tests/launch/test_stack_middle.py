@@ -1,4 +1,4 @@
-"""What a stack tells its middle workers."""
+"""Which environment a stack gives its middle workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from launch.python import module_command
 from launch.stack import Stack, StackOptions
 
 
-def told(options: StackOptions, env: dict[str, str] | None = None) -> dict[str, dict[str, str]]:
+def given(options: StackOptions, env: dict[str, str] | None = None) -> dict[str, dict[str, str]]:
     """Environment by process, of a stack that is not started."""
     stack = Stack(options, log=lambda _: None, env=env)
     return {spec.name: dict(spec.env) for spec in stack._specs()}
@@ -16,15 +16,15 @@ def told(options: StackOptions, env: dict[str, str] | None = None) -> dict[str, 
 
 def test_middle_workers_run_the_draft_unless_they_have_a_model_of_their_own() -> None:
     options = StackOptions(middle=2, target="T", draft="D", redis_url="redis://127.0.0.1:1/0")
-    env = told(options)
+    env = given(options)
     assert [name for name in env if name.startswith("middle")] == ["middle-1", "middle-2"]
     assert env["middle-1"]["E2SCI_TARGET"] == "D"
     assert env["cloud-1"]["E2SCI_TARGET"] == "T"
     other = StackOptions(middle=1, draft="D", middle_model="M", redis_url="redis://127.0.0.1:1/0")
-    assert told(other)["middle-1"]["E2SCI_TARGET"] == "M"
+    assert given(other)["middle-1"]["E2SCI_TARGET"] == "M"
     pairs = StackOptions(middle=1, pair="p", redis_url="redis://127.0.0.1:1/0")
-    assert told(pairs)["middle-1"]["E2SCI_TARGET"] == ""
-    assert told(pairs)["middle-1"]["E2SCI_PAIR"] == "p"
+    assert given(pairs)["middle-1"]["E2SCI_TARGET"] == ""
+    assert given(pairs)["middle-1"]["E2SCI_PAIR"] == "p"
 
 
 def test_a_middle_worker_is_a_module_of_its_own() -> None:
@@ -39,7 +39,7 @@ def test_measured_as_on_another_device_its_passes_take_what_a_drafts_steps_take(
         "E2SCI_LEAST_STEP_MS": "8", "E2SCI_LEAST_PASS_MS": "60", "E2SCI_STEP_COUNTS": "steps",
         "E2SCI_PASS_COUNTS": "passes",
     }  # fmt: skip
-    found = told(StackOptions(middle=1, redis_url="redis://127.0.0.1:1/0"), env)
+    found = given(StackOptions(middle=1, redis_url="redis://127.0.0.1:1/0"), env)
     assert found["middle-1"]["E2SCI_LEAST_PASS_MS"] == "8"
     assert found["middle-1"]["E2SCI_PASS_COUNTS"] == "steps"
     assert found["cloud-1"]["E2SCI_LEAST_PASS_MS"] == "60"
