@@ -76,6 +76,7 @@ async def test_an_edge_looks_for_targets_among_cloud_workers_only(house: House) 
 async def test_without_a_middle_worker_the_target_writes_by_itself(house: House) -> None:
     house.cloud()
     house.start()
+    await house.answers("r0", method="pipespec")  # the listener hears from now on
     await house.answers("r1", method="pipespec")
     usage = await usage_of(house, "r1")
     assert (usage.drafted_tokens, usage.middle_passes) == (0, 0)
