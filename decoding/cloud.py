@@ -144,6 +144,7 @@ def _opened(
         hashes=_hashes(tokens, len(prompt)),
         acknowledged=len(tokens),
         sent_length=len(tokens),
+        rows=message.rows,
     )
 
 

@@ -46,6 +46,7 @@ from decoding.common import common_length
 from decoding.draft_tree import Drafted, DraftTree, Place
 from decoding.engine import NO_IDS, TargetRow
 from decoding.prefix_hash import chain
+from decoding.token_rows import packed
 from decoding.verification import (
     OWN_PASSES,
     Arrived,
@@ -98,7 +99,7 @@ def plan(state: CloudState, forward: Forward) -> Plan:
     choosing = state.sampling.choosing
     choices_at = tuple(first + i if choosing else None for i in range(len(row_ids)))
     own_at = None if state.sampling.greedy else length + len(path)
-    return Plan(feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit)
+    return Plan(feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit, state.rows)
 
 
 def _prehit(state: CloudState, kept: Kept, place: Place[Arrived]) -> PreHit:
@@ -205,7 +206,7 @@ def _conclude(
         return _go_on(state, effects)
     greedy = state.sampling.greedy
     passes = state.own.added(rows[-1], ran.verify_ms * ran.share, greedy)
-    state, effects = _committed(replace(state, own=passes), (own,), ran)
+    state, effects = _committed(replace(state, own=passes), (own,), ran, rows[-1:])
     if passes.num_tokens >= OWN_PASSES:
         state, effects = replace(state, own=OwnPasses()), (*effects, ReportOwn(passes))
     return _go_on(state, effects)
@@ -225,7 +226,8 @@ def _conclude_path(
     began_ms = ran.now_ms - ran.verify_ms
     queue_ms = max(0.0, began_ms - done.path[0].drafted.source.arrived_ms)
     new = new if own is None else (*new, own)
-    state, more = _committed(state, new, ran, queue_ms, prehit=not ran.num_tokens)
+    behind = rows[: len(new)]
+    state, more = _committed(state, new, ran, behind, queue_ms, prehit=not ran.num_tokens)
     return state, (*effects, *more, *reports)
 
 
@@ -276,10 +278,11 @@ def _outcome(rejected: bool, ran: Ran) -> Outcome:
 
 
 def _committed(
-    state: CloudState, new: tuple[int, ...], ran: Ran | None, queue_ms: float = 0.0,
-    prehit: bool = False,
+    state: CloudState, new: tuple[int, ...], ran: Ran | None, rows: tuple[TargetRow, ...] = (),
+    queue_ms: float = 0.0, prehit: bool = False,
 ) -> Step:  # fmt: skip
-    """The text goes on with `new`: send it, and judge by it the windows it has passed."""
+    """The text goes on with `new`, chosen from `rows`: send it, and judge by it the windows it has
+    passed."""
     now_ms = 0.0 if ran is None else ran.now_ms
     state = replace(
         state,
@@ -297,6 +300,8 @@ def _committed(
     reports = reported(passed)
     prehit |= any(r.judged.outcome is Outcome.PREHIT_REJECTED for r in reports)
     sent = feedback(state, state.sent_length, ran, queue_ms, prehit)
+    if state.rows and len(rows) == len(sent.token_ids):
+        sent = replace(sent, rows=packed(rows))
     return replace(state, sent_length=len(state.tokens)), (Send(sent), *reports)
 
 

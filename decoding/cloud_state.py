@@ -127,6 +127,7 @@ class CloudState(Struct, frozen=True):
         kept: the row after `tokens`, where no choice has been made of it: the next drafted token is
             judged by it.
         own: passes without drafts, not reported yet.
+        rows: feedback carries the distributions of its tokens.
         pass_ms: a pass takes about so long; None before the first.
     """
 
@@ -153,6 +154,7 @@ class CloudState(Struct, frozen=True):
     job: int = 0
     kept: Kept | None = None
     own: OwnPasses = OwnPasses()
+    rows: bool = False
     pass_ms: float | None = None
 
     def hash_at(self, length: int) -> bytes:

@@ -89,6 +89,7 @@ from decoding.edge_state import (
 )
 from decoding.prefix_hash import extended, prompt_hash
 from decoding.timing import pause_before
+from decoding.token_rows import carried
 
 __all__ = [
     "CHECK_PEER_AFTER_SENDS", "CURABLE", "GIVE_UP_AFTER_FAILURES", "GIVE_UP_AFTER_SENDS",
@@ -130,6 +131,7 @@ def begin(
             tokens=spec.prompt + committed,
             text_hash=text_hash,
             draft_hash=text_hash,
+            rows=(None,) * (len(spec.prompt + committed) if spec.rows else 0),
         ),
         0.0,
     )
@@ -306,7 +308,8 @@ def _committed(
     commit = Commit(state.num_generated, new, tuple(i < text.agreed for i in range(len(new))))
     beyond = text.rejected or len(new) >= len(state.drafted)
     text_hash = extended(state.text_hash, new)
-    state = replace(state, tokens=state.tokens + new, text_hash=text_hash)
+    rows = carried(feedback, len(state.tokens), len(new)) if state.spec.rows else ()
+    state = replace(state, tokens=state.tokens + new, text_hash=text_hash, rows=state.rows + rows)
     effects: tuple[Effect, ...] = (commit, *facts)
     if not text.rejected:
         numbers = {fact.number for fact in facts}

@@ -18,11 +18,14 @@ def rebased(state: EdgeState, event: Rebased) -> Step:
     two texts do not share."""
     tokens = event.tokens
     common = common_length(state.text, tokens)
+    rows = state.rows[: common_length(state.tokens, tokens)]
+    if state.spec.rows:
+        rows += (None,) * (len(tokens) - len(rows))
     num_prompt = len(state.spec.prompt)
     text_hash = extended(prompt_hash(tokens[:num_prompt]), tokens[num_prompt:])
     state = replace(
         state, tokens=tokens, text_hash=text_hash, draft_hash=text_hash, drafted=(), doubts=(),
-        branches=(), in_flight=(), job=None, silent_at=None,
+        branches=(), in_flight=(), job=None, silent_at=None, rows=rows,
         num_cached=min(state.num_cached, common, len(tokens) - 1),
     )  # fmt: skip
     return state, (Crop(state.num_cached),)

@@ -31,6 +31,7 @@ def opening(state: EdgeState) -> OpenSession:
         top_k=spec.sampling.top_k,
         coupling=spec.sampling.coupling,
         tokenizer_digest=spec.tokenizer_digest,
+        rows=spec.rows,
     )
 
 

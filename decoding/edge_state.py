@@ -13,6 +13,7 @@ from decoding.pacing import Measures
 from decoding.rescue import Doubt, Fork
 from decoding.sampling import SamplingParams
 from decoding.timing import ReplyTimer
+from decoding.token_rows import Rows
 
 CONTROL_TTL_MS = 5000.0
 """Without a `ControlUpdate` for this long, the conservative threshold is used [ours]; default of
@@ -75,6 +76,7 @@ class SessionSpec(Struct, frozen=True):
         tokenizer_digest: both ends must agree on it.
         drafts: whether there is anything to draft with. draft_context: how much text that holds;
             beyond, the target goes on by itself.
+        rows: the text's distributions are wanted (`EdgeState.rows`).
     """
 
     session: str
@@ -87,6 +89,7 @@ class SessionSpec(Struct, frozen=True):
     tokenizer_digest: str
     drafts: bool = True
     draft_context: int = MAX_CONTEXT
+    rows: bool = False
 
 
 class Control(Struct, frozen=True):
@@ -192,7 +195,8 @@ class EdgeState(Struct, frozen=True):
     """One session at the edge.
 
     Attributes:
-        tokens: prompt and committed tokens; text_hash: of that text.
+        tokens: prompt and committed tokens; text_hash: of that text. rows: of each of them, where
+            the spec wants them; else empty.
         drafted: tokens after them that were drafted and not decided yet; draft_hash: of the text
             with them; doubts: of each, where the pace asks for branches.
         branches: what was drafted after second choices of these.
@@ -221,6 +225,7 @@ class EdgeState(Struct, frozen=True):
     tokens: tuple[int, ...]
     text_hash: bytes
     draft_hash: bytes
+    rows: Rows = ()
     drafted: tuple[int, ...] = ()
     doubts: tuple[Doubt, ...] = ()
     branches: tuple[Branch, ...] = ()

@@ -50,9 +50,12 @@ class SessionPass(Generic[Cache]):
         begin, end = self.num_run, min(self.num_run + most, len(feed))
         first = len(feed) - len(row_ids)  # the token that the first row follows
         wants = tuple(
-            Want(index - begin, row_ids[index - first], choices_at[index - first])
+            Want(
+                index - begin, row_ids[index - first], choices_at[index - first],
+                top=self.plan.top,
+            )
             for index in range(max(begin, first), end)
-        )
+        )  # fmt: skip
         return Segment(self.cache, feed[begin:end], wants, continues=bool(self.rows))
 
     def add(self, segment: Segment[Cache], rows: list[TargetRow]) -> None:

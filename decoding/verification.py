@@ -95,6 +95,7 @@ class Plan(Struct, frozen=True):
             wanted, or None.
         path: the drafted tokens that are verified.
         prehit: judges the first of them by the kept row; where it rejects, nothing is run.
+        top: of each row the most probable tokens are wanted too.
     """
 
     feed: tuple[int, ...] = ()
@@ -102,6 +103,7 @@ class Plan(Struct, frozen=True):
     choices_at: tuple[int | None, ...] = ()
     path: tuple[Place[Arrived], ...] = ()
     prehit: PreHit | None = None
+    top: bool = False
 
 
 class Judged(Struct, frozen=True):

@@ -12,7 +12,9 @@ from decoding.cascade import Answer, Cascade
 from decoding.edge_events import Draft
 from decoding.edge_state import SessionSpec
 from decoding.engine import DraftedWindow, Drafter
-from engines.row import certain_rows
+from decoding.sampling import SamplingParams
+from decoding.token_rows import Rows
+from engines.row import given_rows
 from engines.thread import ModelThread, Turns, now_ms
 
 Deliver = Callable[[int, DraftedWindow], None]
@@ -54,15 +56,21 @@ class Drafting(Protocol):
         ...
 
 
-def answered(cascade: Cascade, answer: Answer, waited_ms: float) -> DraftedWindow:
-    """Tokens of another session's text, or of another drafter's, as a window: certain, as nothing
-    is known of probabilities.
+def answered(
+    cascade: Cascade, answer: Answer, waited_ms: float, rows: Rows = (),
+    sampling: SamplingParams | None = None,
+) -> DraftedWindow:  # fmt: skip
+    """Tokens of another session's text, or of another drafter's, as a window.
 
     Args:
         cascade: with the answer given.
+        rows: of the text's tokens, from its beginning; those of which nothing is known are certain.
+        sampling: of the session that drafts; needed with rows.
     """
-    rows = certain_rows(answer.tokens)
-    return DraftedWindow(answer.asked.start, len(cascade.text), answer.tokens, *rows, waited_ms)
+    start = answer.asked.start
+    known = rows[start : start + len(answer.tokens)]
+    sent = given_rows(answer.tokens, known, sampling or SamplingParams())
+    return DraftedWindow(start, len(cascade.text), answer.tokens, *sent, waited_ms)
 
 
 class ModelDrafting:

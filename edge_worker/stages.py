@@ -160,7 +160,10 @@ class StageDrafting:
             self._cascade = self._cascade.dropped()
         self._cascade, answer = self._cascade.answer(self._session.state.tokens, self._eos)
         if answer is not None:
-            window = answered(self._cascade, answer, now_ms() - self._asked_ms)
+            window = answered(
+                self._cascade, answer, now_ms() - self._asked_ms, self._session.state.rows,
+                self._spec.sampling,
+            )  # fmt: skip
             self._deliver(answer.asked.job, window)
 
 
@@ -208,10 +211,12 @@ class InnerOutput:
 
 
 def inner_spec(outer: SessionSpec, method: Method) -> SessionSpec:
-    """Of the inner session: the same prompt, sampling and length, another method and name."""
+    """Of the inner session: the same prompt, sampling and length, another method and name. Where
+    the outer method compares distributions the middle model's are wanted: they are the draft's."""
     return msgspec.structs.replace(
         outer, session=inner_session_id(outer.session), method=method,
         sampling=_sampling(outer.sampling), drafts=True,
+        rows=not outer.method.acceptance.lossless and outer.sampling.coupled,
     )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ import numpy as np
 from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
 from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow, Drafter
+from decoding.methods.base import Proposal
 from decoding.sampling import SamplingParams
+from decoding.token_rows import Rows
 
 
 @dataclass(slots=True)
@@ -126,6 +128,31 @@ def certain_rows(tokens: Sequence[int]) -> tuple[Int32Array, Float16Array]:
     """Of tokens drafted with certainty: int32[n, 1], float16[n, 1]."""
     ids = np.array(tokens, TOKEN_DTYPE).reshape(-1, 1)
     return ids, np.ones(ids.shape, PROB_DTYPE)
+
+
+def given_rows(
+    tokens: Sequence[int], known: Rows, sampling: SamplingParams
+) -> tuple[Int32Array, Float16Array]:
+    """Of tokens that another model has written: its own rows where they are known, else certain
+    ones, so that such a token counts as the draft's only choice. The same where a row rules its
+    token out: what travels are the most probable tokens alone, and the model may choose others.
+
+    Args:
+        known: of each token, or of none.
+
+    Returns:
+        int32[n, K], float16[n, K].
+    """
+    found = dict[int, tuple[Int32Array, Float16Array]]()
+    for index, (token, row) in enumerate(zip(tokens, known, strict=False)):
+        if row is not None and Proposal(token, *row.arrays(), sampling).possible:
+            found[index] = row.arrays()
+    if not found:
+        return certain_rows(tokens)
+    width = max(ids.size for ids, _ in found.values())
+    wide = {index: row for index, row in found.items() if row[0].size == width}
+    rows = [wide.get(i) or certain(token, width) for i, token in enumerate(tokens)]
+    return np.stack([ids for ids, _ in rows]), np.stack([probs for _, probs in rows])
 
 
 def widened(window: DraftedWindow, width: int) -> tuple[Int32Array, Float16Array]:

@@ -16,6 +16,7 @@ from bus.protocol.arrays import Float64Array
 from decoding import edge, edge_events
 from decoding.cascade import Cascade
 from decoding.methods import Method, pipespec
+from edge_worker.drafting import answered
 from tests.harness import EdgeCloudPair, Fate
 from tests.toy import ToyDraft, ToyPair
 
@@ -108,6 +109,7 @@ class Chain(EdgeCloudPair):
         self.inner: Inner | None = None
         self.restarts = 0
         self.reading = Reading()
+        self.with_rows = not self.method.acceptance.lossless and self.sampling.coupled
         super().__post_init__()
         self._draft: Any = self.reading
 
@@ -119,7 +121,7 @@ class Chain(EdgeCloudPair):
                 self.middle, self.sampling, self.prompt, self.max_new_tokens, self.eos,
                 pipespec.TWO, self.windows, self.inner_fates, self.inner_forget_at,
                 committed=text[len(self.prompt) :], draft_ms=0.5, verify_ms=self.middle_ms,
-                outer=self, silent=self.silent, lease=self.inner_lease,
+                outer=self, silent=self.silent, lease=self.inner_lease, rows=self.with_rows,
             )  # fmt: skip
         elif self.reading.cascade.begins_again(self.inner.edge.tokens):
             self.restarts += 1
@@ -133,11 +135,10 @@ class Chain(EdgeCloudPair):
         self.reading.cascade = cascade
         if answer is None:
             return
-        ids = np.array(answer.tokens, np.int32).reshape(-1, 1)
-        probs = np.ones((len(answer.tokens), 1), np.float16)
+        window = answered(cascade, answer, 1.0, self.inner.edge.rows, self.sampling)
         self._step_edge(
             edge_events.Drafted(
-                answer.asked.job, answer.asked.start, len(cascade.text), answer.tokens, ids, probs,
-                1.0, self.now_ms,
+                answer.asked.job, window.start, window.num_cached, window.tokens, window.q_ids,
+                window.q_probs, window.draft_ms, self.now_ms,
             )
         )  # fmt: skip

@@ -155,6 +155,7 @@ class EdgeCloudPair:
     lease: int = 256
     drafts: bool = True
     threshold: float = 0.15
+    rows: bool = False
 
     def __post_init__(self) -> None:
         self.now_ms = 0.0
@@ -181,7 +182,7 @@ class EdgeCloudPair:
         spec = edge.SessionSpec(
             session="s1", client="c1", edge="edge-1", method=self.method, prompt=self.prompt,
             sampling=self.sampling, max_new_tokens=self.max_new_tokens,
-            tokenizer_digest="toy", drafts=self.drafts,
+            tokenizer_digest="toy", drafts=self.drafts, rows=self.rows,
         )  # fmt: skip
         control = edge.Control(
             threshold=self.threshold, window=next(self._windows), conservative_threshold=0.02
@@ -263,6 +264,7 @@ class EdgeCloudPair:
         assert state.incarnation >= before.incarnation
         assert state.num_cached < len(state.text) or state.silent_at == len(state.text)
         check_in_flight(state)
+        assert len(state.rows) == (len(state.tokens) if self.rows else 0)
         if state.job is None:
             assert self._draft.cache[: state.num_cached] == state.text[: state.num_cached]
 

@@ -46,10 +46,11 @@ __all__ = [
     "SessionClosed",
     "SessionOpened",
     "SessionReady",
+    "TokenRows",
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 HASH_BYTES = 8
 """Of `decoding.prefix_hash`."""
 MAX_SPARSE = 1024
@@ -119,7 +120,8 @@ class OpenSession(Message, frozen=True, tag=1):
     """Edge → cloud: begin or take up a session. Repeated until `SessionReady` arrives.
 
     `temperature` and `top_p` are float64: both ends must warp the very same distribution.
-    `top_k` 0 and `top_p` 1.0 mean "off"; `temperature` 0 is greedy.
+    `top_k` 0 and `top_p` 1.0 mean "off"; `temperature` 0 is greedy. With `rows` feedback
+    carries the distributions that its tokens were chosen from.
     """
 
     session: Identifier
@@ -136,6 +138,7 @@ class OpenSession(Message, frozen=True, tag=1):
     top_k: Counter
     coupling: SessionCoupling
     tokenizer_digest: Annotated[str, Meta(min_length=1, max_length=128)]
+    rows: bool = False
 
     def __post_init__(self) -> None:
         _check_tokens(self.prompt, "prompt")
@@ -144,17 +147,35 @@ class OpenSession(Message, frozen=True, tag=1):
             raise ValueError("prompt: at least one token is needed")
 
 
-class DraftRows(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What drafted tokens were drawn from, where verification or credit needs it.
+class TokenRows(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The distributions that n tokens were chosen from: top K temperature-1 probabilities of each,
+    in canonical order, probability falling and then id rising."""
 
-    `q_ids` and `q_probs` are the draft's top K temperature-1 probabilities for each token
-    (docs/invariants.md, Sample from what is sent) in canonical order, probability falling and then
-    id rising: both ends must add up and draw in the same order, and the edge has sorted them
-    anyway.
-    """
+    q_ids: bytes  # i32[n, K], K ≥ 1
+    q_probs: bytes  # f16[n, K]
 
-    q_ids: bytes  # i32[W, K], K ≥ 1
-    q_probs: bytes  # f16[W, K]
+    def check(self, num_tokens: int) -> None:
+        """Raises ValueError where they are not rows of so many tokens."""
+        per_token, rest = divmod(len(self.q_ids), max(num_tokens, 1) * TOKEN_DTYPE.itemsize)
+        if rest or not 1 <= per_token <= MAX_SPARSE:
+            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with 1 ≤ K ≤ {MAX_SPARSE}")
+        if len(self.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
+            raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
+        # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
+        ids = np.frombuffer(self.q_ids, dtype=TOKEN_DTYPE).reshape(num_tokens, -1)
+        bits = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1)
+        rank = (bits.astype(np.int64) << 32) - ids
+        if (rank[:, 1:] >= rank[:, :-1]).any():
+            raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
+        if not all(0 < first <= _ONE_BITS for first in bits[:, 0].tolist()):
+            raise ValueError("q_probs: a row must begin with a probability in (0, 1]")
+
+
+class DraftRows(TokenRows, frozen=True):
+    """What drafted tokens were drawn from (docs/invariants.md, Sample from what is sent), where
+    verification or credit needs it: both ends must add up and draw in the same order, and the edge
+    has sorted them anyway."""
+
     threshold: Threshold
     control_version: Counter
     edge_ms: Millis  # of the window before: first draft step to feedback handled
@@ -188,22 +209,7 @@ class DraftWindow(Message, frozen=True, tag=2):
         if len(self.follows) != HASH_BYTES:
             raise ValueError(f"follows: expected {HASH_BYTES} bytes, got {len(self.follows)}")
         if self.rows is not None:
-            self._check_rows(self.rows)
-
-    def _check_rows(self, rows: DraftRows) -> None:
-        num_tokens = self.num_tokens
-        per_token, rest = divmod(len(rows.q_ids), num_tokens * TOKEN_DTYPE.itemsize)
-        if rest or not 1 <= per_token <= MAX_SPARSE:
-            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with 1 ≤ K ≤ {MAX_SPARSE}")
-        if len(rows.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
-            raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
-        # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
-        bits = np.frombuffer(rows.q_probs, dtype="<u2").reshape(num_tokens, -1)
-        rank = (bits.astype(np.int64) << 32) - self.q_id_rows
-        if (rank[:, 1:] >= rank[:, :-1]).any():
-            raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
-        if not all(0 < first <= _ONE_BITS for first in bits[:, 0].tolist()):
-            raise ValueError("q_probs: a row must begin with a probability in (0, 1]")
+            self.rows.check(self.num_tokens)
 
     @property
     def num_tokens(self) -> int:
@@ -265,7 +271,8 @@ class Feedback(Message, frozen=True, tag=5):
     Whether they are drafted ones, the edge sees by its own drafts. `number` is that of the window
     or acknowledgement that came last, `held_ms` the time since then, so that any feedback measures
     the round trip; None where none has come. `pass_tokens` is the session's share of the pass, 0
-    where none was run. `prehit` where a window was rejected of which no token was run.
+    where none was run. `prehit` where a window was rejected of which no token was run. `rows` where
+    the session asks for them and the pass has them: text that is sent again comes without.
     """
 
     single_float: ClassVar[bool] = True
@@ -279,9 +286,12 @@ class Feedback(Message, frozen=True, tag=5):
     queue_ms: Millis  # that the first window of the pass waited
     pass_tokens: Counter
     prehit: bool = False
+    rows: TokenRows | None = None
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")
+        if self.rows is not None:
+            self.rows.check(len(self.tokens) // TOKEN_DTYPE.itemsize)
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -95,8 +95,6 @@ def why_not_over(host: Method) -> str:
     """Why `e2sci+HOST` makes no sense for a method; empty where it does."""
     if host.variant_of:
         return f"{host.name} is {host.variant_of} with one part changed, to compare"
-    if host.inner:
-        return f"the drafts of {host.name} are a middle worker's text, without probabilities"
     if host.steps is not None:
         return f"{host.name} judges steps, whose text would depend on timing if tokens were judged"
     if host.control is not Control.FIXED:
