@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import combinations
 from typing import Any
@@ -38,9 +38,15 @@ class Disturbance(StrEnum):
     KILL_CLOUD = "kill-cloud"
     PAUSE_EDGE = "pause-edge"
     PAUSE_CLOUD = "pause-cloud"
+    KILL_MIDDLE = "kill-middle"
+    PAUSE_MIDDLE = "pause-middle"
 
 
-DISTURBANCES = tuple(kind.value for kind in Disturbance if kind is not Disturbance.NONE)
+OF_MIDDLE = (Disturbance.KILL_MIDDLE, Disturbance.PAUSE_MIDDLE)
+"""Those of a middle worker: each method that has one gets a cell more for each of them."""
+DISTURBANCES = tuple(
+    kind.value for kind in Disturbance if kind not in (Disturbance.NONE, *OF_MIDDLE)
+)
 """Most answers of a disturbed cell are left alone (`bench.exactness.answers`)."""
 SEED = 1234
 OWN_WINDOW = 0
@@ -186,28 +192,38 @@ def is_valid(method: str, window: int) -> bool:
 
 def usual_cells(factors: Factors) -> int:
     """Cells in which all levels usually find a place: at least 24, and a fifth more than the most
-    pairs that two factors have."""
-    return max(_LEAST_USUAL, math.ceil(1.2 * _least(_levels(factors))))
+    pairs that two factors have; and those of middle workers."""
+    covering = max(_LEAST_USUAL, math.ceil(1.2 * _least(_levels(factors))))
+    return covering + len(OF_MIDDLE) * len(_staged(factors))
 
 
 def design(factors: Factors, most: int) -> tuple[DesignCell, ...]:
-    """At most `most` cells in which every two levels that can meet do, those of one installation
-    one after the other.
+    """At most `most` cells in which every two levels that can meet do, and each middle worker is
+    disturbed; those of one installation one after the other.
 
     Raises:
         ConfigurationError: a method takes none of the windows, or `most` cells are too few for
             levels that somebody asked for.
     """
-    levels = _levels(factors)
+    levels, staged = _levels(factors), _staged(factors)
+    room = most - len(OF_MIDDLE) * len(staged)
     while True:
-        rows = _covering(levels, most)
+        rows = _covering(levels, room)
         if rows is not None:
             cells = [_cell(row) for row in rows]
+            firsts = {cell.method: cell for cell in reversed(cells) if cell.method in staged}
+            cells += [replace(c, disturbance=kind) for c in firsts.values() for kind in OF_MIDDLE]
+            levels = {**levels, "disturbance": [*levels["disturbance"], *OF_MIDDLE]}
             return tuple(sorted(cells, key=lambda c: _place(c, levels)))
         fewer = _without_one(levels, factors.named)
         if fewer is None:
             raise ConfigurationError(_too_few(levels, most))
         levels = fewer
+
+
+def _staged(factors: Factors) -> list[str]:
+    """Methods with a middle worker."""
+    return [method for method in factors.methods if methods.need_middle((method,))]
 
 
 def _levels(factors: Factors) -> Levels:

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from bench.exactness.answers import Asked, CellAnswers, Tokens, installations
 from bench.exactness.design import (
+    DISTURBANCES,
     DRAFTERS,
     LINKS,
+    OF_MIDDLE,
     TEMPERATURES,
     THREADS,
     WINDOWS,
@@ -87,6 +89,19 @@ def test_the_usual_design_has_every_usual_method_and_level() -> None:
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )
     assert cells == design(Factors(), most)
+
+
+def test_a_middle_worker_is_disturbed_where_there_is_one() -> None:
+    def met(*names: str) -> set[tuple[str, str]]:
+        cells = design(Factors(names), usual_cells(Factors(names)))
+        assert len(cells) <= usual_cells(Factors(names))
+        return {(cell.method, cell.disturbance.value) for cell in cells}
+
+    kinds = {*DISTURBANCES, *OF_MIDDLE}
+    pairs = met("auto", "pipespec")
+    assert {kind for name, kind in pairs if name == "pipespec"} == kinds
+    assert {kind for name, kind in pairs if name == "auto"} == set(DISTURBANCES)
+    assert {kind for _, kind in met("auto", "sd")} == set(DISTURBANCES)
 
 
 def test_a_run_starts_each_installation_once() -> None:

@@ -28,6 +28,8 @@ MORE = (
     DesignCell("plc", 4, 1.2, WHERE), DesignCell("auto", 4, 0.0, WHERE, Disturbance.PAUSE_EDGE),
     DesignCell("auto", 4, 1.2, WHERE, Disturbance.KILL_CLOUD),
     DesignCell("auto", 4, 0.8, WHERE, Disturbance.KILL_EDGE),
+    DesignCell("pipespec", None, 0.8, WHERE, Disturbance.KILL_MIDDLE),
+    DesignCell("pipespec", None, 0.0, WHERE, Disturbance.PAUSE_MIDDLE),
 )  # fmt: skip
 
 
