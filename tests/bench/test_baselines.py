@@ -109,7 +109,6 @@ def test_a_prompt_of_one_token_is_enough(
 
 @pytest.mark.long
 @pytest.mark.slow_model
-@pytest.mark.timeout(300)
 def test_colocated_sd_of_the_default_pair_gives_the_targets_own_tokens() -> None:
     target, draft = TargetModel.load("default", "float32"), ModelDrafter.load("default", "float32")
     prompt = encode_prompt(target.tokenizer, "Why is the sky blue?", raw=False)

@@ -127,7 +127,6 @@ def test_any_model_can_be_a_draft_and_loses_its_padding(target: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow_model
-@pytest.mark.timeout(300)
 def test_the_shipped_draft_loads_and_often_agrees_with_its_target() -> None:
     from engines.tokenizer import encode_prompt
     from engines.torch.loading import load_causal_lm

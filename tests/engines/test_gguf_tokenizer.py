@@ -151,7 +151,6 @@ def test_the_real_chat_template_opens_the_assistants_turn(coder: Any) -> None:
 @pytest.mark.long
 @needs_coder
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_real_model_ends_at_both_of_its_tokens_and_has_no_padding() -> None:
     loaded = load_model("qwen2.5-coder-0.5b", "int8", "cpu")
     assert loaded.vocab_size == 151_665

@@ -183,7 +183,6 @@ def test_a_missing_tensor_is_named() -> None:
 
 
 @pytest.mark.slow_model
-@pytest.mark.timeout(300)
 @torch.inference_mode()
 def test_the_default_pair_has_the_same_bits_however_tokens_are_cut() -> None:
     target, draft = load_model("default", "int8", "cpu"), load_draft("default", "int8", "cpu")

@@ -226,7 +226,6 @@ def test_windows_and_single_tokens_differ_only_by_rounding(
 
 @pytest.mark.long
 @pytest.mark.slow_model
-@pytest.mark.timeout(300)
 def test_windows_of_the_default_target_commit_what_transformers_generates() -> None:
     """Greedy, with windows of the true answer and of wrong tokens in turn."""
     target = TargetModel.load("default", "float32", "cpu")

@@ -19,7 +19,7 @@ from bus.settings import BusSettings
 from bus.store import SessionRecord, Store, WindowEntry
 from launch.stack import Stack, StackOptions
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 CONSERVATIVE, LEAST = 0.02, 0.05
 TTL_S = 0.5

@@ -20,7 +20,7 @@ from bus.store import Store, WindowEntry
 from launch.stack import Stack, StackOptions
 from tests.processes.conftest import PASS_MS
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 PROMPT = "the cat sat on the mat and"
 CONSERVATIVE = 0.02

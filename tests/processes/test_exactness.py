@@ -11,7 +11,7 @@ from bench.exactness.answers import Asked
 from bench.exactness.design import DesignCell, Disturbance, Installation
 from bench.exactness.run import measure
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROMPTS = ("the cat sat on the mat", "def add(a, b):", "Grüße aus Köln")
 

@@ -11,7 +11,7 @@ from bench.exactness.design import DesignCell, Installation
 from bench.exactness.run import measure
 from tests.engines.families import FAMILIES
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PROMPTS = ("the cat sat on the mat", "def add(a, b):")
 WHERE = Installation("loopback", "model", 1)

@@ -22,7 +22,7 @@ from bus.settings import BusSettings
 from bus.store import FinishReason, Keys, Store, TokensEntry
 from launch.stack import Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 PROMPT = "the cat sat on the mat and"
 LAST_REQUEST = [""]

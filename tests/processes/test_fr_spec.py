@@ -15,7 +15,7 @@ from engines.catalog.ranking import own_rankings, save_ranking
 from engines.tokenizer import tokenizer_digest
 from tests.engines.tiny import byte_level_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 WHERE = Installation("loopback", "model", 1)
 CELLS = (DesignCell("fr-spec", 3, 0.0, WHERE), DesignCell("fr-spec", 5, 0.8, WHERE))

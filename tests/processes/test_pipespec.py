@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.long,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(300),
 ]
 
 PROMPT = "the cat sat on the mat and"

@@ -154,8 +154,8 @@ def test_a_finished_draft_is_gone_on_with_and_one_of_other_settings_is_refused(
     target: LoadedModel, prompts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "draft"
-    first = distill(settings(out, prompts, epochs=1, budget_seconds=30.0), target, Silent())
-    second = distill(settings(out, prompts, epochs=3, budget_seconds=60.0), target, Silent())
+    first = distill(settings(out, prompts, epochs=1, budget_seconds=600.0), target, Silent())
+    second = distill(settings(out, prompts, epochs=3, budget_seconds=1200.0), target, Silent())
     assert second.steps == 3 * first.steps > 0
     with pytest.raises(ConfigurationError, match="begun with layers 2, not 3"):
         distill(settings(out, prompts, layers=3), target, Silent())
