@@ -159,7 +159,7 @@ def _duels(found: Sequence[Duel]) -> list[Section]:
     if not found:
         return []
     text = "Speed on the same prompts, one method ÷ the other; 95 % intervals over prompts."
-    return [Section(f"{found[0].method} against the others", text, _table(*duel_table(found)))]
+    return [Section("One method against another", text, _table(*duel_table(found)))]
 
 
 def _key(line: Line) -> tuple[str, float, str, str, str]:

@@ -84,7 +84,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Duel(msgspec.Struct, frozen=True, kw_only=True):
-    """The speed of `e2sci` ÷ that of another method on one data set, on the same prompts."""
+    """The speed of `method`, which is `e2sci` or lies over another method, ÷ that of `other` on one
+    data set, on the same prompts."""
 
     method: str
     other: str
@@ -113,19 +114,29 @@ def summarise(rows: Sequence[AnswerRow]) -> list[Line]:
 
 
 def duels(rows: Sequence[AnswerRow]) -> list[Duel]:
-    """The first `e2sci` that was asked for against all other methods; none where it was not."""
+    """The first `e2sci` that was asked for against all other methods, and each `e2sci+HOST` against
+    the first HOST; none where they were not asked for."""
     return [
         Duel(
             method=mine, other=other, dataset=dataset, rtt_ms=rtt_ms, draft=draft,
             variant=variant, device=device, ratio=ratio,
         )
         for (rtt_ms, draft, variant, _, device), methods in _settings(rows).items()
-        for mine in [name for name in methods if family(name) == _OURS][:1]
-        for other in methods
-        if other != mine
+        for mine, other in _matches(list(methods))
         for dataset, chosen in _by_dataset(methods)
         if (ratio := _over(chosen[mine], chosen[other])) is not None
     ]  # fmt: skip
+
+
+def _matches(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Who is compared with whom."""
+    ours = [name for name in methods if family(name) == _OURS][:1]
+    matches = [(mine, other) for mine in ours for other in methods if other != mine]
+    for name in methods:
+        host = family(name).removeprefix(f"{_OURS}+")
+        hosts = [other for other in methods if family(other) == host and other != name]
+        matches += [(name, other) for other in hosts[:1] if host != family(name)]
+    return matches
 
 
 def _settings(rows: Sequence[AnswerRow]) -> dict[Where, dict[str, Rows]]:

@@ -176,6 +176,16 @@ def test_e2sci_is_compared_with_every_other_method_on_every_data_set() -> None:
     assert duels([row("sd"), row("plc")]) == []
 
 
+def test_each_overlay_is_compared_with_its_host() -> None:
+    rows = [
+        row(method, 0, decode_seconds=seconds)
+        for method, seconds in (("fsd:0.1", 4.0), ("e2sci+fsd:0.1", 2.0), ("e2sci+amusd:0.1", 1.0))
+    ]
+    (duel,) = duels(rows)
+    assert (duel.method, duel.other) == ("e2sci+fsd:0.1", "fsd:0.1")
+    assert duel.ratio.value == pytest.approx(2.0)
+
+
 def test_intervals_hold_the_value_and_shrink_with_agreement() -> None:
     rng = np.random.default_rng(0)
     noisy = [row("plc", i, decode_seconds=float(s)) for i, s in enumerate(rng.uniform(1, 5, 30))]

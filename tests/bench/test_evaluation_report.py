@@ -112,7 +112,7 @@ def test_a_report_is_one_page_with_every_part(tmp_path: Path) -> None:
     page = write_report(tmp_path, rows, windows, lines, by_dataset(windows)).read_text("utf-8")
     for title in (
         "All data sets together", "Speed over the target alone", "Quality and speed",
-        "e2sci:0.1 against the others",
+        "One method against another",
         "Energy and latency", "Round trips", "Credit inertia", "Windows after good",
     ):  # fmt: skip
         assert f"<h2>{title}" in page
