@@ -13,8 +13,9 @@ STAMP := $(VENV)/.installed
 # -qq: errors only. pip's warnings about the machine's own configuration would bury the rest.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-# A process for each core; the tests of a file stay together.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# A process for each core; the tests of a file stay together, and tests/conftest.py orders the files.
+# With bytecode in any case: the tests start a hundred processes that import the same modules.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 PYTEST_ARGS ?=
 
 .PHONY: help setup demo test test-all test-browser test-fast lint fmt clean

@@ -8,11 +8,13 @@ The model thread repeats three steps:
     postprocess  what is complete goes to its session as an event, which may ask for more at once:
                  nothing waits for the event loop between two passes
 
-A session has at most one piece of work. Its text does not depend on the sessions beside it.
+Of each session one piece of work is under way at most. Its text does not depend on the sessions
+beside it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ class Work(Generic[Cache]):
     """What a session waits for.
 
     Attributes:
-        keep: length its cache is cut to first, or None.
+        keep: length its cache is cut to first, or None. number: rises from work to work.
         tokens: of a prompt, left to run. begun: its pass.
         model_ms: duration of its beginning and its passes; share_ms: its rows' share of them.
     """
@@ -61,6 +63,7 @@ class Work(Generic[Cache]):
     client: Client[Cache]
     effect: Prefill | Forward | FetchRow
     keep: int | None
+    number: int
     is_new: bool = True
     tokens: tuple[int, ...] = ()
     begun: SessionPass[Cache] | None = None
@@ -136,6 +139,7 @@ class Scheduler(Generic[Cache]):
         self._turn_waits = False
         self._failed = failed
         self._work: deque[Work[Cache]] = deque()
+        self._numbers = itertools.count()
         self._costs = PassCosts()
 
     def submit(
@@ -154,7 +158,7 @@ class Scheduler(Generic[Cache]):
         self, client: Client[Cache], effect: Prefill | Forward | FetchRow, keep: int | None
     ) -> None:
         """As `submit`, on the model thread."""
-        self._work.append(Work(client, effect, keep))
+        self._work.append(Work(client, effect, keep, next(self._numbers)))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -180,7 +184,7 @@ class Scheduler(Generic[Cache]):
     def _schedule(self) -> Batch[Cache]:
         """A row for each session with work; then windows, each as much as the others until it has
         all; then prompts."""
-        for work in [work for work in self._work if work.is_new]:
+        for work in self._able_to_begin():
             self._guarded(work, partial(work.begin, self._target))
         batch = {work: 1 for work in self._work if work.num_left}
         windows = [work for work in batch if work.begun is not None]
@@ -198,6 +202,14 @@ class Scheduler(Generic[Cache]):
             chunk -= batch[work]
         self._work.rotate(-1)  # the first of this pass is the last of the next
         return batch
+
+    def _able_to_begin(self) -> list[Work[Cache]]:
+        """New work. That of a session which was opened again while older work of it goes on waits
+        for the end of that: it counts on what the older one leaves in the cache."""
+        able: dict[int, Work[Cache]] = {}
+        for work in sorted(self._work, key=lambda work: work.number):
+            able.setdefault(id(work.client), work)
+        return [work for work in able.values() if work.is_new]
 
     def _run(self, batch: Batch[Cache]) -> None:
         """One pass. Where it fails, the segments run one by one, and a failure ends the session it

@@ -21,10 +21,23 @@ from launch.ports import claim_port
 from tests.engines import index as local
 from tests.engines.index import Index, Register
 
+# The run has a process for each core, so each computes on one thread; tests about threads set their
+# number. More of them than cores would spin while they wait, for most of the run's CPU time. torch
+# reads both when it is first imported; what the environment says already is kept.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # The same examples in every run, so that CI tells about the change and not about chance;
 # `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that take long come first, lest one of them is left to a single process at
+    the end, while the others have nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,12 +9,13 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from bench.demo import Screen, ShownUpdates
+from bench.demo import Screen, ShownUpdates, answer_by_credit
 from bench.updates import Updates, describe, subscribed
-from bus.protocol.errors import ConfigurationError
+from bus.client import Client
+from bus.protocol.errors import ConfigurationError, E2SCIError
 from bus.protocol.messages import ControlUpdate, SessionReady
 from bus.settings import BusSettings
-from bus.store import Store
+from bus.store import End, FinishReason, Store, Usage
 
 FIRST = ControlUpdate("s1", 1, 1, 0.15, 4, 0.5, 0.0)
 MOVED = ControlUpdate("s1", 1, 2, 0.172, 5, 0.61, 0.11)
@@ -101,3 +102,22 @@ async def test_without_an_edge_worker_there_is_nothing_to_subscribe_to(
     with pytest.raises(ConfigurationError, match="no edge worker is running"):
         async with subscribed(bus_settings.redis_url):
             pass
+
+
+async def test_an_answer_without_updates_is_an_error(
+    store: Store, bus_settings: BusSettings
+) -> None:
+    """An edge worker answers, and no controller is there."""
+
+    async def answer() -> None:
+        while (claim := await store.queue.take("edge-1", block_ms=100)) is None:
+            pass
+        await store.results.append(claim, 0, (11,), (True,), "Hello")
+        await store.queue.finish(claim, End(FinishReason.STOP, usage=Usage(completion_tokens=1)))
+
+    shown, out = screen()
+    async with Client(settings=bus_settings) as client, asyncio.TaskGroup() as group:
+        group.create_task(answer())
+        with pytest.raises(E2SCIError, match="neither threshold nor window"):
+            await answer_by_credit(client, "Hi", Updates(), shown)
+    assert "Hello" in out.getvalue()

@@ -6,14 +6,18 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bus.settings import BusSettings
 from bus.store import Claim, End, FinishReason, Role, Store, Usage, WorkerRecord
+from bus.store.blocking import BlockingStore
+from cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +62,17 @@ async def finish(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Don
 async def e2sci(*args: str, stdin: bytes = b"") -> Done:
     """`e2sci …` to its end."""
     return await finish(await start(*args), stdin)
+
+
+def invoke(*args: str, stdin: bytes = b"") -> Done:
+    """`e2sci …` in this process, which spares its start: for what is no matter of processes.
+
+    Commands run a loop of their own, so this is not for coroutines.
+    """
+    done = CliRunner().invoke(app, args, input=stdin)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 class ScriptedEdge:
@@ -123,3 +138,24 @@ async def edge(store: Store) -> AsyncIterator[ScriptedEdge]:
     task = asyncio.create_task(scripted.serve())
     yield scripted
     await stop(task)
+
+
+@pytest.fixture
+def blocking(bus_settings: BusSettings) -> Iterator[BlockingStore]:
+    """The test's store, beside a command that runs in this process."""
+    with closing(BlockingStore(bus_settings)) as store:
+        yield store
+
+
+@pytest.fixture
+def edge_beside(blocking: BlockingStore) -> Iterator[ScriptedEdge]:
+    """As `edge`, on the loop of `blocking`."""
+
+    async def begin(store: Store) -> tuple[ScriptedEdge, asyncio.Task[None]]:
+        scripted = ScriptedEdge(store)
+        await scripted.beat()
+        return scripted, asyncio.create_task(scripted.serve())
+
+    scripted, task = blocking.call(begin)
+    yield scripted
+    blocking.call(lambda _: stop(task))

@@ -171,7 +171,8 @@ async def test_a_model_that_a_worker_refuses_is_one_clear_line(
 ) -> None:
     """What only a worker can know: the directory is there, and holds no weights."""
     (tmp_path / "config.json").write_text("{}")
-    done = await e2sci("generate", "a", "--target", str(tmp_path), *pair[2:])
+    flags = ["--target", str(tmp_path), *pair[2:], "--drafter", "none"]
+    done = await e2sci("generate", "a", *flags)
     assert done.status == 1
     assert f"cannot load the model in {tmp_path}" in done.err
     assert done.err.count("\n") == 1

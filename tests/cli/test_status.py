@@ -6,7 +6,8 @@ import pytest
 
 from bus.protocol.requests import new_request, session_id
 from bus.store import SessionRecord, Store
-from tests.cli.conftest import ScriptedEdge, e2sci
+from bus.store.blocking import BlockingStore
+from tests.cli.conftest import ScriptedEdge, e2sci, invoke
 
 pytestmark = pytest.mark.usefixtures("reachable")
 
@@ -22,9 +23,9 @@ async def fill(store: Store) -> None:
     )  # fmt: skip
 
 
-async def test_json_holds_workers_queue_and_sessions(store: Store) -> None:
-    await fill(store)
-    done = await e2sci("status", "--json")
+def test_json_holds_workers_queue_and_sessions(blocking: BlockingStore) -> None:
+    blocking.call(fill)
+    done = invoke("status", "--json")
     assert done.status == 0
     assert done.out.count("\n") == 1
     found = json.loads(done.out)
@@ -37,9 +38,9 @@ async def test_json_holds_workers_queue_and_sessions(store: Store) -> None:
     assert [session["session"] for session in found["sessions"]] == ["abc"]
 
 
-async def test_tables_name_everything(store: Store) -> None:
-    await fill(store)
-    done = await e2sci("status")
+def test_tables_name_everything(blocking: BlockingStore) -> None:
+    blocking.call(fill)
+    done = invoke("status")
     assert done.status == 0
     for word in (
         "edge-x",
@@ -55,24 +56,27 @@ async def test_tables_name_everything(store: Store) -> None:
         assert word in done.out
 
 
-async def test_the_prefix_cache_has_a_line_of_its_own(store: Store) -> None:
-    edge = ScriptedEdge(store)
-    edge.counters.update(
-        prefix_cache_entries=3, prefix_cache_mb=41, prefix_cache_hits_total=12,
-        prefix_cache_tokens_total=3400,
-    )  # fmt: skip
-    await edge.beat()
-    done = await e2sci("status")
+def test_the_prefix_cache_has_a_line_of_its_own(blocking: BlockingStore) -> None:
+    async def beat(store: Store) -> None:
+        edge = ScriptedEdge(store)
+        edge.counters.update(
+            prefix_cache_entries=3, prefix_cache_mb=41, prefix_cache_hits_total=12,
+            prefix_cache_tokens_total=3400,
+        )  # fmt: skip
+        await edge.beat()
+
+    blocking.call(beat)
+    done = invoke("status")
     line = "prefix cache of edge-x: 3 kept, 41 MiB; 12 hits, 3,400 tokens"
     assert line in done.out.splitlines()
     assert "faults 2" in done.out
     assert "prefix_cache" not in done.out
-    (worker,) = json.loads((await e2sci("status", "--json")).out)["workers"]
+    (worker,) = json.loads(invoke("status", "--json").out)["workers"]
     assert worker["counters"]["prefix_cache_hits_total"] == 12
 
 
-async def test_an_empty_system_is_said_to_be_empty(store: Store) -> None:
-    done = await e2sci("status")
+def test_an_empty_system_is_said_to_be_empty(blocking: BlockingStore) -> None:
+    done = invoke("status")
     assert done.status == 0
     assert "queue: empty" in done.out
     assert "none is running" in done.out
@@ -87,13 +91,14 @@ async def test_the_health_check_of_one_worker(store: Store) -> None:
     assert dead.err == "error: worker 'edge-y' has no live heartbeat; alive are: edge-x\n"
 
 
-async def test_a_session_s_story_by_its_id_or_its_request_s(store: Store) -> None:
-    await store.stories.save(session_id("r1"), "edge-x", ["0 ms  begun", "5 ms  Opened [x]"])
+def test_a_session_s_story_by_its_id_or_its_request_s(blocking: BlockingStore) -> None:
+    lines = ["0 ms  begun", "5 ms  Opened [x]"]
+    blocking.call(lambda store: store.stories.save(session_id("r1"), "edge-x", lines))
     for name in ("r1", session_id("r1")):
-        done = await e2sci("status", "--session", name)
+        done = invoke("status", "--session", name)
         assert done.out.splitlines() == ["edge-x", "  0 ms  begun", "  5 ms  Opened [x]"]
-    plain = json.loads((await e2sci("status", "--session", "r1", "--json")).out)
-    assert plain == {"edge-x": ["0 ms  begun", "5 ms  Opened [x]"]}
-    unknown = await e2sci("status", "--session", "r2")
+    plain = json.loads(invoke("status", "--session", "r1", "--json").out)
+    assert plain == {"edge-x": lines}
+    unknown = invoke("status", "--session", "r2")
     assert unknown.status != 0
     assert "no worker has reported session or request 'r2'" in unknown.err

@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bus.protocol.bounds import SessionCoupling
-from bus.store import EndEntry, FinishReason, Store
+from bus.store import EndEntry, FinishReason, Store, TokensEntry
+from bus.store.blocking import BlockingStore
 from cli.main import app
 from cli.state import StateFile
-from tests.cli.conftest import ScriptedEdge, e2sci, finish, start, stop
+from tests.cli.conftest import ScriptedEdge, e2sci, finish, invoke, start, stop
 
 pytestmark = pytest.mark.usefixtures("reachable")
 
@@ -23,10 +24,10 @@ async def test_text_streams_to_stdout_and_nothing_to_stderr(edge: ScriptedEdge) 
     assert (done.status, done.out, done.err) == (0, "Hello wörld\n", "")
 
 
-async def test_json_gives_the_entries_one_a_line(edge: ScriptedEdge) -> None:
-    done = await e2sci("submit", "Hi", "--json")
+def test_json_gives_the_entries_one_a_line(edge_beside: ScriptedEdge) -> None:
+    done = invoke("submit", "Hi", "--json")
     lines = [json.loads(line) for line in done.out.splitlines()]
-    assert [line.pop("id") for line in lines] == [edge.claims[0].request_id] * 3
+    assert [line.pop("id") for line in lines] == [edge_beside.claims[0].request_id] * 3
     assert lines[0] == {
         "kind": "tokens", "start": 0, "tokens": [11, 12], "text": "Hello", "accepted": [1, 1],
     }  # fmt: skip
@@ -36,14 +37,14 @@ async def test_json_gives_the_entries_one_a_line(edge: ScriptedEdge) -> None:
     assert lines[2]["usage"]["completion_tokens"] == 3
 
 
-async def test_every_option_reaches_the_request(edge: ScriptedEdge) -> None:
-    done = await e2sci(
+def test_every_option_reaches_the_request(edge_beside: ScriptedEdge) -> None:
+    done = invoke(
         "submit", "-", "--method", "sd", "--max-new-tokens", "7", "--temperature", "0.5",
         "--top-p", "0.9", "--top-k", "40", "--seed", "3", "--coupling", "residual",
         "--stop", "a", "--stop", "b", "--raw", "--client", "me", stdin="Grüße\n".encode(),
     )  # fmt: skip
     assert done.status == 0
-    request = edge.claims[0].request
+    request = edge_beside.claims[0].request
     assert request is not None
     assert request.prompt == "Grüße\n"
     assert (request.method, request.max_new_tokens) == ("sd", 7)
@@ -52,9 +53,9 @@ async def test_every_option_reaches_the_request(edge: ScriptedEdge) -> None:
     assert (request.seed, request.stop, request.raw, request.client) == (3, ("a", "b"), True, "me")
 
 
-async def test_an_answer_that_ends_with_an_error_fails_in_one_line(edge: ScriptedEdge) -> None:
-    edge.error = "the prompt is\ntoo long"
-    done = await e2sci("submit", "Hi")
+def test_an_answer_that_ends_with_an_error_fails_in_one_line(edge_beside: ScriptedEdge) -> None:
+    edge_beside.error = "the prompt is\ntoo long"
+    done = invoke("submit", "Hi")
     assert (done.status, done.err) == (1, "error: the prompt is too long\n")
 
 
@@ -72,13 +73,21 @@ async def test_ctrl_c_cancels_the_request(edge: ScriptedEdge, number: signal.Sig
     assert "Traceback" not in done.err
 
 
-async def test_a_timeout_cancels_the_request(edge: ScriptedEdge, store: Store) -> None:
-    edge.hold = True
-    done = await e2sci("submit", "Hi", "--timeout", "1")
+def test_a_timeout_cancels_the_request(edge_beside: ScriptedEdge, blocking: BlockingStore) -> None:
+    edge_beside.hold = True
+    done = invoke("submit", "Hi", "--timeout", "1")
     assert done.status == 1
     assert "no end within 1 s" in done.err
     assert done.err.count("\n") == 1
-    assert (await store.queue.depth()).length == 0
+
+    async def ended(store: Store) -> list[TokensEntry | EndEntry]:
+        """All entries, once the edge worker has written the last."""
+        return [entry async for entry in store.results.read(edge_beside.claims[0].request_id)]
+
+    last = blocking.call(ended)[-1]
+    assert isinstance(last, EndEntry)
+    assert last.end.finish_reason is FinishReason.CANCELLED
+    assert blocking.call(lambda store: store.queue.depth()).length == 0
 
 
 async def test_without_an_edge_worker_it_says_so_and_waits(store: Store) -> None:
@@ -138,23 +147,23 @@ def test_bad_input_is_one_clear_line_and_goes_nowhere(
     assert done.stdout == ""
 
 
-async def test_a_redis_that_is_away_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = await e2sci("submit", "Hi", "--redis-url", "redis://:secret@127.0.0.1:1/0")
+def test_a_redis_that_is_away_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = invoke("submit", "Hi", "--redis-url", "redis://:secret@127.0.0.1:1/0")
     assert done.status == 1
     assert "does not answer" in done.err
     assert "secret" not in done.err
     assert done.err.count("\n") == 1
 
 
-async def test_the_state_file_of_up_leads_to_its_redis(
-    edge: ScriptedEdge, monkeypatch: pytest.MonkeyPatch, valkey_url: str
+def test_the_state_file_of_up_leads_to_its_redis(
+    edge_beside: ScriptedEdge, monkeypatch: pytest.MonkeyPatch, valkey_url: str
 ) -> None:
     monkeypatch.delenv("E2SCI_REDIS_URL")
-    done = await e2sci("submit", "Hi")
+    done = invoke("submit", "Hi")
     assert done.status == 1
     assert done.err == "error: nothing is running here; start `e2sci up` or set E2SCI_REDIS_URL\n"
     state = StateFile()
     state.write(redis_url=valkey_url)
-    done = await e2sci("submit", "Hi")
+    done = invoke("submit", "Hi")
     state.remove()
     assert (done.status, done.out) == (0, "Hello wörld\n")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from cli.state import find_running
-from tests.cli.conftest import e2sci, finish, start
+from tests.cli.conftest import e2sci, finish, invoke, start
 from tests.engines.tiny import save_tiny
 from tests.launch.kept import is_running, until
 
@@ -162,8 +162,8 @@ async def test_a_given_redis_is_used_and_ids_are_unique_there(
         (["--link", "6g"], "there is no link '6g'"),
     ],
 )
-async def test_what_cannot_start_fails_with_a_clear_last_line(extra: list[str], words: str) -> None:
-    done = await e2sci(*BARE, "--no-dashboard", *extra)
+def test_what_cannot_start_fails_with_a_clear_last_line(extra: list[str], words: str) -> None:
+    done = invoke(*BARE, "--no-dashboard", *extra)
     assert done.status == 1
     last = done.err.splitlines()[-1]
     assert last.startswith("error: ")

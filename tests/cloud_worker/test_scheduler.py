@@ -25,6 +25,7 @@ from decoding.cloud_events import (
     Event,
     FetchRow,
     Forward,
+    OpenArrived,
     Prefill,
     Send,
     WindowArrived,
@@ -103,7 +104,7 @@ class Client:
     error: Exception | None = None
 
     def __post_init__(self) -> None:
-        message = replace(
+        message = self.opening = replace(
             OPENING, method=self.method.name, prompt=pack_tokens(self.prompt),
             max_new_tokens=self.most, temperature=self.temperature,
         )  # fmt: skip
@@ -300,6 +301,19 @@ def test_a_failure_ends_the_session_it_belongs_to(method: Method, window: int) -
     assert [client.error is None for client in house.clients] == [True, False, True]
     for index in (0, 2):
         assert house.clients[index].text == expected.clients[index].text
+
+
+def test_a_session_opened_again_in_a_long_prompt_waits_for_what_has_begun_of_it() -> None:
+    house = House()
+    client = house.add(prompt(300, 1), window=0, method=AUTO)
+    for _ in range(2):
+        house.thread.turn()
+    assert 0 < len(client.cache.tokens) < 299, "in the middle of the prompt"
+    for incarnation in (2, 3):
+        again = replace(client.opening, incarnation=incarnation)
+        client.completed(OpenArrived(again, handle=1))
+    house.thread.run()
+    assert client.text[300:] == client.alone()
 
 
 def test_a_session_that_ends_drops_its_work_and_gives_its_cache_back() -> None:

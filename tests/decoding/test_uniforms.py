@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -74,10 +75,12 @@ def test_no_two_positions_share_numbers() -> None:
 
 
 N = 10_000
-STREAMS = {
-    (seed, purpose): np.array([uniform(seed, i, purpose) for i in range(N)])
-    for seed, purpose in itertools.product((0, 1), Purpose)
-}
+STREAMS = tuple(itertools.product((0, 1), Purpose))
+
+
+@functools.cache  # drawn by the tests and not on import, which every process of a run would pay
+def numbers(seed: int, purpose: Purpose) -> np.ndarray:
+    return np.array([uniform(seed, i, purpose) for i in range(N)])
 
 
 def kolmogorov_smirnov(sample: np.ndarray) -> float:
@@ -88,7 +91,7 @@ def kolmogorov_smirnov(sample: np.ndarray) -> float:
 
 @pytest.mark.parametrize("stream", STREAMS, ids=str)
 def test_numbers_are_uniform_over_positions(stream: tuple[int, Purpose]) -> None:
-    assert kolmogorov_smirnov(STREAMS[stream]) < 1.95 / N**0.5  # one true stream in 1,000 fails
+    assert kolmogorov_smirnov(numbers(*stream)) < 1.95 / N**0.5  # one true stream in 1,000 fails
 
 
 def test_numbers_are_uniform_over_seeds() -> None:
@@ -102,11 +105,11 @@ def test_neighbouring_addresses_are_independent(lag: int) -> None:
     for one, other in itertools.combinations_with_replacement(STREAMS, 2):
         if one == other and lag == 0:
             continue
-        x, y = STREAMS[one][: N - lag], STREAMS[other][lag:]
+        x, y = numbers(*one)[: N - lag], numbers(*other)[lag:]
         assert abs(np.corrcoef(x, y)[0, 1]) < 4 / N**0.5
         assert abs((x * y < 0.25).mean() - 0.25 * (1 + np.log(4))) < 4 * 0.5 / N**0.5
 
 
 def test_different_addresses_give_different_numbers() -> None:
-    everything = np.concatenate(list(STREAMS.values()))
+    everything = np.concatenate([numbers(*stream) for stream in STREAMS])
     assert np.unique(everything).size == everything.size

@@ -10,6 +10,7 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
+from engines.torch.converted import load_integer
 from launch.stack import Stack, StackOptions
 from tests.engines.tiny import save_tiny
 
@@ -29,6 +30,24 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return target, draft
 
 
+@pytest.fixture(scope="session")
+def integer_pair(
+    tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The tiny pair converted to int8: workers need not import transformers' models for it, which
+    takes longer than everything else that they import but torch."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("converted")))
+        target, draft = (converted(model) for model in tiny_pair)
+    return target, draft
+
+
+def converted(model: Path) -> Path:
+    found = load_integer(str(model))
+    assert found is not None
+    return Path(found[0].location)
+
+
 def add_noise(folder: Path, share: float) -> None:
     """Add noise to a saved model's weights, of `share` of their standard deviation."""
     torch.manual_seed(1)
@@ -40,13 +59,13 @@ def add_noise(folder: Path, share: float) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(tiny_pair: tuple[Path, Path]) -> AsyncIterator[Stack]:
+async def stack(integer_pair: tuple[Path, Path]) -> AsyncIterator[Stack]:
     """Valkey, controller, one cloud worker and two edge workers, with short leases.
 
     One for all tests of a module: a worker takes seconds of CPU to import torch.
     """
-    target, draft = tiny_pair
-    options = StackOptions(target=str(target), draft=str(draft), dtype="float32", threads=1, edge=2)
+    target, draft = integer_pair
+    options = StackOptions(target=str(target), draft=str(draft), dtype="int8", threads=1, edge=2)
     env = {"E2SCI_LEASE_S": str(LEASE_S), "OMP_NUM_THREADS": "1", "E2SCI_LEAST_PASS_MS": PASS_MS}
     async with Stack(options, log=lambda _: None, env=env) as running:
         yield running

@@ -13,14 +13,13 @@ from rich.console import Console
 from bench import demo
 from bench.updates import Updates, subscribed
 from bus.client import Client
-from bus.protocol.errors import E2SCIError
 from bus.protocol.messages import ControlUpdate, FinishReason, Message
 from bus.settings import BusSettings
 from bus.store import Store, WindowEntry
 from launch.stack import Stack, StackOptions
 from tests.processes.conftest import PASS_MS
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.asyncio(loop_scope="module")]
 
 PROMPT = "the cat sat on the mat and"
 CONSERVATIVE = 0.02
@@ -52,7 +51,6 @@ class Recorded(Updates):
             self.received.append(message)
 
 
-@pytest.mark.long
 async def test_the_updates_shown_are_those_the_windows_were_drafted_under(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,10 +76,3 @@ async def test_the_updates_shown_are_those_the_windows_were_drafted_under(
     published = {round(update.threshold, 4) for update in updates.received}
     assert used - {CONSERVATIVE} <= published
     assert used & published
-
-
-async def test_an_answer_without_updates_is_an_error(stack: Stack) -> None:
-    screen = demo.Screen(Console(file=io.StringIO()))
-    async with Client(redis_url=stack.redis_url) as client:
-        with pytest.raises(E2SCIError, match="neither threshold nor window"):
-            await demo.answer_by_credit(client, PROMPT, Updates(), screen)
