@@ -151,8 +151,10 @@ class _Disturber:
         action, _, role = self.kind.value.partition("-")
         if action == "none":
             return
-        pid = self.stack.process(f"{role}-1").pid
         self.kind = Disturbance.NONE
+        process = self.stack.process(f"{role}-1")
+        await process.wait_started()  # nobody waits for a middle worker that was killed before
+        pid = process.pid
         if action == "kill":
             os.kill(pid, signal.SIGKILL)
             return
