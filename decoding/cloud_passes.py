@@ -226,8 +226,8 @@ def _conclude_path(
     began_ms = ran.now_ms - ran.verify_ms
     queue_ms = max(0.0, began_ms - done.path[0].drafted.source.arrived_ms)
     new = new if own is None else (*new, own)
-    behind = rows[: len(new)]
-    state, more = _committed(state, new, ran, behind, queue_ms, prehit=not ran.num_tokens)
+    prehit = not ran.num_tokens
+    state, more = _committed(state, new, ran, rows[: len(new)], queue_ms, prehit)
     return state, (*effects, *more, *reports)
 
 

@@ -18,7 +18,7 @@ def rebased(state: EdgeState, event: Rebased) -> Step:
     two texts do not share."""
     tokens = event.tokens
     common = common_length(state.text, tokens)
-    rows = state.rows[: common_length(state.tokens, tokens)]
+    rows = state.rows[:common]
     if state.spec.rows:
         rows += (None,) * (len(tokens) - len(rows))
     num_prompt = len(state.spec.prompt)

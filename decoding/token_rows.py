@@ -33,7 +33,7 @@ class TokenRow(Struct, frozen=True):
 
 
 Rows = tuple[TokenRow | None, ...]
-"""Of each token of a text; None where nobody has said."""
+"""Of each token of a text; None where it is not known."""
 
 
 def packed(rows: Sequence[TargetRow]) -> TokenRows | None:

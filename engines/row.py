@@ -143,15 +143,15 @@ def given_rows(
     Returns:
         int32[n, K], float16[n, K].
     """
-    found = dict[int, tuple[Int32Array, Float16Array]]()
-    for index, (token, row) in enumerate(zip(tokens, known, strict=False)):
-        if row is not None and Proposal(token, *row.arrays(), sampling).possible:
-            found[index] = row.arrays()
-    if not found:
+    arrays = {i: row.arrays() for i, row in enumerate(known) if row is not None}
+    usable = {i: row for i, row in arrays.items() if Proposal(tokens[i], *row, sampling).possible}
+    if not usable:
         return certain_rows(tokens)
-    width = max(ids.size for ids, _ in found.values())
-    wide = {index: row for index, row in found.items() if row[0].size == width}
-    rows = [wide.get(i) or certain(token, width) for i, token in enumerate(tokens)]
+    width = max(ids.size for ids, _ in usable.values())
+    rows = [
+        usable[i] if i in usable and usable[i][0].size == width else certain(token, width)
+        for i, token in enumerate(tokens)
+    ]
     return np.stack([ids for ids, _ in rows]), np.stack([probs for _, probs in rows])
 
 

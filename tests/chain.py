@@ -17,6 +17,7 @@ from decoding import edge, edge_events
 from decoding.cascade import Cascade
 from decoding.methods import Method, pipespec
 from edge_worker.drafting import answered
+from edge_worker.stages import inner_spec
 from tests.harness import EdgeCloudPair, Fate
 from tests.toy import ToyDraft, ToyPair
 
@@ -109,7 +110,6 @@ class Chain(EdgeCloudPair):
         self.inner: Inner | None = None
         self.restarts = 0
         self.reading = Reading()
-        self.with_rows = not self.method.acceptance.lossless and self.sampling.coupled
         super().__post_init__()
         self._draft: Any = self.reading
 
@@ -121,7 +121,8 @@ class Chain(EdgeCloudPair):
                 self.middle, self.sampling, self.prompt, self.max_new_tokens, self.eos,
                 pipespec.TWO, self.windows, self.inner_fates, self.inner_forget_at,
                 committed=text[len(self.prompt) :], draft_ms=0.5, verify_ms=self.middle_ms,
-                outer=self, silent=self.silent, lease=self.inner_lease, rows=self.with_rows,
+                outer=self, silent=self.silent, lease=self.inner_lease,
+                rows=inner_spec(self.edge.spec, pipespec.TWO).rows,
             )  # fmt: skip
         elif self.reading.cascade.begins_again(self.inner.edge.tokens):
             self.restarts += 1

@@ -133,9 +133,9 @@ def _matches(methods: Sequence[str]) -> list[tuple[str, str]]:
     ours = [name for name in methods if family(name) == _OURS][:1]
     matches = [(mine, other) for mine in ours for other in methods if other != mine]
     for name in methods:
-        host = family(name).removeprefix(f"{_OURS}+")
-        hosts = [other for other in methods if family(other) == host and other != name]
-        matches += [(name, other) for other in hosts[:1] if host != family(name)]
+        _, overlay, host = family(name).partition(f"{_OURS}+")
+        hosts = [other for other in methods if overlay and family(other) == host]
+        matches += [(name, other) for other in hosts[:1]]
     return matches
 
 

@@ -153,7 +153,7 @@ class _Disturber:
             return
         self.kind = Disturbance.NONE
         process = self.stack.process(f"{role}-1")
-        await process.wait_started()  # nobody waits for a middle worker that was killed before
+        await process.wait_started()  # answers go on without a middle worker that was killed
         pid = process.pid
         if action == "kill":
             os.kill(pid, signal.SIGKILL)
