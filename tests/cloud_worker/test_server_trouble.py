@@ -236,6 +236,7 @@ async def test_a_report_that_waits_is_sent_before_the_end(
     handle = await house.opens(target)
     await house.until(lambda: not house.session().busy)
     await house.judges(window(handle, own_text(target, 2)))
+    await house.until(lambda: house.session()._afterwards._calls)  # feedback leaves before
     assert house.reported(WindowReport) == []
     house.worker._drop(house.session(), "length")
     assert [type(report) for report in house.controller.reports[-2:]] == [
