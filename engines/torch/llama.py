@@ -148,7 +148,10 @@ class LlamaBody:
 
     Attributes:
         weight_bytes: bytes of weights that a pass reads, the embedding's rows left out.
+        rowwise: as of an `engines.torch.network.Network`.
     """
+
+    rowwise = False
 
     def __init__(self, config: Any) -> None:
         self._num_kv_heads = int(config.num_key_value_heads)
@@ -286,6 +289,8 @@ class IntegerBody(LlamaBody):
 
     Hidden states are those of `engines.torch.integer_decoder`: rotated, norms without gain.
     """
+
+    rowwise = True
 
     def __init__(self, decoder: IntegerDecoder) -> None:
         super().__init__(decoder.config)
