@@ -14,7 +14,15 @@ import numpy as np
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from bus.protocol.errors import LocalError
 from decoding.coupling import choose_sparse, noise
-from decoding.engine import Capabilities, Segment, TargetRow, Want
+from decoding.engine import (
+    Capabilities,
+    ProposedTree,
+    Segment,
+    TargetRow,
+    Want,
+    no_speculator,
+    require_speculator,
+)
 from decoding.rows import reduced
 from decoding.sampling import (
     SamplingParams,
@@ -134,13 +142,21 @@ class ToyTarget:
         number_formats=("float64",),
     )  # fmt: skip
     context_length = 4096
+    speculators: tuple[str, ...] = ()
 
     def __init__(self, pair: ToyPair) -> None:
         self.pair = pair
         self.vocab_size = pair.vocab_size
 
-    def open(self, sampling: SamplingParams) -> ToyCache:
+    def open(self, sampling: SamplingParams, speculator: str = "") -> ToyCache:
+        require_speculator(self.speculators, speculator)
         return ToyCache(sampling)
+
+    def propose(
+        self, cache: ToyCache, feed: Sequence[int], most: int, rows: bool = False
+    ) -> ProposedTree:
+        del cache, feed, most, rows
+        raise no_speculator()
 
     def length(self, cache: ToyCache) -> int:
         return len(cache.tokens) + len(cache.branches)

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from bus.protocol.arrays import Int32Array
 from bus.protocol.errors import LocalError
-from decoding.engine import Capabilities, Segment, TargetRow, Want
+from decoding.engine import (
+    Capabilities,
+    ProposedTree,
+    Segment,
+    TargetRow,
+    Want,
+    no_speculator,
+    require_speculator,
+)
 from decoding.sampling import SamplingParams
 from engines.torch.linears import integer, packed
 from engines.torch.loading import Loaded, LoadedModel, load_model
@@ -44,12 +52,14 @@ class TargetModel(RunningModel[TargetCache]):
     """A causal language model with its tokenizer, as a `decoding.engine.Target`.
 
     Attributes:
-        capabilities: what it can do.
+        capabilities: what it can do. speculators: kinds it can propose by.
         probe: what its passes compute here (`engines.torch.probe`).
         network: its forward pass, also for references that run it without this class's caches.
         eos_tokens: ids that end an answer.
         Others as in `RunningModel`.
     """
+
+    speculators: tuple[str, ...] = ()
 
     def __init__(self, loaded: LoadedModel) -> None:
         """Take over `loaded`, whose `model` is used up."""
@@ -79,9 +89,17 @@ class TargetModel(RunningModel[TargetCache]):
         """Load by spec; see `engines.torch.loading.load_model` for specs and errors."""
         return cls(load_model(spec, dtype, device, bitwise_int8=True))
 
-    def open(self, sampling: SamplingParams) -> TargetCache:
-        """An empty cache for a new session."""
+    def open(self, sampling: SamplingParams, speculator: str = "") -> TargetCache:
+        """As `decoding.engine.Target.open`."""
+        require_speculator(self.speculators, speculator)
         return TargetCache(Prefix(), sampling)
+
+    def propose(
+        self, cache: TargetCache, feed: Sequence[int], most: int, rows: bool = False
+    ) -> ProposedTree:
+        """As `decoding.engine.Target.propose`."""
+        del cache, feed, most, rows
+        raise no_speculator()
 
     def keep(self, cache: TargetCache, length: int, path: Sequence[int] = ()) -> None:
         """As `decoding.engine.Target.keep`. The last pass's rows stay."""

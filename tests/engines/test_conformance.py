@@ -21,7 +21,8 @@ from engines.torch.network import CausalNetwork
 from engines.torch.precision import NumberFormat
 from engines.torch.target import TargetModel
 from engines.torch.weights import MappedWeights
-from tests.engines.conformance import DrafterConformance, TargetConformance
+from tests.engines.conformance import TargetConformance
+from tests.engines.drafter_conformance import DrafterConformance
 from tests.engines.tiny import byte_level_tokenizer, random_model
 from tests.toy import ToyPair, ToyTarget
 
