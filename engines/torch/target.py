@@ -26,6 +26,7 @@ from decoding.engine import (
     require_speculator,
 )
 from decoding.sampling import SamplingParams
+from engines.torch.features import Features
 from engines.torch.linears import integer, packed
 from engines.torch.loading import Loaded, LoadedModel, load_model
 from engines.torch.network import CausalNetwork, Network
@@ -138,6 +139,28 @@ class TargetModel(RunningModel[TargetCache]):
                     return rows.only(index).reduce([want])[0]
                 index -= len(rows)
         raise LocalError("the last pass left no such row")
+
+    @torch.inference_mode()
+    def features(self, tokens: Sequence[int]) -> Features:
+        """Hidden states of a whole text of at least one token, run on its own.
+
+        Raises:
+            LocalError: nothing to read, or `capabilities.hidden_states` is false.
+        """
+        if not tokens:
+            raise LocalError("no tokens, no features; expected at least one")
+        return self.causal.features(tokens)
+
+    @property
+    def causal(self) -> CausalNetwork:
+        """The network, where it gives features and the weights that go with them.
+
+        Raises:
+            LocalError: it is of another kind.
+        """
+        if not isinstance(self.network, CausalNetwork):
+            raise LocalError(f"{self.name} gives no hidden states")
+        return self.network
 
     def prefill(self, cache: TargetCache, tokens: Sequence[int]) -> None:
         """Run tokens nobody judges. The caller cuts long prompts into chunks."""

@@ -189,9 +189,18 @@ def _attend_rows(
 
 
 @compiled
+def _copy_rows(own: Any, x: Any, stride: int, width: int, out: Any) -> None:
+    """The first `width` numbers of each row to float32*[n, width]."""
+    for r in range(own[0], own[2], own[1]):
+        row, place = further(x, r * stride), further(out, r * width)
+        for i in range(width):
+            place[i] = row[i]
+
+
+@compiled
 def run(
     thread: int, num_threads: int, arrivals: Any, x: Any, layers: Any, shape: Any, epsilon: Any,
-    rotation: Any, cache: Any, rows: Any, work: Any,
+    rotation: Any, cache: Any, rows: Any, work: Any, tap: Any,
 ) -> None:  # fmt: skip
     """All layers of a Llama or Qwen2 and the last norm, in place, for one thread.
 
@@ -211,6 +220,8 @@ def run(
             row of the parent, or −1 where that is the last of those.
         work: int16[n·most inputs], float32[n], float32[n·most outputs], float32[n·heads·d], and
             for each thread float32[≥ hidden], float32[longest prefix], int32[n].
+        tap: for each layer the place where x after it is copied to, −1 for none, int64[layers], and
+            float32[places, n, hidden].
     """
     num_rows, stride = x.shape
     hidden, num_heads, _, dim, gated = shape
@@ -256,6 +267,9 @@ def run(
         _wait(arrivals, num_threads)
         _multiply(rounded, steps, num_rows, down, layer, share, states, True)
         _wait(arrivals, num_threads)
+        if tap[0][layer] >= 0:
+            place = pointer_to(tap[1], tap[0][layer] * num_rows * hidden)
+            _copy_rows(own, states, stride, hidden, place)
     for r in range(thread, num_rows, num_threads):
         row = further(states, r * stride)
         normalise(row, hidden, epsilon, row)
