@@ -38,8 +38,9 @@ from training.distill.student import (
     save_directory,
     save_weights,
 )
-from training.distill.training import distillation_loss, learning_rate_factor, rows_of_tokens
+from training.distill.training import distillation_loss, rows_of_tokens
 from training.distill.vocabulary import expected_counts, rank_vocabulary
+from training.optimiser import learning_rate_factor
 
 CPU = torch.device("cpu")
 VOCAB = torch.arange(0, 290, 3, dtype=torch.int32)
