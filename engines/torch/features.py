@@ -47,10 +47,11 @@ class Tap:
         self.layers = tuple(sorted(set(layers)))
         self.streams = self.last = torch.empty(0)
 
-    def after(self, layers: Sequence[int]) -> Tensor:
-        """float32[n, layers, hidden]: the streams after these counts, each one of `self.layers`."""
+    def after(self, layers: Sequence[int], rows: slice = slice(None)) -> Tensor:
+        """float32[n, layers, hidden]: of some rows the streams after these counts, each one of
+        `self.layers`."""
         places = [self.layers.index(count) for count in layers]
-        return torch.stack([self.streams[place] for place in places], dim=1)
+        return self.streams[places, rows].transpose(0, 1)
 
 
 @dataclass(frozen=True, slots=True)

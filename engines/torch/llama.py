@@ -36,7 +36,7 @@ from engines.torch.integer import on_all_threads
 from engines.torch.integer_decoder import IntegerDecoder
 from engines.torch.linears import Layout, Product
 from engines.torch.parts import Part, input_ids
-from engines.torch.rope import Rotation, head_dim
+from engines.torch.rope import Rotation, head_dim, turned
 from engines.torch.rotation import rotate
 
 _MODEL_TYPES = ("llama", "qwen2")
@@ -121,7 +121,7 @@ class LlamaBody:
         self._num_kv_heads = int(config.num_key_value_heads)
         self._num_heads = int(config.num_attention_heads)
         self._head_dim = head_dim(config)
-        self._rotation = Rotation(config)
+        self._rotation = Rotation.of(config)
         self.weight_bytes = 0
 
     @property
@@ -166,7 +166,8 @@ class FloatBody(LlamaBody):
             if tap is not None and index + 1 in tap.layers:
                 streams.append(x)
         if tap is not None:
-            tap.streams, tap.last = torch.stack(streams), self._norm(x, self._root_size)
+            tap.streams = torch.stack(streams) if streams else x[None, :0]
+            tap.last = self._norm(x, self._root_size)
         return self._norm(x, self._last_gain)
 
     def _gain(self, norm: Any) -> Tensor:
@@ -198,20 +199,20 @@ class FloatBody(LlamaBody):
         return heads[:, : -self._num_kv_heads], heads[:, -self._num_kv_heads :]
 
     def _store(
-        self, turned: Tensor, values: Tensor, cache: KVCache, index: int
+        self, rotated: Tensor, values: Tensor, cache: KVCache, index: int
     ) -> tuple[Tensor, Tensor]:
         """Append a layer's rotated keys and its values; float32[1, kv_heads, L, d] of all."""
         held: tuple[Tensor, Tensor] = cache.states.update(
-            turned[:, self._num_heads :].transpose(0, 1)[None],
+            rotated[:, self._num_heads :].transpose(0, 1)[None],
             values.transpose(0, 1)[None],
             index,
         )
         return held
 
-    def _queries(self, turned: Tensor) -> Tensor:
+    def _queries(self, rotated: Tensor) -> Tensor:
         """float32[n, kv_heads, g, d]."""
-        size = turned.shape[0]
-        return turned[:, : self._num_heads].view(size, self._num_kv_heads, -1, self._head_dim)
+        size = rotated.shape[0]
+        return rotated[:, : self._num_heads].view(size, self._num_kv_heads, -1, self._head_dim)
 
     def _norm(self, x: Tensor, gain: Tensor | float) -> Tensor:
         """n(x) as (g√h ∘ x) / √(‖x‖² + hε), in half the time of torch's rms_norm."""
@@ -229,12 +230,12 @@ class FloatBody(LlamaBody):
         """float32[n, heads·d] from float32[n, (heads + 2·kv_heads)·d], appending to the caches."""
         dim, num_kv = self._head_dim, self._num_kv_heads
         plain, values = self._split(qkv)
-        turned = _rotate(plain, *rotation)
+        rotated = turned(plain, *rotation)
         mixed, first = list[Tensor](), 0
         for part, mask in zip(parts, masks, strict=True):
             rows = slice(first, first + part.size)
-            keys, held = self._store(turned[rows], values[rows], part.cache, index)
-            queries = self._queries(turned[rows]).transpose(0, 1).reshape(1, num_kv, -1, dim)
+            keys, held = self._store(rotated[rows], values[rows], part.cache, index)
+            queries = self._queries(rotated[rows]).transpose(0, 1).reshape(1, num_kv, -1, dim)
             out = F.scaled_dot_product_attention(queries, keys, held, attn_mask=mask)
             mixed.append(
                 out.view(num_kv, part.size, -1, dim).transpose(0, 1).reshape(part.size, -1)
@@ -316,14 +317,15 @@ class IntegerBody(LlamaBody):
     @cached_property
     def basis(self) -> Tensor:
         """As `LlamaBody.basis`."""
-        return rotate(torch.eye(self._shape[0]))
+        with torch.inference_mode(False):  # a pass may be the first to ask
+            return rotate(torch.eye(self._shape[0]))
 
     def _tapped(self, tap: Tap | None, num_rows: int) -> tuple[npt.NDArray[Any], ...]:
         """Where `kernels.run` copies hidden states to."""
         if tap is None:
             return self._untapped
         places = np.full(self._num_layers, -1, np.int64)
-        places[np.array(tap.layers) - 1] = np.arange(len(tap.layers))
+        places[np.array(tap.layers, np.int64) - 1] = np.arange(len(tap.layers))
         return places, np.empty((len(tap.layers), num_rows, self._shape[0]), np.float32)
 
     def _caches(self, parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], ...]:
@@ -366,8 +368,3 @@ def _rows_of(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], ...]:
         np.array(column, np.int64) for column in (session, place, past, parent)
     )
     return session_ids, places, pasts, parents_of
-
-
-def _rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """RoPE of float32[n, heads, d]."""
-    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), signed_sin)

@@ -20,8 +20,12 @@ def rope_frequencies(config: Any) -> tuple[Tensor, float]:
     if parameters["rope_type"] != "default":
         frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
         return frequencies.float(), float(scaling)
-    exponents = torch.arange(0, head_dim(config), 2, dtype=torch.float32) / head_dim(config)
-    return 1.0 / parameters["rope_theta"] ** exponents, 1.0
+    return _plain_frequencies(head_dim(config), parameters["rope_theta"]), 1.0
+
+
+def _plain_frequencies(width: int, theta: float) -> Tensor:
+    frequencies: Tensor = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return frequencies
 
 
 def head_dim(config: Any) -> int:
@@ -33,9 +37,20 @@ def head_dim(config: Any) -> int:
 class Rotation:
     """RoPE's table, made as far as positions are asked for."""
 
-    def __init__(self, config: Any) -> None:
-        self._frequencies, self._scaling = rope_frequencies(config)
-        self._cos = self._sin = torch.empty(0, 1, 2 * len(self._frequencies))
+    def __init__(self, frequencies: Tensor, scaling: float = 1.0) -> None:
+        """Of θ, float32[d/2], and the factor of cosines and sines."""
+        self._frequencies, self._scaling = frequencies, scaling
+        self._cos = self._sin = torch.empty(0, 1, 2 * len(frequencies))
+
+    @classmethod
+    def of(cls, config: Any) -> Rotation:
+        """Of a model of this transformers config."""
+        return cls(*rope_frequencies(config))
+
+    @classmethod
+    def plain(cls, width: int, theta: float) -> Rotation:
+        """Without scaling, of heads of this width."""
+        return cls(_plain_frequencies(width, theta))
 
     def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """float32[n, 1, d] twice: cos mθ, and sin mθ with its sign."""
@@ -56,3 +71,8 @@ class Rotation:
             sin = torch.from_numpy(np.sin(angles)).float() * self._scaling
             self._cos = torch.cat((cos, cos), dim=1)[:, None]
             self._sin = torch.cat((-sin, sin), dim=1)[:, None]
+
+
+def turned(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """RoPE of float32[n, heads, d]."""
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), signed_sin)

@@ -9,13 +9,14 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from bus.protocol.arrays import Int32Array
-from bus.protocol.errors import LocalError
+from bus.protocol.errors import LocalError, ModelError
 from decoding.engine import (
     Capabilities,
     ProposedTree,
@@ -26,7 +27,7 @@ from decoding.engine import (
     require_speculator,
 )
 from decoding.sampling import SamplingParams
-from engines.torch.features import Features
+from engines.torch.features import Features, Tap
 from engines.torch.linears import integer, packed
 from engines.torch.loading import Loaded, LoadedModel, load_model
 from engines.torch.network import CausalNetwork, Network
@@ -36,6 +37,8 @@ from engines.torch.prefixes import Prefix
 from engines.torch.probe import probe
 from engines.torch.rows import Rows
 from engines.torch.running import RunningModel, SessionCache
+from engines.torch.speculators.base import Memory, Speculator
+from engines.torch.speculators.loading import Speculators
 
 
 @dataclass(slots=True)
@@ -44,9 +47,12 @@ class TargetCache(SessionCache):
 
     Attributes:
         rows: of the last pass, and of those it continued.
+        speculator: kind it proposes by, empty for none. memory: what that holds of the session.
     """
 
     rows: list[Rows] = field(default_factory=list)
+    speculator: str = ""
+    memory: Memory | None = None
 
 
 class TargetModel(RunningModel[TargetCache]):
@@ -74,6 +80,7 @@ class TargetModel(RunningModel[TargetCache]):
         """Args: as the attributes; own_body: `CausalNetwork.has_own_body`."""
         super().__init__(loaded)
         self.network = network
+        self._speculators: Speculators | None = None
         self.probe = probe(network, loaded.vocab_size, loaded.device)
         self.eos_tokens = eos_tokens
         self.capabilities = Capabilities(
@@ -93,18 +100,57 @@ class TargetModel(RunningModel[TargetCache]):
     def open(self, sampling: SamplingParams, speculator: str = "") -> TargetCache:
         """As `decoding.engine.Target.open`."""
         require_speculator(self.speculators, speculator)
-        return TargetCache(Prefix(), sampling)
+        memory = self.speculator(speculator).open() if speculator else None
+        return TargetCache(Prefix(), sampling, speculator=speculator, memory=memory)
 
+    def equip(self, directories: Sequence[Path]) -> None:
+        """Let sessions propose by the speculators in these directories, in place of those before.
+        Weights are read when a session first needs them.
+
+        Raises:
+            ModelError: a directory holds none that fits, or this target gives no hidden states.
+        """
+        if not self.capabilities.hidden_states and directories:
+            raise ModelError(
+                f"{self.name} cannot have a speculator: that needs a Llama or Qwen2 on a CPU, in "
+                "int8 or float32"
+            )
+        self._speculators = None
+        if directories:
+            self._speculators = Speculators(
+                directories, self.causal, self.vocab_size, self.tokenizer_digest
+            )
+        self.speculators = self._speculators.kinds if self._speculators else ()
+
+    def speculator(self, kind: str) -> Speculator:
+        """One of `speculators`, ready to propose; it is read if it was not.
+
+        Raises:
+            LocalError: there is no such. ModelError: its weights cannot be read.
+        """
+        require_speculator(self.speculators, kind)
+        if self._speculators is None:
+            raise no_speculator()
+        return self._speculators[kind]
+
+    @torch.inference_mode()
     def propose(
         self, cache: TargetCache, feed: Sequence[int], most: int, rows: bool = False
     ) -> ProposedTree:
-        """As `decoding.engine.Target.propose`."""
-        del cache, feed, most, rows
-        raise no_speculator()
+        """As `decoding.engine.Target.propose`. A cache that holds nothing gets no proposal."""
+        if cache.memory is None:
+            raise no_speculator()
+        if not feed or most < 1:
+            raise LocalError(f"expected tokens to read and room; got {len(feed)} and {most}")
+        if len(cache.prefix.tokens) != cache.length:
+            raise LocalError("a tree was run and no path of it kept; nothing follows it")
+        return cache.memory.propose(cache.prefix.tokens, feed, most, rows)
 
     def keep(self, cache: TargetCache, length: int, path: Sequence[int] = ()) -> None:
         """As `decoding.engine.Target.keep`. The last pass's rows stay."""
         cache.prefix.keep(length, path)
+        if cache.memory is not None:
+            cache.memory.keep(length, path)
 
     @torch.inference_mode()
     def run(self, batch: Sequence[Segment[TargetCache]]) -> list[list[TargetRow]]:
@@ -120,7 +166,7 @@ class TargetModel(RunningModel[TargetCache]):
             for prefix, part in left:
                 if part.tokens:
                     running.enter_context(prefix.running(part.tokens, part.parents))
-            logits, states = self.network.run(parts) if parts else (None, None)
+            logits, states = self._forward(batch, parts) if parts else (None, None)
         rows, first = list[list[TargetRow]](), 0
         for segment in batch:
             own = slice(first, first + len(segment.wants))
@@ -140,7 +186,7 @@ class TargetModel(RunningModel[TargetCache]):
                 index -= len(rows)
         raise LocalError("the last pass left no such row")
 
-    @torch.inference_mode()
+    @torch.no_grad()  # tensors of inference mode could not be trained on
     def features(self, tokens: Sequence[int]) -> Features:
         """Hidden states of a whole text of at least one token, run on its own.
 
@@ -178,13 +224,34 @@ class TargetModel(RunningModel[TargetCache]):
         (rows,) = self.run([Segment(cache, tuple(feed), wants)])
         return rows, 1e3 * (time.perf_counter() - began)
 
+    def _forward(
+        self, batch: Sequence[Segment[TargetCache]], parts: Sequence[Part]
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Network.run`; speculators of the sessions receive the hidden states they read."""
+        memories = {id(x.cache.prefix.keys_values): x.cache for x in batch if x.cache.memory}
+        if not memories:
+            return self.network.run(parts)
+        layers = {
+            cache.speculator: self.speculator(cache.speculator).layers
+            for cache in memories.values()
+        }
+        tap = Tap([count for counts in layers.values() for count in counts])
+        given = self.causal.run(parts, tap)
+        first = 0
+        for part in parts:
+            rows, first = slice(first, first + part.size), first + part.size
+            cache = memories.get(id(part.cache))
+            if cache is not None and cache.memory is not None:
+                cache.memory.ran(tap.after(layers[cache.speculator], rows), tap.last[rows])
+        return given
+
     def _part(self, segment: Segment[TargetCache]) -> Part:
         """What is left to run of a segment after what other sessions have run; maybe nothing, where
         no row is wanted."""
         prefix = segment.cache.prefix
         tokens: Sequence[int] = segment.tokens
         wanted = [want.index for want in segment.wants]
-        if not segment.parents:
+        if not segment.parents and segment.cache.memory is None:  # that needs hidden states
             num_rows = len(tokens) - wanted[0] if wanted else 0
             tokens = self.prefixes.fill(prefix, tokens, num_rows)
         skipped = len(segment.tokens) - len(tokens)
