@@ -15,7 +15,7 @@ import typer
 
 from bus.protocol.errors import ConfigurationError, RequestError
 from bus.protocol.requests import GenerationRequest
-from cli import __version__, benches, calibration, drafts, methods, options, ranking
+from cli import __version__, benches, calibration, drafts, methods, options, ranking, training
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 from decoding.methods import need_middle
@@ -31,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(benches.app, name="bench")
+app.add_typer(training.app, name="train", help="Train a speculator: Medusa or EAGLE-3.")
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
 app.command()(ranking.rank)

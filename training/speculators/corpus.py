@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -60,6 +62,27 @@ class CorpusSettings:
     seed: int = 0
 
 
+def check_identity(path: Path, wanted: dict[str, Any], option: str) -> None:
+    """Write what the runs on a directory have in common, or compare it with what is there.
+
+    Raises:
+        ConfigurationError: the directory was begun with other settings; the text names `option`.
+    """
+    if not path.is_file():
+        path.write_bytes(msgspec.json.encode(wanted))
+        return
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"{path} is damaged ({error}); use a new {option}") from None
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ConfigurationError(
+                f"{path.parent} was begun with {name} {found.get(name)!r}, not {value!r}; "
+                f"repeat its settings to go on, or use a new {option}"
+            )
+
+
 def collect_answers(settings: CorpusSettings, target: TargetModel, tick: Tick) -> None:
     """Have prompts answered until there are tokens enough; `tick` gets the tokens of each shard.
 
@@ -68,6 +91,14 @@ def collect_answers(settings: CorpusSettings, target: TargetModel, tick: Tick) -
         ModelError: the target makes up no prompts.
     """
     settings.directory.mkdir(parents=True, exist_ok=True)
+    asked = {
+        "target": target.name,
+        "dtype": str(target.dtype),
+        "prompts": [str(path) for path in settings.prompts],
+        "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed,
+    }
+    check_identity(settings.directory / "answers.json", asked, "--answers")
     groups, done, index = _groups(settings, target), 0, 0
     while done < settings.num_tokens and (group := next(groups, None)):
         path = shard_path(settings.directory, ANSWERS, index)
@@ -133,7 +164,7 @@ def load_texts(directory: Path, kind: str) -> tuple[list[Text], list[Text]]:
         records = _usable(load_shard(answers))
         features = load_file(shard_path(directory, kind, index))["features"]
         lengths = [_num_features(kind, record) for record in records]
-        for record, part in zip(records, features.split(lengths), strict=True):
+        for record, part in zip(records, features.split_with_sizes(lengths), strict=True):
             tokens = torch.cat([record.prompt, record.answer]).long()
             texts.append(Text(tokens, record.prompt.numel(), part))
         index += 1

@@ -18,7 +18,6 @@ Every step's tokens are learnt, step j with weight 0.8^j.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +51,7 @@ class Eagle3(nn.Module):
         self.depth = unroll
         self._num_heads, self._num_kv = config.num_attention_heads, config.num_key_value_heads
         self._head_dim, self._epsilon = config.head_dim, config.rms_norm_eps
-        parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
-        self._rotation = Rotation(
-            SimpleNamespace(rope_parameters=parameters, head_dim=config.head_dim)
-        )
+        self._rotation = Rotation.plain(config.head_dim, config.rope_theta)
 
         def linear(num_in: int, num_out: int) -> nn.Linear:
             made = nn.Linear(num_in, num_out, bias=False)
@@ -76,8 +72,7 @@ class Eagle3(nn.Module):
         self.embed_norm, self.feature_norm, self.mlp_norm, self.out_norm = (
             nn.Parameter(torch.ones(hidden)) for _ in range(4)
         )
-        self.register_buffer("embedding", embedding, persistent=False)
-        self.register_buffer("vocab", vocab, persistent=False)
+        self._embedding, self._vocab = embedding, vocab
         self._row_of_token = torch.full((len(embedding),), -1)
         self._row_of_token[vocab] = torch.arange(len(vocab))
 
@@ -99,7 +94,7 @@ class Eagle3(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """What a speculator's file holds, in float32."""
-        return dict(self.state_dict()) | {"vocab": self.vocab.int()}
+        return dict(self.state_dict()) | {"vocab": self._vocab.int()}
 
     def _steps(self, texts: Sequence[Text]) -> list[tuple[Tensor, Tensor]]:
         """Of each step of the unrolling: logits float32[Σ A, H] and the rows int64[Σ A] that are
@@ -124,7 +119,7 @@ class Eagle3(nn.Module):
     ) -> Tensor:
         """a of step j; appends the step's keys and values, float32[B, key heads, L, w] each."""
         count, length = tokens.shape
-        embedded = unit(self.embedding[tokens], self._epsilon) * self.embed_norm
+        embedded = unit(self._embedding[tokens], self._epsilon) * self.embed_norm
         u = torch.cat((embedded, unit(g, self._epsilon) * self.feature_norm), dim=-1)
         cos, sin = (x[:, 0] for x in self._rotation.at(range(j, j + length)))
 
@@ -135,9 +130,10 @@ class Eagle3(nn.Module):
         keys.append(_turned(heads(self.k_proj(u)), cos, sin))
         values.append(heads(self.v_proj(u)))
         mixed = self._attention(query, keys, values).transpose(1, 2).reshape(count, length, -1)
-        h = g + self.o_proj(mixed)
+        h: Tensor = g + self.o_proj(mixed)
         m = unit(h, self._epsilon) * self.mlp_norm
-        return h + self.down_proj(F.silu(self.gate_proj(m)) * self.up_proj(m))
+        raised: Tensor = self.down_proj(F.silu(self.gate_proj(m)) * self.up_proj(m))
+        return h + raised
 
     def _attention(self, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """To the keys of step 0 up to a position, and to those of later steps at it."""
@@ -150,7 +146,7 @@ class Eagle3(nn.Module):
             own = (query * key.repeat_interleave(group, dim=1)).sum(-1, keepdim=True)
             scores.append(own)
         weights = (torch.cat(scores, dim=-1) / self._head_dim**0.5).softmax(dim=-1)
-        out = weights[..., :length] @ first_values
+        out: Tensor = weights[..., :length] @ first_values
         for step, value in enumerate(values[1:]):
             share = weights[..., length + step, None]
             out = out + share * value.repeat_interleave(group, dim=1)

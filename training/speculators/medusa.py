@@ -39,8 +39,7 @@ class Medusa(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(num_heads))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        self.register_buffer("head_rows", head_rows, persistent=False)
-        self.register_buffer("vocab", vocab, persistent=False)
+        self._head_rows, self._vocab = head_rows, vocab
         self._row_of_token = torch.full((vocab_size,), -1)
         self._row_of_token[vocab] = torch.arange(len(vocab))
 
@@ -52,7 +51,7 @@ class Medusa(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """float32[n, d] → logits float32[n, heads, H]."""
         raised = [states + F.silu(head(states)) for head in self.heads]
-        return torch.stack(raised, dim=1) @ self.head_rows.T
+        return torch.stack(raised, dim=1) @ self._head_rows.T
 
     def loss(self, texts: Sequence[Text]) -> Tensor:
         """Σ_k 0.8^k · mean cross-entropy of head k, over the answers' tokens in the vocabulary."""
@@ -70,14 +69,12 @@ class Medusa(nn.Module):
     def right(self, text: Text) -> Tensor:
         """bool[A, heads], whether each head foresees the token at its place."""
         rows = self._rows([text])
-        chosen = self(text.features.float()).argmax(dim=-1)
+        chosen: Tensor = self(text.features.float()).argmax(dim=-1)
         return (chosen == rows) & (rows >= 0)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a speculator's file holds, in float32."""
-        return {
-            name: tensor for name, tensor in self.state_dict().items()
-        } | {"vocab": self.vocab.int()}
+        return dict(self.state_dict()) | {"vocab": self._vocab.int()}
 
     def _rows(self, texts: Sequence[Text]) -> Tensor:
         """int64[Σ A, heads]: the head's row of each token to foresee; −1: none."""

@@ -8,6 +8,7 @@ are those after the token that the target has just put, as in decoding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import msgspec
@@ -20,7 +21,8 @@ from training.speculators.texts import Text, labels
 class Foreseeing(Protocol):
     """A module that is judged."""
 
-    depth: int
+    @property
+    def depth(self) -> int: ...
 
     def right(self, text: Text) -> Tensor: ...
 
@@ -68,7 +70,7 @@ def baselines(
     for text in learnt:
         unigrams += torch.bincount(text.answer, minlength=vocab_size)
         row = text.tokens[text.num_prompt - 1 :].tolist()
-        for before, after in zip(row, row[1:], strict=False):
+        for before, after in pairwise(row):
             counts = pairs.setdefault(before, {})
             counts[after] = counts.get(after, 0) + 1
     most = int(unigrams.argmax())

@@ -39,6 +39,7 @@ from training.speculators.card import write_card
 from training.speculators.corpus import (
     CorpusSettings,
     all_answers,
+    check_identity,
     collect_answers,
     collect_features,
     load_texts,
@@ -88,7 +89,7 @@ class Report(msgspec.Struct, frozen=True):
     """What a training came to; `report.json`.
 
     Attributes:
-        final: of the trained weights, on the held-out answers; others: what counting foresees there.
+        final: of the trained weights, on the held-out answers; others: what counting foresees.
         train_tokens: answer tokens to learn from; seen_tokens: learnt from, each epoch counted.
         seconds: of training, over all runs.
     """
@@ -145,7 +146,7 @@ def train(settings: TrainSettings, target: TargetModel, progress: Progress) -> R
 
 def _train(settings: TrainSettings, target: TargetModel, progress: Progress) -> Report:
     directory, wanted = settings.corpus.directory, settings.corpus.num_tokens
-    _check_identity(settings.out / "work" / "settings.json", _identity(settings, target))
+    check_identity(settings.out / "work" / "settings.json", _identity(settings, target), "--out")
 
     def counted(name: str) -> Callable[[int], None]:
         progress.phase(name)
@@ -162,9 +163,7 @@ def _train(settings: TrainSettings, target: TargetModel, progress: Progress) -> 
     collect_features(directory, settings.kind, target, counted("hidden states"))
     learnt, held_out = load_texts(directory, settings.kind)
     config, module = _module(settings, target)
-    optimiser = Optimiser(
-        dict(module.named_parameters()), settings.learning_rate, settings.warmup
-    )
+    optimiser = Optimiser(dict(module.named_parameters()), settings.learning_rate, settings.warmup)
     position = _restored(settings, optimiser)
     progress.phase("training")
     _steps(settings, module, optimiser, position, (learnt, held_out), progress)
@@ -207,23 +206,6 @@ def _identity(settings: TrainSettings, target: TargetModel) -> dict[str, Any]:
     }
 
 
-def _check_identity(path: Path, wanted: dict[str, Any]) -> None:
-    """Raises ConfigurationError where the directory was begun with other settings."""
-    if not path.is_file():
-        path.write_bytes(msgspec.json.encode(wanted))
-        return
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise ConfigurationError(f"{path} is damaged ({error}); use a new --out") from None
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ConfigurationError(
-                f"{path.parent.parent} was begun with {name} {found.get(name)!r}, not {value!r}; "
-                "repeat its settings to go on, or use a new --out"
-            )
-
-
 def _module(settings: TrainSettings, target: TargetModel) -> tuple[AnyConfig, Medusa | Eagle3]:
     """A new module, and what its file will say of it."""
     vocab_size, body = target.vocab_size, target.causal.own[0]
@@ -232,7 +214,7 @@ def _module(settings: TrainSettings, target: TargetModel) -> tuple[AnyConfig, Me
     special = target.eos_tokens | set(target.tokenizer.all_special_ids)
     vocab = rank_vocabulary(counts, settings.head_size, special).long()
     config = body.config
-    known = {
+    known: dict[str, Any] = {
         "hidden": int(config.hidden_size),
         "vocab_size": vocab_size,
         "tokenizer_digest": target.tokenizer_digest,
