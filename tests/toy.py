@@ -248,6 +248,26 @@ def likely_tree(pair: ToyPair, text: tuple[int, ...], most: int) -> ProposedTree
     )
 
 
+def nonsense(seed: int) -> Speculator:
+    """Proposes trees of any shape and size, with any tokens, siblings twice."""
+
+    def propose(pair: ToyPair, text: tuple[int, ...], most: int) -> ProposedTree:
+        def number(below: int, *which: int) -> int:
+            return int(hash((seed, text, *which)) % 2**32) % below
+
+        size = number(most + 1)
+        ids = np.arange(pair.vocab_size, dtype=np.int32)
+        even = np.full((size, pair.vocab_size), 1 / pair.vocab_size, np.float16)
+        return ProposedTree(
+            tuple(number(pair.vocab_size, 1, node) for node in range(size)),
+            tuple(number(node + 1, 2, node) - 1 for node in range(size)),
+            np.tile(ids, (size, 1)),
+            even,
+        )
+
+    return propose
+
+
 def target_alone(
     pair: ToyPair,
     prompt: tuple[int, ...],
