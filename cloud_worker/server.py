@@ -109,6 +109,7 @@ class CloudWorker:
             threshold_min=settings.threshold_min,
             threshold_max=settings.threshold_max,
             eos=frozenset(model.eos_tokens),
+            tree_tokens=settings.tree_tokens,
         )
         self._inbox = sockets.inbox(settings.endpoint(settings.windows_port))
         self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
@@ -148,6 +149,7 @@ class CloudWorker:
             context_length=self._model.context_length,
             vocab_size=self._model.vocab_size,
             eos_tokens=tuple(sorted(self._model.eos_tokens)),
+            speculators=self._model.speculators,
             capacity=self._settings.max_sessions,
         )
 
@@ -274,13 +276,20 @@ class CloudWorker:
         missing = method.missing(capabilities)
         if message.temperature > 0 and not capabilities.full_rows:
             missing.append("full_rows")
-        if not missing:
-            return None
-        detail = (
-            f"method {method.name!r} needs {' and '.join(missing)} of its target, which "
-            f"{self._model.name} has not; choose another method or target"
-        )
-        return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        if missing:
+            detail = (
+                f"method {method.name!r} needs {' and '.join(missing)} of its target, which "
+                f"{self._model.name} has not; choose another method or target"
+            )
+            return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        if method.speculator and method.speculator not in self._model.speculators:
+            detail = (
+                f"method {method.name!r} needs a {method.speculator} speculator beside its target, "
+                f"and {self._model.name} has none here: {methods.how_to_get(method.speculator)}, "
+                "or choose another method"
+            )
+            return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        return None
 
     def _no_room(self, session: str) -> Fault | None:
         """Why one more session does not fit, or None. The longest idle one is dropped if need be,

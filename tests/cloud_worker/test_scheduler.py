@@ -109,10 +109,10 @@ class Client:
             max_new_tokens=self.most, temperature=self.temperature,
         )  # fmt: skip
         self.text, self.number = self.prompt, 0
-        self.keep: int | None = None
+        self.crops: tuple[Crop, ...] = ()
         limits = replace(LIMITS, lease=self.lease)
         self.state, effects = cloud.begin(message, self.method, "cloud", limits, handle=1)
-        self.cache = self.target.open(self.state.sampling)
+        self.cache = self.target.open(self.state.sampling, self.method.speculator)
         self.run(effects, self.scheduler.submit)
         self.go_on()
 
@@ -137,14 +137,16 @@ class Client:
         self.state, effects = cloud.step(self.state, event)
         self.run(effects, self.scheduler.take)
 
-    def run(self, effects: tuple[Any, ...], take: Callable[[Any, Any, int | None], None]) -> None:
+    def run(
+        self, effects: tuple[Any, ...], take: Callable[[Any, Any, tuple[Crop, ...]], None]
+    ) -> None:
         for effect in effects:
             match effect:
-                case Crop(length):
-                    self.keep = length if self.keep is None else min(length, self.keep)
+                case Crop():
+                    self.crops += (effect,)
                 case Prefill() | Forward() | FetchRow():
-                    take(self, effect, self.keep)
-                    self.keep = None
+                    crops, self.crops = self.crops, ()
+                    take(self, effect, crops)
                 case Send(Feedback() as feedback):
                     self.feedbacks.append(
                         replace(feedback, held_ms=0.0, verify_ms=0.0, queue_ms=0.0)
