@@ -39,6 +39,7 @@ from cloud_worker.waiting import WaitingRoom
 from decoding import cloud, methods
 from decoding.cloud_events import AckArrived, WindowArrived
 from decoding.story import Story
+from engines.catalog.speculators import chosen_speculators
 from engines.energy import find_gauge
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
@@ -64,6 +65,8 @@ async def serve(settings: CloudSettings) -> None:
     try:
         load = load_as_target if settings.role is Role.MIDDLE else TargetModel.load
         model = await thread.call(load, settings.target, settings.dtype, settings.device)
+        if settings.role is Role.CLOUD:
+            await thread.call(_equip, model, settings)
         model.padding = Padding(LeastTimes.parse(settings.least_pass_ms), settings.pass_counts)
         model.prefixes = PrefixCache(settings.prefix_cache_mb)
         store = await connect_store(settings)
@@ -83,6 +86,12 @@ async def serve(settings: CloudSettings) -> None:
     finally:
         sockets.close()
         thread.close()
+
+
+def _equip(model: TargetModel, settings: CloudSettings) -> None:
+    """Load speculators; shipped ones only where the target can have any."""
+    if settings.speculator or model.capabilities.hidden_states:
+        model.equip(chosen_speculators(settings.speculator, settings.target))
 
 
 class CloudWorker:

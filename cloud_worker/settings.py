@@ -66,6 +66,11 @@ class CloudSettings(WorkerSettings):
     )
     threshold_min: Threshold = Field(-1.0, description="Windows' thresholds are raised to this.")
     threshold_max: Threshold = Field(0.30, description="Windows' thresholds are lowered to this.")
+    speculator: str = Field(
+        "",
+        description="Directories of speculators that `e2sci train` wrote, separated by commas "
+        "(docs/speculators.md); none; where empty, those shipped for the target.",
+    )
     tree_tokens: Annotated[int, Field(ge=0, le=64)] = Field(
         TREE_TOKENS,
         description="Most tokens of a tree that a speculator proposes for one pass; 0: none is "

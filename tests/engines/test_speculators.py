@@ -22,6 +22,7 @@ from tests.engines.tiny import save_tiny
 PLAIN = SamplingParams(temperature=1.0, seed=7)
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 97, 93, 238, 46, 26, 43, 38, 32, 79, 50, 28, 84]
 NUM_LAYERS = 4
+TOLERANCE = {MEDUSA: 0.004, EAGLE3: 0.02}  # of a probability: matrices are rounded once more
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -91,7 +92,7 @@ def test_probabilities_are_those_of_the_formulas(
         wanted = expected_probs(file, target, TEXT, path[:-1])
         given = torch.zeros(target.vocab_size)
         given[tree.q_ids[node].tolist()] = torch.from_numpy(tree.q_probs[node].astype(np.float32))
-        torch.testing.assert_close(given[file.vocab], wanted, rtol=0, atol=0.03)
+        torch.testing.assert_close(given[file.vocab], wanted, rtol=0, atol=TOLERANCE[kind])
     assert max(depths) > 1
 
 
@@ -176,7 +177,7 @@ def test_a_feed_of_several_tokens_is_followed(
     wanted = expected_probs(file, target, TEXT[:-2], feed[1:])
     given = dict(zip(tree.q_ids[0].tolist(), tree.q_probs[0].tolist(), strict=True))
     for token, prob in zip(file.vocab.tolist(), wanted.tolist(), strict=True):
-        assert given[token] == pytest.approx(prob, abs=0.03)
+        assert given[token] == pytest.approx(prob, abs=TOLERANCE[kind])
 
 
 def test_medusa_proposes_nothing_beyond_its_heads(target: TargetModel) -> None:
@@ -213,7 +214,7 @@ def test_a_long_text_is_read_in_chunks(
     wanted = expected_probs(file, target, text, [])
     given = dict(zip(tree.q_ids[0].tolist(), tree.q_probs[0].tolist(), strict=True))
     for token, prob in zip(file.vocab.tolist(), wanted.tolist(), strict=True):
-        assert given[token] == pytest.approx(prob, abs=0.03)
+        assert given[token] == pytest.approx(prob, abs=TOLERANCE[kind])
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
