@@ -165,8 +165,10 @@ def test_weights_are_read_when_a_session_needs_them(
     target.equip([made[kind] for kind in KINDS])
     target.open(SamplingParams())
     assert read == []
-    for _ in range(2):
-        target.open(SamplingParams(), EAGLE3)
+    caches = [target.open(SamplingParams(), EAGLE3) for _ in range(2)]
+    assert read == []
+    for cache in caches:
+        target.prefill(cache, [1, 2, 3])
     assert read == [made[EAGLE3]]
     target.equip([])
 

@@ -26,10 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decoding.engine import NO_ROWS, ProposedTree
+from decoding.engine import ProposedTree
 from engines.torch.cache import KVCache
 from engines.torch.network import CausalNetwork
-from engines.torch.rotation import rotate
 from engines.torch.speculators.base import BRANCHES, MOST_DEPTH, product
 from engines.torch.speculators.file import Eagle3Config, SpeculatorFile
 from engines.torch.speculators.history import History
@@ -57,10 +56,10 @@ class Eagle3:
         self.branches, self.least_path = BRANCHES, _LEAST_PATH
         self.hidden, self._epsilon = config.hidden, config.rms_norm_eps
         self._vocab = file.vocab.numpy()
-        tensors, rotated = file.tensors(), body.basis is not None
+        tensors, basis = file.tensors(), body.basis
 
         def reading(weight: Tensor) -> Tensor:
-            return rotate(weight) if rotated else weight
+            return weight if basis is None else weight @ basis
 
         low_mid_high = tensors["fc.weight"].chunk(3, dim=1)
         self._fc = product(torch.cat([reading(part) for part in low_mid_high], dim=1))
@@ -117,8 +116,6 @@ class Eagle3Memory:
         self, held: Sequence[int], feed: Sequence[int], most: int, rows: bool
     ) -> ProposedTree:
         """As `Memory.propose`."""
-        if not held:
-            return ProposedTree((), (), *NO_ROWS)
         a = self._read(held, feed)
         candidates = self._grown(a, len(held) + len(feed) - 1, most, rows)
         self._cache.keep(len(held) - 1)

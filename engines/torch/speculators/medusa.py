@@ -23,7 +23,6 @@ from torch import Tensor
 from decoding.engine import NO_ROWS, ProposedTree
 from engines.torch.linears import Matrix
 from engines.torch.network import CausalNetwork
-from engines.torch.rotation import rotate
 from engines.torch.speculators.base import BRANCHES, MOST_DEPTH, product
 from engines.torch.speculators.file import MedusaConfig, SpeculatorFile
 from engines.torch.speculators.history import History
@@ -50,7 +49,7 @@ class Medusa:
         weights = [tensors[f"heads.{k}.weight"] for k in range(self.num_heads)]
         self._basis: Matrix | None = None
         if body.basis is not None:
-            weights = [rotate(weight) for weight in weights]
+            weights = [weight @ body.basis for weight in weights]
             self._basis = product(body.basis.T.contiguous())
         biases = [tensors[f"heads.{k}.bias"] for k in range(self.num_heads)]
         self._heads = product(torch.cat(weights), torch.cat(biases))
@@ -92,7 +91,7 @@ class MedusaMemory:
         speculator, length = self._speculator, len(held)
         begin = len(feed) - 1
         end = min(speculator.num_heads, begin + most, begin + MOST_DEPTH)
-        if not length or begin >= end:
+        if begin >= end:
             return ProposedTree((), (), *NO_ROWS)
         size = max(NUM_SPARSE, speculator.branches) if rows else speculator.branches
         level = speculator.levels(self._last.rows(length - 1, length)[0], begin, end, size)
