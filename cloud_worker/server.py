@@ -293,9 +293,9 @@ class CloudWorker:
             return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
         if method.speculator and method.speculator not in self._model.speculators:
             detail = (
-                f"method {method.name!r} needs a {method.speculator} speculator beside its target, "
-                f"and {self._model.name} has none here: {methods.how_to_get(method.speculator)}, "
-                "or choose another method"
+                f"method {method.name!r} needs the speculator {method.speculator!r} beside its "
+                f"target, and {self._model.name} has none here: "
+                f"{methods.how_to_get(method.speculator)}, or choose another method"
             )
             return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
         return None

@@ -255,7 +255,7 @@ def _no_speculator(akin: list[WorkerRecord], speculator: str) -> RequestError:
     """Why none of the workers that fit otherwise can serve the method."""
     names = ", ".join(f"{r.worker_id} ({r.model})" for r in akin)
     return RequestError(
-        f"no cloud worker has a {speculator} speculator; live ones: {names}. Choose another "
+        f"no cloud worker has the speculator {speculator!r}; live ones: {names}. Choose another "
         f"method, or {how_to_get(speculator)}"
     )
 

@@ -35,7 +35,15 @@ from cli.main import app
 from decoding import methods
 from launch.link.profiles import PROFILES
 
-WITHOUT_WINDOW = {"amusd", "pipespec", "pipespec-2", "e2sci-no-threshold", "sd:6"}
+WITHOUT_WINDOW = {
+    "amusd",
+    "pipespec",
+    "pipespec-2",
+    "e2sci-no-threshold",
+    "sd:6",
+    "medusa",
+    "eagle3",
+}
 
 
 def factors_of(cell: DesignCell) -> dict[str, Any]:

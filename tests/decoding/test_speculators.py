@@ -165,7 +165,7 @@ def test_no_order_of_events_breaks_a_session(
     pair = ToyPair(vocab_size=3, agreement=0.5, seed=seed, num_sparse=3, speculator=speculator)
     explorer = Explorer(pair, sampling, found("medusa"), 4, lease=2, ordered=ordered, tree_tokens=3)
     assert explore(explorer, faults, limit=12_000) > 20
-    assert explorer.trees > 10
+    assert explorer.trees > 3
 
 
 def bad(tokens: tuple[int, ...], parents: tuple[int, ...]) -> Speculator:

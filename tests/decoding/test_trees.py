@@ -156,7 +156,7 @@ def test_elastic_acceptance_lets_the_first_child_through_where_distributions_are
     walked = judge.walk(rows, frozenset())
     assert walked == Walked((0,), 3)
     report = tree_report(JudgedTree(judge, walked, tuple(rows), 10.0), WHOSE, 1.5)
-    assert decode(encode(report))
+    assert type(decode(encode(report))) is type(report)
     assert (report.outcome, report.num_drafted, report.num_accepted, report.num_own) == (
         Outcome.ACCEPTED, 1, 1, 1
     )  # fmt: skip
