@@ -80,11 +80,13 @@ class DraftNetwork(Protocol):
         vocab: int32[H], the token id of each head row, or None where row and id are the same.
         head_size: H.
         weight_bytes: bytes of weights that one step reads (of the embedding only the head's rows).
+        rowwise: as of an `engines.torch.network.Network`.
     """
 
     vocab: Int32Array | None
     head_size: int
     weight_bytes: int
+    rowwise: bool
 
     def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
         """As `engines.torch.network.Network.run`, with H logits a row."""
@@ -111,6 +113,7 @@ class WholeDraft(Network):
         self._network = network
         self.head_size = head_size
         self.weight_bytes = network.weight_bytes
+        self.rowwise = network.rowwise
 
     def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
         """As `Network.run`."""
@@ -126,6 +129,7 @@ class TrimmedDraft(Network):
         self.vocab: Int32Array | None = vocab
         self.head_size = int(vocab.size)
         self.weight_bytes = body.weight_bytes + head.num_bytes
+        self.rowwise = body.rowwise
 
     def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
         """As `Network.run`."""

@@ -106,11 +106,13 @@ class LlamaBody:
 
     Attributes:
         weight_bytes: bytes of weights that a pass reads, the embedding's rows left out.
+        rowwise: as of an `engines.torch.network.Network`.
         config: transformers' config.
         embedding: float[V, hidden], in the body's basis.
         gain: float32[hidden], of the last norm; None where the head has it.
     """
 
+    rowwise = False
     embedding: Tensor
     gain: Tensor | None = None
 
@@ -264,6 +266,8 @@ class IntegerBody(LlamaBody):
 
     Hidden states are those of `engines.torch.integer_decoder`: rotated, norms without gain.
     """
+
+    rowwise = True
 
     def __init__(self, decoder: IntegerDecoder) -> None:
         super().__init__(decoder.config)

@@ -42,6 +42,7 @@ class WidenedNetwork(Network):
     def __init__(self, network: DraftNetwork, vocab_size: int) -> None:
         self._network = network
         self.weight_bytes = network.weight_bytes
+        self.rowwise = network.rowwise
         self._vocab_size = vocab_size
         vocab = network.vocab
         self._vocab = None if vocab is None else torch.from_numpy(vocab).long()

@@ -32,9 +32,11 @@ class Body(Protocol):
 
     Attributes:
         weight_bytes: bytes of weights that a pass reads, the embedding's rows left out.
+        rowwise: as of a `Network`.
     """
 
     weight_bytes: int
+    rowwise: bool
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Run the parts; float[n, hidden] of all their tokens."""
@@ -44,6 +46,8 @@ class Body(Protocol):
 class ModuleBody:
     """Any transformers model without a head, in its own module tree: one part after the other, and
     no trees of tokens."""
+
+    rowwise = False
 
     def __init__(self, body: Any) -> None:
         self._body = body
@@ -71,9 +75,12 @@ class Network(ABC):
 
     Attributes:
         weight_bytes: bytes of weights that a pass reads.
+        rowwise: each row is computed by itself, its operations in one order, so that its bits
+            cannot depend on the rows beside it or on how tokens are split into passes.
     """
 
     weight_bytes: int
+    rowwise: bool = False
 
     @abstractmethod
     def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
@@ -115,6 +122,7 @@ class CausalNetwork(Network):
             self.weight_bytes = weight_bytes(model)
         else:
             self.weight_bytes = self._fast[0].weight_bytes + self._fast[1].num_bytes
+            self.rowwise = self._fast[0].rowwise
 
     @property
     def has_own_body(self) -> bool:

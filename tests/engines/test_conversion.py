@@ -200,8 +200,8 @@ OTHERS: list[Any] = [
 @pytest.mark.parametrize("make", OTHERS)
 @torch.inference_mode()
 def test_other_architectures_run_in_their_module_tree(make: Make, tmp_path: Path) -> None:
-    """In int8 as far as their matrices are `nn.Linear`, and never called bitwise where they are
-    not: the probe says so only if passes of 40 tokens agree as well."""
+    """In int8 as far as their matrices are `nn.Linear`, and never called bitwise: what is between
+    the matrices is not computed row by row."""
     model = make(NUM_TOKENS)
     model.save_pretrained(tmp_path / "other")
     byte_level_tokenizer().save_pretrained(tmp_path / "other")
@@ -214,10 +214,7 @@ def test_other_architectures_run_in_their_module_tree(make: Make, tmp_path: Path
     assert any(isinstance(module, ProductModule) for module in loaded.model.modules())
     whole = network.logits(IDS, KVCache(), len(IDS))
     assert float((whole - expected).norm() / expected.norm()) < 0.15
-    if probe(network, NUM_TOKENS, CPU).bitwise:
-        cache = KVCache()
-        parts = [network.logits(part, cache, len(part)) for part in torch.split(IDS, 7)]
-        assert torch.equal(torch.cat(parts), whole)
+    assert not probe(network, NUM_TOKENS, CPU).bitwise
 
 
 # --- which format -----------------------------------------------------------------------------

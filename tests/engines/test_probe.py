@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engines.torch.cache import KVCache
 from engines.torch.integer_decoder import convert
-from engines.torch.linears import integer
+from engines.torch.linears import integer, packed
 from engines.torch.network import CausalNetwork
 from engines.torch.probe import probe
 from engines.torch.weights import MappedWeights
@@ -22,6 +22,8 @@ def network(model: Any) -> CausalNetwork:
 
 class Spoiled:
     """A network whose logits have another last bit in passes of `size` tokens."""
+
+    rowwise = True
 
     def __init__(self, inner: CausalNetwork, size: int) -> None:
         self._inner, self._size = inner, size
@@ -49,6 +51,15 @@ def test_one_bit_in_any_kind_of_pass_shows() -> None:
     for size in (1, 2, 5, 6, 8):
         assert not probe(Spoiled(inner, size), 203, CPU).bitwise
     assert probe(Spoiled(inner, 3), 203, CPU).bitwise  # a size it does not run
+
+
+def test_a_network_that_is_not_rowwise_is_never_called_bitwise() -> None:
+    """Eight tokens may agree where forty do not."""
+    agreeing = Spoiled(network(random_model()), 3)
+    agreeing.rowwise = False
+    assert not probe(agreeing, 203, CPU).bitwise
+    floating = CausalNetwork(random_model(vocab_size=203), 203, packed)
+    assert not probe(floating, 203, CPU).bitwise
 
 
 def test_a_small_vocabulary_will_do() -> None:
