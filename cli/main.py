@@ -72,6 +72,7 @@ def up(
     target: options.Target = None,
     draft: options.Draft = None,
     middle_model: options.MiddleModel = None,
+    speculator: options.Speculator = None,
     dtype: options.Dtype = "auto",
     window: options.Window = None,
     drafter: options.DraftedBy = None,
@@ -123,6 +124,7 @@ def up(
         target=target,
         draft=draft,
         middle_model=middle_model,
+        speculator=options.speculator_setting(speculator),
         dtype=options.checked_dtype(dtype),
         window=window,
         drafter=drafter,
@@ -186,6 +188,7 @@ def generate(
     pair: options.Pair = None,
     target: options.Target = None,
     draft: options.Draft = None,
+    speculator: options.Speculator = None,
     dtype: options.Dtype = "auto",
     window: options.Window = None,
     drafter: options.DraftedBy = None,
@@ -211,9 +214,9 @@ def generate(
     from engines.catalog.sources import require_found
     from launch.stack import StackOptions
 
-    if target_only and (method or window or drafter or link or coupling):
+    if target_only and (method or window or drafter or link or coupling or speculator):
         raise typer.BadParameter(
-            "--target-only has no --method, --window, --drafter, --link or --coupling"
+            "--target-only has no --method, --window, --drafter, --link, --coupling or --speculator"
         )
     sampling = options.Sampling(
         method, max_new_tokens, temperature, top_p, top_k, coupling, seed, tuple(stop or ()), raw,
@@ -228,7 +231,8 @@ def generate(
     else:
         stack = StackOptions(
             pair=pair, target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
-            threads=threads, link=options.checked_link(link),
+            speculator=options.speculator_setting(speculator), threads=threads,
+            link=options.checked_link(link),
             middle=int(need_middle(request.method for request in requests)),
         )  # fmt: skip
         run(lambda: _print_together(requests, stack, json))

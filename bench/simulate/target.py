@@ -72,8 +72,7 @@ class KnownTarget:
         return self._at(cache.rows[index])
 
     def keep(self, cache: Positions, length: int, path: Sequence[int] = ()) -> None:
-        del path
-        cache.length = length
+        cache.length = length + len(path)
 
     def close(self, cache: Positions) -> None:
         cache.length = 0

@@ -18,6 +18,7 @@ from torch import Tensor
 from bus.protocol.arrays import Int32Array
 from bus.protocol.errors import LocalError, ModelError
 from decoding.engine import (
+    NO_ROWS,
     Capabilities,
     ProposedTree,
     Segment,
@@ -47,7 +48,8 @@ class TargetCache(SessionCache):
 
     Attributes:
         rows: of the last pass, and of those it continued.
-        speculator: kind it proposes by, empty for none. memory: what that holds of the session.
+        speculator: kind it proposes by, empty for none. memory: what that holds of the session;
+            None until its first pass, as a session is opened while others run.
     """
 
     rows: list[Rows] = field(default_factory=list)
@@ -100,8 +102,7 @@ class TargetModel(RunningModel[TargetCache]):
     def open(self, sampling: SamplingParams, speculator: str = "") -> TargetCache:
         """As `decoding.engine.Target.open`."""
         require_speculator(self.speculators, speculator)
-        memory = self.speculator(speculator).open() if speculator else None
-        return TargetCache(Prefix(), sampling, speculator=speculator, memory=memory)
+        return TargetCache(Prefix(), sampling, speculator=speculator)
 
     def equip(self, directories: Sequence[Path]) -> None:
         """Let sessions propose by the speculators in these directories, in place of those before.
@@ -138,10 +139,12 @@ class TargetModel(RunningModel[TargetCache]):
         self, cache: TargetCache, feed: Sequence[int], most: int, rows: bool = False
     ) -> ProposedTree:
         """As `decoding.engine.Target.propose`. A cache that holds nothing gets no proposal."""
-        if cache.memory is None:
+        if not cache.speculator:
             raise no_speculator()
         if not feed or most < 1:
             raise LocalError(f"expected tokens to read and room; got {len(feed)} and {most}")
+        if cache.memory is None or not cache.length:
+            return ProposedTree((), (), *NO_ROWS)
         if len(cache.prefix.tokens) != cache.length:
             raise LocalError("a tree was run and no path of it kept; nothing follows it")
         return cache.memory.propose(cache.prefix.tokens, feed, most, rows)
@@ -160,6 +163,8 @@ class TargetModel(RunningModel[TargetCache]):
             segment.check()
             if segment.parents and not self.capabilities.trees:
                 raise LocalError(f"{self.name} runs chains of tokens, not trees")
+            if segment.cache.speculator and segment.cache.memory is None:
+                segment.cache.memory = self.speculator(segment.cache.speculator).open()
         left = [(segment.cache.prefix, self._part(segment)) for segment in batch]
         parts = [part for _, part in left if part.tokens]
         with contextlib.ExitStack() as running:
@@ -251,7 +256,7 @@ class TargetModel(RunningModel[TargetCache]):
         prefix = segment.cache.prefix
         tokens: Sequence[int] = segment.tokens
         wanted = [want.index for want in segment.wants]
-        if not segment.parents and segment.cache.memory is None:  # that needs hidden states
+        if not segment.parents and not segment.cache.speculator:  # that needs hidden states
             num_rows = len(tokens) - wanted[0] if wanted else 0
             tokens = self.prefixes.fill(prefix, tokens, num_rows)
         skipped = len(segment.tokens) - len(tokens)

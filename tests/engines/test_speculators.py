@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,7 @@ from tests.engines.tiny import save_tiny
 PLAIN = SamplingParams(temperature=1.0, seed=7)
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 97, 93, 238, 46, 26, 43, 38, 32, 79, 50, 28, 84]
 NUM_LAYERS = 4
+TOLERANCE = {MEDUSA: 0.004, EAGLE3: 0.02}  # of a probability: matrices are rounded once more
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -40,8 +40,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def target(request: pytest.FixtureRequest, places: dict[str, Path]) -> TargetModel:
     target = TargetModel.load(str(places["model"]), request.param, "cpu")
     target.equip([places[kind] for kind in KINDS])
-    if request.param == "float32":  # the probe of so small a model sees no difference
-        target.capabilities = msgspec.structs.replace(target.capabilities, bitwise=False)
     return target
 
 
@@ -91,7 +89,7 @@ def test_probabilities_are_those_of_the_formulas(
         wanted = expected_probs(file, target, TEXT, path[:-1])
         given = torch.zeros(target.vocab_size)
         given[tree.q_ids[node].tolist()] = torch.from_numpy(tree.q_probs[node].astype(np.float32))
-        torch.testing.assert_close(given[file.vocab], wanted, rtol=0, atol=0.03)
+        torch.testing.assert_close(given[file.vocab], wanted, rtol=0, atol=TOLERANCE[kind])
     assert max(depths) > 1
 
 
@@ -176,7 +174,7 @@ def test_a_feed_of_several_tokens_is_followed(
     wanted = expected_probs(file, target, TEXT[:-2], feed[1:])
     given = dict(zip(tree.q_ids[0].tolist(), tree.q_probs[0].tolist(), strict=True))
     for token, prob in zip(file.vocab.tolist(), wanted.tolist(), strict=True):
-        assert given[token] == pytest.approx(prob, abs=0.03)
+        assert given[token] == pytest.approx(prob, abs=TOLERANCE[kind])
 
 
 def test_medusa_proposes_nothing_beyond_its_heads(target: TargetModel) -> None:
@@ -213,7 +211,7 @@ def test_a_long_text_is_read_in_chunks(
     wanted = expected_probs(file, target, text, [])
     given = dict(zip(tree.q_ids[0].tolist(), tree.q_probs[0].tolist(), strict=True))
     for token, prob in zip(file.vocab.tolist(), wanted.tolist(), strict=True):
-        assert given[token] == pytest.approx(prob, abs=0.03)
+        assert given[token] == pytest.approx(prob, abs=TOLERANCE[kind])
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])

@@ -36,7 +36,8 @@ class Memory(Protocol):
     def propose(
         self, held: Sequence[int], feed: Sequence[int], most: int, rows: bool
     ) -> ProposedTree:
-        """As `decoding.engine.Target.propose`, after tokens held; its errors were raised."""
+        """As `decoding.engine.Target.propose`, after at least one token held; its errors were
+        raised."""
         ...
 
 

@@ -20,20 +20,19 @@ Norm gains are folded into the matrices after them; so is the rotation of what a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decoding.engine import NO_ROWS, ProposedTree
+from decoding.engine import ProposedTree
 from engines.torch.cache import KVCache
 from engines.torch.network import CausalNetwork
-from engines.torch.rope import Rotation, turned
-from engines.torch.rotation import rotate
 from engines.torch.speculators.base import BRANCHES, MOST_DEPTH, product
 from engines.torch.speculators.file import Eagle3Config, SpeculatorFile
 from engines.torch.speculators.history import History
+from engines.torch.speculators.layer import Floats, Nodes, WideLayer
 from engines.torch.speculators.tree import NUM_SPARSE, Candidates, Level, least_log
 
 _CHUNK = 256  # positions of a text read at a time
@@ -56,34 +55,23 @@ class Eagle3:
         self.layers: tuple[int, ...] = config.feature_layers
         self.branches, self.least_path = BRANCHES, _LEAST_PATH
         self.hidden, self._epsilon = config.hidden, config.rms_norm_eps
-        self._num_heads, self._num_kv = config.num_attention_heads, config.num_key_value_heads
-        self._head_dim = config.head_dim
-        self._table = Rotation.plain(config.head_dim, config.rope_theta)
-        self._embedding, self._vocab = body.embedding, file.vocab.numpy()
-        self._fold(file.tensors(), rotated=body.basis is not None)
-
-    def _fold(self, tensors: dict[str, Tensor], rotated: bool) -> None:
-        """Make the products."""
+        self._vocab = file.vocab.numpy()
+        tensors, basis = file.tensors(), body.basis
 
         def reading(weight: Tensor) -> Tensor:
-            return rotate(weight) if rotated else weight
+            return weight if basis is None else weight @ basis
 
-        weights = {name: tensors[name] for name in tensors if name.endswith("weight")}
-        low_mid_high = weights["fc.weight"].chunk(3, dim=1)
+        low_mid_high = tensors["fc.weight"].chunk(3, dim=1)
         self._fc = product(torch.cat([reading(part) for part in low_mid_high], dim=1))
-        qkv = torch.cat([weights[f"{name}_proj.weight"] for name in "qkv"])
+        qkv = torch.cat([tensors[f"{name}_proj.weight"] for name in "qkv"])
         embedded, feature = qkv.chunk(2, dim=1)
-        self._qkv = product(
-            torch.cat(
-                (reading(embedded * tensors["embed_norm"]), feature * tensors["feature_norm"]),
-                dim=1,
-            )
-        )
-        self._output = product(weights["o_proj.weight"])
-        gated = torch.cat([weights["gate_proj.weight"], weights["up_proj.weight"]])
-        self._gate_up = product(gated * tensors["mlp_norm"])
-        self._down = product(weights["down_proj.weight"])
-        self._head = product(weights["head.weight"] * tensors["out_norm"])
+        gate_up = torch.cat([tensors["gate_proj.weight"], tensors["up_proj.weight"]])
+        read = reading(embedded * tensors["embed_norm"]), feature * tensors["feature_norm"]
+        self.layer = WideLayer(
+            config, body.embedding, torch.cat(read, dim=1), tensors["o_proj.weight"],
+            gate_up * tensors["mlp_norm"], tensors["down_proj.weight"],
+        )  # fmt: skip
+        self._head = product(tensors["head.weight"] * tensors["out_norm"])
 
     def open(self) -> Eagle3Memory:
         """For a new session."""
@@ -93,61 +81,13 @@ class Eagle3:
         """n(x) of float32[…, width]."""
         return F.rms_norm(x, (x.shape[-1],), eps=self._epsilon)
 
-    def features(self, streams: Tensor) -> Tensor:
+    def features(self, streams: Tensor) -> Floats:
         """g: float32[n, hidden] from n(low), n(mid), n(high), float32[n, 3·hidden]."""
-        return self._fc(streams)
+        return self._fc(streams).numpy()
 
-    def layer(
-        self,
-        tokens: Sequence[int],
-        g: Tensor,
-        positions: Sequence[int],
-        cache: KVCache,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """a: float32[n, hidden], appending to the cache.
-
-        Args:
-            tokens: x_{i+1} of each position i. g: float32[n, hidden].
-            mask: float32[n, past + n], added to the scores; None: all is seen.
-        """
-        size, group = len(tokens), self._num_heads // self._num_kv
-        embedded = F.embedding(torch.tensor(tokens), self._embedding).float()
-        qkv = self._qkv(torch.cat((self.normed(embedded), self.normed(g)), dim=1))
-        heads = qkv.view(size, -1, self._head_dim)
-        rotated = turned(heads[:, : -self._num_kv], *self._table.at(positions))
-        queries, keys = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
-        held_keys, held_values = cache.states.update(
-            keys.transpose(0, 1)[None], heads[:, -self._num_kv :].transpose(0, 1)[None], 0
-        )
-        grouped = queries.view(size, self._num_kv, group, self._head_dim).transpose(0, 1)
-        out = F.scaled_dot_product_attention(
-            grouped.reshape(1, self._num_kv, size * group, self._head_dim), held_keys, held_values,
-            attn_mask=None if mask is None else mask.repeat_interleave(group, dim=0),
-        )  # fmt: skip
-        mixed = out.view(self._num_kv, size, -1).transpose(0, 1).reshape(size, -1)
-        h = g + self._output(mixed)
-        gate, up = self._gate_up(self.normed(h)).chunk(2, dim=1)
-        return h + self._down(F.silu(gate) * up)
-
-    def level(self, a: Tensor, size: int) -> Level:
+    def level(self, a: Floats, size: int) -> Level:
         """The `size` most probable tokens after each of a, float32[n, hidden]."""
-        return Level.of(self._head(self.normed(a)), self._vocab, size)
-
-
-@dataclass(slots=True)
-class _Growth:
-    """A tree while it grows.
-
-    Attributes:
-        base: positions of the layer's cache that are the text's.
-        a: of each expanded node, float32[hidden]; −1 is the text's last position.
-        places: of each expanded node, counted from `base`.
-    """
-
-    base: int
-    a: dict[int, Tensor]
-    places: dict[int, int]
+        return Level.of(self._head(self.normed(torch.from_numpy(a))), self._vocab, size)
 
 
 class Eagle3Memory:
@@ -176,35 +116,32 @@ class Eagle3Memory:
         self, held: Sequence[int], feed: Sequence[int], most: int, rows: bool
     ) -> ProposedTree:
         """As `Memory.propose`."""
-        if not held:
-            return ProposedTree((), (), *NO_ROWS)
         a = self._read(held, feed)
         candidates = self._grown(a, len(held) + len(feed) - 1, most, rows)
         self._cache.keep(len(held) - 1)
         return candidates.tree(most, rows)
 
-    def _read(self, held: Sequence[int], feed: Sequence[int]) -> Tensor:
+    def _read(self, held: Sequence[int], feed: Sequence[int]) -> Floats:
         """a of the last position whose next token is known, float32[1, hidden]."""
         speculator, cache = self._speculator, self._cache
         length, following = len(held), [*held[cache.length + 1 :], feed[0]]
-        a = torch.empty(0)
+        a = np.empty((0, speculator.hidden), np.float32)
         for begin in range(cache.length, length, _CHUNK):
             end = min(begin + _CHUNK, length)
             tokens, following = following[: end - begin], following[end - begin :]
             g = speculator.features(self._streams.rows(begin, end))
-            mask = torch.full((end - begin, end), -torch.inf).triu_(begin + 1)
-            a = speculator.layer(tokens, g, list(range(begin, end)), cache, mask)[-1:]
+            a = speculator.layer.run(tokens, g, Nodes.chain(begin, end), cache)[-1:]
         for place, token in enumerate(feed[1:], start=length):
-            a = speculator.layer([token], a, [place], cache, None)
+            a = speculator.layer.run([token], a, Nodes.chain(place, place + 1), cache)
         return a
 
-    def _grown(self, a: Tensor, position: int, most: int, rows: bool) -> Candidates:
+    def _grown(self, a: Floats, position: int, most: int, rows: bool) -> Candidates:
         """Candidates after the text, whose last token is at `position`."""
         speculator = self._speculator
         size = max(NUM_SPARSE, speculator.branches) if rows else speculator.branches
-        found, growth = Candidates(), _Growth(self._cache.length, {-1: a[0]}, {})
+        found, least = Candidates(), least_log(speculator.least_path)
         found.add(speculator.level(a, size), 0, -1, speculator.branches)
-        least = least_log(speculator.least_path)
+        nodes, places, states = Nodes(self._cache.length), {-1: -1}, {-1: a[0]}
         for depth in range(1, min(MOST_DEPTH, most)):
             leaves = sorted(
                 node
@@ -213,30 +150,13 @@ class Eagle3Memory:
             )
             if not leaves:
                 break
-            states = self._expanded(leaves, found, growth, position + depth - 1)
-            level = speculator.level(states, size)
-            for row, node in enumerate(leaves):
-                growth.a[node] = states[row]
-                found.add(level, row, node, speculator.branches)
+            for leaf in leaves:
+                places[leaf] = nodes.add(places[found.parents[leaf]], position + depth - 1)
+            tokens = [found.tokens[leaf] for leaf in leaves]
+            g = np.stack([states[found.parents[leaf]] for leaf in leaves])
+            a = speculator.layer.run(tokens, g, nodes, self._cache)
+            level = speculator.level(a, size)
+            for row, leaf in enumerate(leaves):
+                states[leaf] = a[row]
+                found.add(level, row, leaf, speculator.branches)
         return found
-
-    def _expanded(
-        self, leaves: Sequence[int], found: Candidates, growth: _Growth, position: int
-    ) -> Tensor:
-        """a of leaves that follow the token at `position`, float32[leaves, hidden]."""
-        past = self._cache.length
-        mask = torch.zeros(len(leaves), past + len(leaves))
-        mask[:, growth.base :] = -torch.inf
-        for row, leaf in enumerate(leaves):
-            growth.places[leaf] = past - growth.base + row
-            node = leaf
-            while node >= 0:
-                mask[row, growth.base + growth.places[node]] = 0
-                node = found.parents[node]
-        return self._speculator.layer(
-            [found.tokens[leaf] for leaf in leaves],
-            torch.stack([growth.a[found.parents[leaf]] for leaf in leaves]),
-            [position] * len(leaves),
-            self._cache,
-            mask,
-        )

@@ -17,28 +17,32 @@ Formulas: `engines.torch.speculators.medusa` and `.eagle3`. Everything is in the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import torch
-from msgspec import Struct
+from msgspec import Meta, Struct
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bus.protocol.errors import ModelError
+from engines.catalog.speculators import SPECULATOR_CONFIG
 from engines.torch.draft_file import dequantise, quantise
+from engines.torch.sources import first_line
 
-CONFIG, WEIGHTS = "speculator.json", "speculator.safetensors"
+WEIGHTS = "speculator.safetensors"
 FORMAT = "e2sci-speculator-1"
 MEDUSA, EAGLE3 = "medusa", "eagle3"
 """The kinds, as `Method.speculator` names them."""
 
 Shapes = dict[str, tuple[int, ...]]
+_Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+_Count = Annotated[int, Meta(ge=1, le=1024)]
+_Positive = Annotated[float, Meta(gt=0)]
 
 
 class SpeculatorConfig(Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -51,8 +55,8 @@ class SpeculatorConfig(Struct, frozen=True, kw_only=True, tag_field="kind"):
     """
 
     format: Literal["e2sci-speculator-1"] = "e2sci-speculator-1"
-    hidden: int
-    vocab_size: int
+    hidden: _Size
+    vocab_size: _Size
     tokenizer_digest: str
     target: str
     feature_layers: tuple[int, int, int]
@@ -70,7 +74,7 @@ class SpeculatorConfig(Struct, frozen=True, kw_only=True, tag_field="kind"):
 class MedusaConfig(SpeculatorConfig, frozen=True, kw_only=True, tag=MEDUSA):
     """Of Medusa: `num_heads` heads, the k-th for the k-th token after the next."""
 
-    num_heads: int
+    num_heads: _Count
 
     def shapes(self, num_tokens: int) -> Shapes:
         """As `SpeculatorConfig.shapes`."""
@@ -83,12 +87,20 @@ class MedusaConfig(SpeculatorConfig, frozen=True, kw_only=True, tag=MEDUSA):
 class Eagle3Config(SpeculatorConfig, frozen=True, kw_only=True, tag=EAGLE3):
     """Of EAGLE-3: its layer, by transformers' names."""
 
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    rope_theta: float
-    rms_norm_eps: float
+    num_attention_heads: _Count
+    num_key_value_heads: _Count
+    head_dim: _Size
+    intermediate_size: _Size
+    rope_theta: _Positive
+    rms_norm_eps: _Positive
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which reading turns into a ModelError, for impossible heads."""
+        if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
+            raise ValueError(
+                f"{self.num_attention_heads} heads of width {self.head_dim} cannot share "
+                f"{self.num_key_value_heads} key heads; expected an even width and a multiple"
+            )
 
     def shapes(self, num_tokens: int) -> Shapes:
         """As `SpeculatorConfig.shapes`."""
@@ -131,7 +143,7 @@ class SpeculatorFile:
         Raises:
             ModelError: something is missing, damaged or of another format.
         """
-        config = _read_config(directory / CONFIG)
+        config = _read_config(directory / SPECULATOR_CONFIG)
         weights = directory / WEIGHTS
         try:
             with safe_open(weights, "pt") as file:
@@ -139,7 +151,7 @@ class SpeculatorFile:
                 vocab = file.get_tensor("vocab") if "vocab" in found else torch.empty(0)
         except (OSError, SafetensorError) as error:
             raise ModelError(
-                f"cannot read {weights}: {error}; train the speculator again"
+                f"cannot read {weights}: {first_line(error)}; train the speculator again"
             ) from None
         _check_vocab(vocab, config.vocab_size, weights)
         _check_shapes(found, config.shapes(vocab.numel()), weights)
@@ -154,7 +166,9 @@ class SpeculatorFile:
         try:
             stored = load_file(self.directory / WEIGHTS)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read {self.directory / WEIGHTS}: {error}") from None
+            raise ModelError(
+                f"cannot read {self.directory / WEIGHTS}: {first_line(error)}"
+            ) from None
         stored.pop("vocab")
         return dequantise(stored, torch.float32)
 
@@ -175,7 +189,7 @@ def save_speculator(directory: Path, config: AnyConfig, tensors: Mapping[str, Te
     directory.mkdir(parents=True, exist_ok=True)
     save_file(stored, directory / WEIGHTS)
     text = msgspec.json.format(msgspec.json.encode(config), indent=2)
-    (directory / CONFIG).write_bytes(text + b"\n")
+    (directory / SPECULATOR_CONFIG).write_bytes(text + b"\n")
 
 
 def _read_config(path: Path) -> AnyConfig:
@@ -188,11 +202,9 @@ def _read_config(path: Path) -> AnyConfig:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"{path} does not describe a speculator of format {FORMAT}: {error}; train it again"
+            f"{path} does not describe a speculator of format {FORMAT}: {first_line(error)}; train "
+            "it again"
         ) from None
-    numbers = [x for x in msgspec.structs.astuple(config) if isinstance(x, int | float)]
-    if not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise ModelError(f"{path}: sizes must be above 0; train the speculator again")
     return config
 
 

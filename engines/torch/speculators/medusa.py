@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoding.engine import NO_ROWS, ProposedTree
+from engines.torch.linears import Matrix
 from engines.torch.network import CausalNetwork
-from engines.torch.rotation import rotate
 from engines.torch.speculators.base import BRANCHES, MOST_DEPTH, product
 from engines.torch.speculators.file import MedusaConfig, SpeculatorFile
 from engines.torch.speculators.history import History
@@ -46,10 +46,11 @@ class Medusa:
         tensors = file.tensors()
         self.branches = BRANCHES
         self.num_heads, self.hidden = file.config.num_heads, file.config.hidden
-        self._basis = body.basis
         weights = [tensors[f"heads.{k}.weight"] for k in range(self.num_heads)]
-        if self._basis is not None:
-            weights = [rotate(weight) for weight in weights]
+        self._basis: Matrix | None = None
+        if body.basis is not None:
+            weights = [weight @ body.basis for weight in weights]
+            self._basis = product(body.basis.T.contiguous())
         biases = [tensors[f"heads.{k}.bias"] for k in range(self.num_heads)]
         self._heads = product(torch.cat(weights), torch.cat(biases))
         rows = head.rows(file.vocab)
@@ -63,7 +64,7 @@ class Medusa:
     def levels(self, last: Tensor, begin: int, end: int, size: int) -> Level:
         """The `size` most probable tokens by heads `begin` … `end`−1 on float32[hidden]."""
         raised = F.silu(self._heads(last[None]).view(self.num_heads, -1)[begin:end])
-        states = last + (raised if self._basis is None else raised @ self._basis)
+        states = last + (raised if self._basis is None else self._basis(raised))
         return Level.of(self._logits(states), self._vocab, size)
 
 
@@ -90,7 +91,7 @@ class MedusaMemory:
         speculator, length = self._speculator, len(held)
         begin = len(feed) - 1
         end = min(speculator.num_heads, begin + most, begin + MOST_DEPTH)
-        if not length or begin >= end:
+        if begin >= end:
             return ProposedTree((), (), *NO_ROWS)
         size = max(NUM_SPARSE, speculator.branches) if rows else speculator.branches
         level = speculator.levels(self._last.rows(length - 1, length)[0], begin, end, size)

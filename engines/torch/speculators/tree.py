@@ -9,18 +9,18 @@ from heapq import heappop, heappush
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
 from decoding.engine import NO_ROWS, ProposedTree
 from decoding.sampling import canonical
+from engines.torch import kernels
 
 NUM_SPARSE = 48
 """Most probabilities that a node's row holds; as many as an edge sends of a drafted token."""
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Level:
 
     Attributes:
         ids: int64[m, K], of each distribution, in falling order.
-        log_probs: float64[m, K], at temperature 1.
+        log_probs: float32[m, K], at temperature 1.
     """
 
     ids: Ints
@@ -38,9 +38,11 @@ class Level:
     @classmethod
     def of(cls, logits: Tensor, vocab: Ints, size: int) -> Level:
         """Of float32[m, H] logits of the tokens int64[H]; `size` entries each, at most H."""
-        top, places = torch.topk(logits, min(size, logits.shape[1]))
-        masses = torch.logsumexp(logits, dim=1, keepdim=True)
-        return cls(vocab[places.numpy()], (top - masses).double().numpy())
+        rows = np.ascontiguousarray(logits.numpy())
+        shape = len(rows), min(size, rows.shape[1])
+        places, log_probs = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
+        kernels.most_probable(rows, places, log_probs)
+        return cls(vocab[places], log_probs)
 
     def row(self, index: int, size: int) -> tuple[Int32Array, Float16Array]:
         """One distribution's `size` entries as they travel, in canonical order."""
