@@ -172,7 +172,7 @@ def test_a_training_learns_and_the_engine_foresees_the_same(
     run._restored(settings, Optimiser(dict(module.named_parameters()), 1.0, 0.1))
     learnt = load_texts(settings.corpus.directory, kind)[0][:8]
     expected = quality(module, learnt).accepted
-    assert expected > (0.3 if kind == "medusa" else 1.0)
+    assert expected > (0.2 if kind == "medusa" else 1.0)
     speculating = TargetModel.load(str(model), "int8", "cpu")
     speculating.equip([settings.out])
     speculating.speculator(kind).branches = 1
