@@ -132,7 +132,9 @@ def judged_windows(
         fact = replace(
             fact, num_committed=len(text.new), rolled_back=text.rejected, rescued=rescued
         )
-        return (_of_tree(fact, tree_accepted(state, text, feedback), feedback),)
+        if feedback.proposed:
+            fact = _of_tree(fact, state, text, feedback)
+        return (fact,)
     return tuple(facts)
 
 
@@ -145,16 +147,19 @@ def tree_accepted(state: EdgeState, text: Decided, feedback: Feedback) -> int:
     return max(0, min(len(feedback.token_ids) - 1 - known, len(text.new)))
 
 
-def _of_tree(fact: WindowJudged, num_accepted: int, feedback: Feedback) -> WindowJudged:
-    """With the tree that the pass has judged, if there was one: as a window of its depth."""
-    if not feedback.proposed:
-        return fact
+def _of_tree(
+    fact: WindowJudged, state: EdgeState, text: Decided, feedback: Feedback
+) -> WindowJudged:
+    """With the tree that the pass has judged, as a window of its depth."""
+    num_accepted = tree_accepted(state, text, feedback)
+    lenient = state.spec.method.sends_threshold
     return replace(
         fact,
         outcome=_outcome(num_accepted >= feedback.depth, prehit=False),
         num_drafted=feedback.depth,
         num_accepted=min(num_accepted, feedback.depth),
         proposed=feedback.proposed,
+        threshold=state.threshold_at(fact.at_ms) if lenient else 0.0,
     )
 
 

@@ -9,7 +9,7 @@ holds likeliest, or with a rule that looks at every child (`AcceptanceRule.every
 them; then the longest path is taken, and of equals the one that keeps to the target's own tokens
 and then to likelier children [ours]. Where the walk stops, the target's own token follows.
 
-A lossless rule accepts nothing but own tokens, so the text is the target's whatever is proposed.
+A lossless rule accepts nothing but own tokens, so the text is the target's for any proposal.
 """
 
 from __future__ import annotations

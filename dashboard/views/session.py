@@ -139,7 +139,8 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
     if not windows:
         st.caption("Telemetry holds none of them any more.")
         return
-    lossless = method is not None and method.acceptance.lossless  # there is no threshold
+    lossless = method is not None and method.acceptance.lossless
+    has_threshold = method is None or method.acceptance.compares
     judge = "" if steps is None else steps.judge.name
     first_ms = windows[0].at_ms
     column = st.column_config
@@ -152,7 +153,7 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
                 "drafted": [w.num_drafted for w in windows],
                 "accepted": [w.num_accepted for w in windows],
                 "why": [why(w, lossless, judge) for w in windows],
-                "threshold": [None if lossless else w.threshold for w in windows],
+                "threshold": [w.threshold if has_threshold else None for w in windows],
                 "credit": [credit_of(w.method, w.credit) for w in windows],
                 "in_flight": [w.in_flight for w in windows],
                 "draft_ms": [w.draft_ms for w in windows],

@@ -3,8 +3,8 @@ likely enough, measured by how unsure the target is.
 
     accept x  iff  p₁(x) > min(ε, α·exp(−H(p₁)))        ε = 0.09, α = 0.3
 
-H is the entropy of the target's row in nats. Both are taken at temperature 1, whatever the
-session's temperature is [ours]: so the rule is defined at temperature 0 as well.
+H is the entropy of the target's row in nats. Both are taken at temperature 1 in sessions of every
+temperature [ours]: so the rule is defined at temperature 0 as well.
 """
 
 from __future__ import annotations

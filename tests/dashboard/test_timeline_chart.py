@@ -161,7 +161,7 @@ def test_a_middle_workers_passes_have_a_lane_of_their_own() -> None:
     assert MIDDLE_Y not in timeline_figure(entry(*EVENTS)).layout.yaxis.tickvals
 
 
-def test_passes_over_trees_are_told_from_those_of_a_token_alone() -> None:
+def test_passes_over_trees_have_a_trace_of_their_own() -> None:
     made = entry(PassSpan(0.0, 10.0, 1), PassSpan(10.0, 22.0, 9, 8, 3, 2), method="medusa")
     lanes = lanes_of(made)
     assert times(lanes.own) == [(0.0, 10.0)]

@@ -1,4 +1,4 @@
-"""Sessions whose target proposes by a speculator: over any link, whatever is proposed, in every
+"""Sessions whose target proposes by a speculator: over any link, with any proposal, in every
 order of events."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ pairs = st.builds(
     fates=fates, forget=st.frozensets(st.integers(0, 30), max_size=2), size=st.integers(0, 12),
     length=st.integers(1, 24), end=st.none() | st.integers(0, 8),
 )  # fmt: skip
-def test_a_lossless_method_writes_the_targets_own_text_whatever_is_proposed(
+def test_a_lossless_method_writes_the_targets_own_text_for_any_proposal(
     pair: ToyPair, name: str, sampling: SamplingParams, fates: tuple[Fate, ...],
     forget: frozenset[int], size: int, length: int, end: int | None,
 ) -> None:  # fmt: skip
