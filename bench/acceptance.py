@@ -39,6 +39,8 @@ from decoding.engine import NO_IDS, Drafter, ProposedTree, Segment
 from engines.lookup import LookupDrafter
 from engines.torch.heads import load_wide
 from engines.torch.oracle import RecordedAnswer
+from engines.torch.speculators.base import BRANCHES
+from engines.torch.speculators.file import MEDUSA
 from engines.torch.target import TargetModel
 
 _NO_PROBS = np.empty(0, np.float16)
@@ -55,6 +57,7 @@ class Plan:
         draft: spec of a draft model, with its own head and with `heads` of so many tokens, the most
             frequent ones (FR-Spec).
         depth: tokens of a chain. tree_tokens: of a tree, for the speculators.
+        speculators: their directories.
         answers: file of recorded answers; what is missing there is written, an answer at a time.
     """
 
@@ -65,6 +68,7 @@ class Plan:
     max_new_tokens: int
     depth: int = 4
     tree_tokens: int = 8
+    speculators: tuple[Path, ...] = ()
     answers: Path | None = None
 
 
@@ -184,6 +188,7 @@ class Speculating:
     kind: str
     most: int
     depth: int
+    branches: int
     _cache: Any = None
     _text: Tokens = ()
 
@@ -194,6 +199,7 @@ class Speculating:
         self.target.prefill(self._cache, prompt[:-1])
 
     def propose(self) -> ProposedTree:
+        self.target.speculator(self.kind).branches = self.branches
         return self.target.propose(self._cache, self._feed, self.most)
 
     def commit(self, tokens: Tokens, tree: ProposedTree, path: Sequence[int]) -> None:
@@ -283,6 +289,14 @@ def proposers(
     for drafter in with_heads(load_wide(plan.draft), plan.heads):
         name = f"draft {plan.draft}, head of {len(drafter.vocab):,} tokens"
         rows.append((name, shape, Drafting(drafter, depth)))
+    for kind in target.speculators:
+        most = 4 if kind == MEDUSA else depth
+        lengths = range(1, most + 1) if kind == MEDUSA else (depth,)
+        rows += [
+            (kind, f"chain of {n}", Speculating(target, kind, n, n, branches=1)) for n in lengths
+        ]
+        tree = Speculating(target, kind, plan.tree_tokens, most, BRANCHES)
+        rows.append((kind, f"tree of {plan.tree_tokens}", tree))
     return rows
 
 
@@ -299,6 +313,7 @@ def run(plan: Plan, as_json: bool) -> list[Figures]:
         answers = recorded_answers(
             target, plan.prompts, plan.max_new_tokens, plan.answers, lambda: progress.advance(task)
         )
+        target.equip(plan.speculators)
         rows = proposers(plan, target, answers)
         progress.reset(task, total=len(answers) * len(rows), description="replaying")
         torch.set_num_threads(1)

@@ -191,6 +191,7 @@ def bench_acceptance(
     max_new_tokens: Annotated[int, typer.Option(min=8, help="Longest answer, in tokens.")] = 96,
     depth: Annotated[int, typer.Option(min=1, max=16, help="Tokens of a chain.")] = 4,
     tree_tokens: Annotated[int, typer.Option(min=1, max=64, help="Tokens of a tree.")] = 8,
+    speculator: options.Speculator = None,
     answers: Annotated[
         Path | None,
         typer.Option(help="File of the target's answers, which need not be written again."),
@@ -207,12 +208,15 @@ def bench_acceptance(
     from bench.acceptance import run as run_acceptance
     from bench.datasets import in_turns, read_questions
     from bench.exactness.run import own_prompts
+    from engines.catalog.speculators import chosen_speculators
 
     asked = in_turns([read_questions(path, limit) for path in data or ()])
     prompts = tuple(question.prompt for question in asked) or own_prompts(20)
+    held = chosen_speculators(options.speculator_setting(speculator) or "", specs.target)
     plan = Plan(
-        specs.target, specs.draft, sizes, prompts, max_new_tokens, depth, tree_tokens, answers
-    )
+        specs.target, specs.draft, sizes, prompts, max_new_tokens, depth, tree_tokens,
+        tuple(held), answers,
+    )  # fmt: skip
     run_acceptance(plan, json)
 
 

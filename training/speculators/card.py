@@ -33,7 +33,7 @@ def write_card(directory: Path, report: Report) -> None:
     (directory / "README.md").write_text(
         f"""# {_NAMES[report.kind]} for {report.target}
 
-After {_SOURCES[report.kind]}. Load it with `e2sci up --speculator {directory}`; it drafts for this
+After {_SOURCES[report.kind]}. Load it with `e2sci up --speculator DIR`; it drafts for this
 target alone, and only its speed depends on these weights: an exact method's text is the target's.
 
 - Learnt from {report.train_tokens:,} tokens of the target's own greedy answers to {asked}.
