@@ -165,7 +165,7 @@ def test_opening_is_repeated_with_backoff_and_the_peer_looked_up_when_it_drags_o
         check = (CheckPeer(),) if number >= CHECK_PEER_AFTER_SENDS else ()
         assert session.tell(Tick(now_ms)) == (Send(OPEN), *check)
         assert session.tell(Tick(now_ms)) == ()
-    assert waits[:4] == [1000.0, 2000.0, 4000.0, 5000.0]
+    assert waits[:4] == [100.0, 200.0, 400.0, 800.0]
     effects = session.tell(Tick(now_ms + MAX_TIMEOUT_MS))
     assert effects == (SeekPeer("the cloud worker does not answer"),)
     assert session.state.stage == edge.Seeking()
