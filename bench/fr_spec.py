@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,27 +22,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.passes import GREEDY
 from bench.progress import counting_bar
-from bench.reference import generate_alone
+from bench.recorded import Tick, recorded_answers
 from bench.steps import STEPS, timed, window_ms
 from bus.protocol.arrays import Float16Array, Int32Array
-from engines.tokenizer import encode_prompt
 from engines.torch.cache import KVCache
 from engines.torch.draft import TrimmedDraft, described
 from engines.torch.drafter import DraftCache, ModelDrafter
 from engines.torch.heads import WideDraft, load_wide
 from engines.torch.integer import IntegerProduct
-from engines.torch.oracle import RecordedAnswer, read_answers, write_answers
+from engines.torch.oracle import RecordedAnswer
 from engines.torch.parts import Part, wanted_rows
-from engines.torch.target import TargetModel
 from training.distill.evaluation import accepted_per_window
 
 FULL = "full"
 OWN = "own"
-
-Tick = Callable[[], None]
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +166,10 @@ def run(plan: Plan, as_json: bool) -> list[HeadFigures]:
     drafts = with_heads(wide, plan.sizes)  # what cannot be had is refused before anything is run
     with counting_bar() as progress:
         task = progress.add_task("the target's answers", total=len(plan.prompts))
-        answers = recorded_answers(plan, lambda: progress.advance(task))
+        answers = recorded_answers(
+            plan.target, plan.prompts, plan.max_new_tokens, plan.answers,
+            lambda: progress.advance(task),
+        )  # fmt: skip
         progress.reset(task, total=len(answers), description="agreement")
         agrees = agreements(wide, drafts, answers, lambda: progress.advance(task))
         progress.reset(task, total=plan.repeats, description="steps")
@@ -204,33 +201,6 @@ def with_heads(wide: WideDraft, sizes: Sequence[int]) -> list[HeadedDraft]:
     if not any(np.array_equal(wide.own, vocab) for vocab in heads.values()):
         heads[OWN] = wide.own
     return [HeadedDraft(name, wide, vocab) for name, vocab in heads.items()]
-
-
-def recorded_answers(plan: Plan, tick: Tick = lambda: None) -> list[RecordedAnswer]:
-    """The target's own greedy answers: those of the file, and where it has fewer than there are
-    prompts, the missing ones, by the target alone.
-
-    Raises:
-        ModelError: the target cannot be loaded.
-        ConfigurationError: the file cannot be read.
-    """
-    path = plan.answers
-    known = read_answers(path) if path is not None and path.exists() else {}
-    if len(known) < len(plan.prompts):
-        target = TargetModel.load(plan.target, "int8")
-        for text in plan.prompts:
-            prompt = tuple(encode_prompt(target.tokenizer, text, raw=False))
-            if prompt not in known:
-                own = generate_alone(target, prompt, GREEDY, plan.max_new_tokens, target.eos_tokens)
-                known[prompt] = tuple(own)
-                if path is not None:
-                    write_answers(path, _recorded(known))
-            tick()
-    return _recorded(known)
-
-
-def _recorded(answers: Mapping[Tokens, Tokens]) -> list[RecordedAnswer]:
-    return [RecordedAnswer(prompt, answer) for prompt, answer in answers.items()]
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from decoding import methods
 app = typer.Typer(invoke_without_command=True)
 app.callback()(evaluation.evaluate)
 app.command("draft")(drafts.bench_draft)
+app.command("acceptance")(drafts.bench_acceptance)
 app.command("fr-spec")(drafts.bench_fr_spec)
 app.command()(fidelity.exactness)
 app.command()(fidelity.coupling)

@@ -1,4 +1,4 @@
-"""`e2sci distill`: the progress bar and the figures at the end."""
+"""`e2sci distill` and `e2sci train`: the progress bar and the figures at the end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from engines.torch.loading import load_causal_lm
 from training.distill.evaluation import DraftQuality
 from training.distill.run import DistillSettings, Result
 from training.distill.run import distill as run_distill
+from training.speculators.run import Report
 
-__all__ = ["distill", "parse_layers"]
+__all__ = ["TrainingBar", "distill", "parse_layers", "print_report"]
 
 _SMOOTHING = 0.1  # weight of the newest step in the loss and the speed shown
 
@@ -28,7 +29,7 @@ def distill(
     settings: DistillSettings, target: str, dtype: str, device: str, as_json: bool
 ) -> Result:
     """Make a draft and print what came of it."""
-    with _Bar() as bar:
+    with TrainingBar() as bar:
         bar.phase("loading")
         model = load_causal_lm(target, dtype, device)
         result = run_distill(settings, model, bar)
@@ -54,7 +55,7 @@ def parse_layers(text: str) -> tuple[int, ...] | int:
     return numbers if len(numbers) > 1 or text.endswith(",") else numbers[0]
 
 
-class _Bar:
+class TrainingBar:
     """One bar a phase, on stderr, with loss, tokens a second and the time left."""
 
     def __init__(self) -> None:
@@ -130,3 +131,23 @@ def _print(result: Result, out: Path) -> None:
         f"{result.steps} steps, {result.seconds / 60:.1f} minutes"
     )
     console.print(f"use it: e2sci generate --draft {out} …", soft_wrap=True)
+
+
+def print_report(report: Report, out: Path) -> None:
+    """What a speculator foresees, beside what counting foresees."""
+    depth = report.final.depth
+    title = f"of {depth} tokens, on {report.final.positions} positions held out (measured)"
+    table = Table(title=title)
+    table.add_column("")
+    for heading in ("accepted", *(f"place {place}" for place in range(depth))):
+        table.add_column(heading, justify="right")
+    for name, quality in ((report.kind, report.final), *report.others.items()):
+        shares = (f"{share:.2f}" for share in quality.right)
+        table.add_row(name, f"{quality.accepted:.2f}", *shares)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{report.train_tokens} answer tokens, {report.seen_tokens} learnt from in "
+        f"{report.steps} steps, {report.seconds / 60:.1f} minutes"
+    )
+    console.print(f"use it: e2sci generate --speculator {out} …", soft_wrap=True)

@@ -1,4 +1,5 @@
-"""The commands that make and judge drafts: `e2sci distill`, `e2sci bench draft` and `fr-spec`.
+"""The commands that make and judge drafts: `e2sci distill`, `e2sci bench draft`, `fr-spec`
+and `acceptance`.
 
 As in `cli.main`, what loads torch is imported where it is used.
 """
@@ -13,7 +14,7 @@ import typer
 from cli import options
 from cli.group import INTERRUPTED, say
 
-__all__ = ["bench_draft", "bench_fr_spec", "distill"]
+__all__ = ["bench_acceptance", "bench_draft", "bench_fr_spec", "distill"]
 
 
 def distill(
@@ -170,6 +171,57 @@ def bench_fr_spec(
         answers,
     )  # fmt: skip
     run_fr_spec(plan, json)
+
+
+def bench_acceptance(
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Prompts from a benchmark file (docs/bench.md); may be given several times.",
+            show_default="20 of this project's",
+        ),
+    ] = None,
+    heads: Annotated[
+        str, typer.Option(help="Tokens of further heads of the draft (FR-Spec); comma between.")
+    ] = "8192",
+    pair: options.Pair = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts of each file.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(min=8, help="Longest answer, in tokens.")] = 96,
+    depth: Annotated[int, typer.Option(min=1, max=16, help="Tokens of a chain.")] = 4,
+    tree_tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=64, help="Tokens of a tree; may be given several times. 3 and 8."),
+    ] = None,
+    speculator: options.Speculator = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="File of the target's answers, which need not be written again."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """How many drafted tokens a pass accepts: lookup, draft model, FR-Spec, Medusa, EAGLE-3.
+
+    Each drafter replays the target's own greedy answers, in int8, on one core.
+    """
+    specs = options.checked_models(pair, target, draft)
+    sizes = tuple(_head_size(part) for part in heads.split(",")) if heads else ()
+    from bench.acceptance import Plan
+    from bench.acceptance import run as run_acceptance
+    from bench.datasets import in_turns, read_questions
+    from bench.exactness.run import own_prompts
+    from engines.catalog.speculators import chosen_speculators
+
+    asked = in_turns([read_questions(path, limit) for path in data or ()])
+    prompts = tuple(question.prompt for question in asked) or own_prompts(20)
+    held = chosen_speculators(options.speculator_setting(speculator) or "", specs.target)
+    plan = Plan(
+        specs.target, specs.draft, sizes, prompts, max_new_tokens, depth,
+        tuple(tree_tokens or (3, 8)),
+        tuple(held), answers,
+    )  # fmt: skip
+    run_acceptance(plan, json)
 
 
 def _head_size(text: str) -> int:

@@ -37,7 +37,8 @@ def exactness(
         list[str] | None,
         typer.Option(
             help="A lossless method; may be given several times.",
-            show_default="all of them but variants of another, such as auto-chain",
+            show_default="all of them but variants of another, such as auto-chain; medusa and "
+            "eagle3 where the target has the speculator",
         ),
     ] = None,
     window: Annotated[
@@ -71,14 +72,18 @@ def exactness(
     some cell. A cell's answers are compared with the target alone with the same seed. Exit status
     1 where they differ by more than rounding of the number format explains.
     """
-    from bench.exactness.answers import Asked
-    from bench.exactness.design import usual_cells
+    from dataclasses import replace
+
+    from bench.exactness.answers import Asked, speculators_of
+    from bench.exactness.design import usual_cells, usual_methods
     from bench.exactness.run import own_prompts
     from bench.exactness.run import run as run_exactness
 
     factors = _exactness_factors(method or [], window or [], link or [], temperature or [])
     specs = options.checked_models(pair, target, draft)
     asked = Asked(own_prompts(prompts), max_new_tokens, *specs, options.checked_dtype(dtype))
+    if not method:
+        factors = replace(factors, methods=usual_methods(speculators_of(asked)))
     if not run_exactness(factors, cells or usual_cells(factors), asked, json):
         raise typer.Exit(1)
 

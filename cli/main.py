@@ -15,7 +15,7 @@ import typer
 
 from bus.protocol.errors import ConfigurationError, RequestError
 from bus.protocol.requests import GenerationRequest
-from cli import __version__, benches, calibration, drafts, methods, options, ranking
+from cli import __version__, benches, calibration, drafts, methods, options, ranking, training
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 from decoding.methods import need_middle
@@ -31,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(benches.app, name="bench")
+app.add_typer(training.app, name="train", help="Train a speculator: Medusa or EAGLE-3.")
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
 app.command()(ranking.rank)
@@ -71,6 +72,7 @@ def up(
     target: options.Target = None,
     draft: options.Draft = None,
     middle_model: options.MiddleModel = None,
+    speculator: options.Speculator = None,
     dtype: options.Dtype = "auto",
     window: options.Window = None,
     drafter: options.DraftedBy = None,
@@ -122,6 +124,7 @@ def up(
         target=target,
         draft=draft,
         middle_model=middle_model,
+        speculator=options.speculator_setting(speculator),
         dtype=options.checked_dtype(dtype),
         window=window,
         drafter=drafter,
@@ -185,6 +188,7 @@ def generate(
     pair: options.Pair = None,
     target: options.Target = None,
     draft: options.Draft = None,
+    speculator: options.Speculator = None,
     dtype: options.Dtype = "auto",
     window: options.Window = None,
     drafter: options.DraftedBy = None,
@@ -210,9 +214,9 @@ def generate(
     from engines.catalog.sources import require_found
     from launch.stack import StackOptions
 
-    if target_only and (method or window or drafter or link or coupling):
+    if target_only and (method or window or drafter or link or coupling or speculator):
         raise typer.BadParameter(
-            "--target-only has no --method, --window, --drafter, --link or --coupling"
+            "--target-only has no --method, --window, --drafter, --link, --coupling or --speculator"
         )
     sampling = options.Sampling(
         method, max_new_tokens, temperature, top_p, top_k, coupling, seed, tuple(stop or ()), raw,
@@ -227,7 +231,8 @@ def generate(
     else:
         stack = StackOptions(
             pair=pair, target=target, draft=draft, dtype=dtype, window=window, drafter=drafter,
-            threads=threads, link=options.checked_link(link),
+            speculator=options.speculator_setting(speculator), threads=threads,
+            link=options.checked_link(link),
             middle=int(need_middle(request.method for request in requests)),
         )  # fmt: skip
         run(lambda: _print_together(requests, stack, json))

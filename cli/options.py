@@ -127,6 +127,14 @@ Draft = Annotated[
         show_default="the pair's",
     ),
 ]
+Speculator = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Directory of a speculator of the target (methods medusa, eagle3; docs/speculators.md)"
+        "; may be given once for each kind; none: without.",
+        show_default="those shipped for the target",
+    ),
+]
 MiddleModel = Annotated[
     str | None,
     typer.Option(
@@ -309,6 +317,18 @@ def checked_link(link: str | None) -> str | None:
 
         find_link(link)
     return link
+
+
+def speculator_setting(given: list[str] | None) -> str | None:
+    """The cloud workers' setting.
+
+    Raises:
+        ModelError: a directory holds no speculator.
+    """
+    # Here because few commands need it.
+    from engines.catalog.speculators import as_setting
+
+    return as_setting(given) if given else None
 
 
 def checked_dtype(dtype: str) -> str:

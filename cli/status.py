@@ -125,7 +125,7 @@ def _workers_table(workers: list[WorkerRecord]) -> Table:
         table.add_row(
             record.role,
             record.worker_id,
-            f"{record.model} ({record.number_format}, {record.device})" if record.model else "-",
+            _model(record),
             f"{record.load}/{record.capacity}" if record.capacity else "-",
             f"{heartbeat_age_s(record):.1f} s ago",
             ", ".join(
@@ -136,6 +136,14 @@ def _workers_table(workers: list[WorkerRecord]) -> Table:
             or "-",
         )
     return table
+
+
+def _model(record: WorkerRecord) -> str:
+    """A worker's model, in which numbers and where it runs, and what proposes beside it."""
+    if not record.model:
+        return "-"
+    beside = f" + {', '.join(record.speculators)}" if record.speculators else ""
+    return f"{record.model}{beside} ({record.number_format}, {record.device})"
 
 
 def _prefix_cache(record: WorkerRecord) -> str:

@@ -2,14 +2,15 @@
 
 The model thread repeats three steps:
 
-    schedule     every session with work gets a row; then windows share a budget equally, and
-                 prompts share a chunk that keeps the pass to about two decode passes
+    schedule     every session with work gets a row; then trees and windows share a budget equally,
+                 and prompts share a chunk that keeps the pass to about two decode passes
     run          one pass over all of it
     postprocess  what is complete goes to its session as an event, which may ask for more at once:
                  nothing waits for the event loop between two passes
 
-Of each session one piece of work is under way at most. Its text does not depend on the sessions
-beside it.
+A tree runs in one piece, so its size is decided when its pass begins: it is at most its session's
+share of the budget. Of each session one piece of work is under way at most. Its text does not
+depend on the sessions beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from cloud_worker.costs import PassCosts
-from decoding.cloud_events import Event, FetchRow, Forward, FullRowReady, Prefill, Prefilled
+from decoding.cloud_events import Crop, Event, FetchRow, Forward, FullRowReady, Prefill, Prefilled
 from decoding.cloud_state import CloudState
 from decoding.engine import Cache, Segment, Target, TargetRow, Want
 from decoding.passes import SessionPass, begin_pass
@@ -33,7 +34,7 @@ T = TypeVar("T")
 CacheOf_co = TypeVar("CacheOf_co", covariant=True)
 
 BUDGET = 64
-"""Rows of windows in a pass, beside each session's first [ours]."""
+"""Rows of windows and trees in a pass, beside each session's first [ours]."""
 
 
 class Client(Protocol[CacheOf_co]):
@@ -55,14 +56,14 @@ class Work(Generic[Cache]):
     """What a session waits for.
 
     Attributes:
-        keep: length its cache is cut to first, or None. number: rises from work to work.
+        crops: what is cut off its cache first, in this order. number: rises from work to work.
         tokens: of a prompt, left to run. begun: its pass.
         model_ms: duration of its beginning and its passes; share_ms: its rows' share of them.
     """
 
     client: Client[Cache]
     effect: Prefill | Forward | FetchRow
-    keep: int | None
+    crops: tuple[Crop, ...]
     number: int
     is_new: bool = True
     tokens: tuple[int, ...] = ()
@@ -75,17 +76,23 @@ class Work(Generic[Cache]):
         """Rows it still needs."""
         return len(self.tokens) if self.begun is None else self.begun.num_left
 
-    def begin(self, target: Target[Cache]) -> None:
-        """Roll the cache back, and judge a window by the cached row; both are the model's time."""
+    @property
+    def whole(self) -> bool:
+        """Whether all that is left runs in one pass."""
+        return self.begun is not None and self.begun.whole
+
+    def begin(self, target: Target[Cache], most: int) -> None:
+        """Roll the cache back, and judge a window by the cached row or have a tree of at most so
+        many tokens proposed; all of it is the model's time."""
         self.is_new = False
         began_ms = now_ms()
         cache, effect = self.client.cache, self.effect
-        if self.keep is not None:
-            target.keep(cache, min(self.keep, target.length(cache)))
+        for crop in self.crops:
+            target.keep(cache, min(crop.length, target.length(cache)), crop.path)
         if isinstance(effect, Prefill):
             self.tokens = effect.tokens
         elif isinstance(effect, Forward):
-            self.begun = begin_pass(target, cache, self.client.state, effect)
+            self.begun = begin_pass(target, cache, self.client.state, effect, most)
         self.model_ms = self.share_ms = now_ms() - began_ms
 
     def segment(self, num_rows: int) -> Segment[Cache]:
@@ -143,10 +150,13 @@ class Scheduler(Generic[Cache]):
         self._costs = PassCosts()
 
     def submit(
-        self, client: Client[Cache], effect: Prefill | Forward | FetchRow, keep: int | None
+        self,
+        client: Client[Cache],
+        effect: Prefill | Forward | FetchRow,
+        crops: tuple[Crop, ...] = (),
     ) -> None:
         """A session's next piece of work; from any thread."""
-        self._thread.post(partial(self.take, client, effect, keep))
+        self._thread.post(partial(self.take, client, effect, crops))
 
     def close(self, client: Client[Cache]) -> None:
         """Drop a session's work and give its cache back to the target; from any thread."""
@@ -155,10 +165,13 @@ class Scheduler(Generic[Cache]):
     # --- on the model thread ------------------------------------------------------------------
 
     def take(
-        self, client: Client[Cache], effect: Prefill | Forward | FetchRow, keep: int | None
+        self,
+        client: Client[Cache],
+        effect: Prefill | Forward | FetchRow,
+        crops: tuple[Crop, ...] = (),
     ) -> None:
         """As `submit`, on the model thread."""
-        self._work.append(Work(client, effect, keep, next(self._numbers)))
+        self._work.append(Work(client, effect, crops, next(self._numbers)))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -182,13 +195,14 @@ class Scheduler(Generic[Cache]):
         self._go_on()
 
     def _schedule(self) -> Batch[Cache]:
-        """A row for each session with work; then windows, each as much as the others until it has
-        all; then prompts."""
+        """A row for each session with work; then trees, and windows, each as much as the others
+        until it has all; then prompts."""
+        passes = [work for work in self._work if isinstance(work.effect, Forward)]
         for work in self._able_to_begin():
-            self._guarded(work, partial(work.begin, self._target))
-        batch = {work: 1 for work in self._work if work.num_left}
+            self._guarded(work, partial(work.begin, self._target, BUDGET // max(len(passes), 1)))
+        batch = {work: work.num_left if work.whole else 1 for work in self._work if work.num_left}
         windows = [work for work in batch if work.begun is not None]
-        budget = BUDGET
+        budget = max(0, BUDGET - sum(batch[work] - 1 for work in windows))
         while budget and (wanting := [work for work in windows if batch[work] < work.num_left]):
             share = max(1, budget // len(wanting))
             for work in wanting:

@@ -39,6 +39,7 @@ from cloud_worker.waiting import WaitingRoom
 from decoding import cloud, methods
 from decoding.cloud_events import AckArrived, WindowArrived
 from decoding.story import Story
+from engines.catalog.speculators import chosen_speculators
 from engines.energy import find_gauge
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
@@ -64,6 +65,8 @@ async def serve(settings: CloudSettings) -> None:
     try:
         load = load_as_target if settings.role is Role.MIDDLE else TargetModel.load
         model = await thread.call(load, settings.target, settings.dtype, settings.device)
+        if settings.role is Role.CLOUD:
+            await thread.call(_equip, model, settings)
         model.padding = Padding(LeastTimes.parse(settings.least_pass_ms), settings.pass_counts)
         model.prefixes = PrefixCache(settings.prefix_cache_mb)
         store = await connect_store(settings)
@@ -83,6 +86,12 @@ async def serve(settings: CloudSettings) -> None:
     finally:
         sockets.close()
         thread.close()
+
+
+def _equip(model: TargetModel, settings: CloudSettings) -> None:
+    """Load speculators; shipped ones only where the target can have any."""
+    if settings.speculator or model.capabilities.hidden_states:
+        model.equip(chosen_speculators(settings.speculator, settings.target))
 
 
 class CloudWorker:
@@ -109,6 +118,7 @@ class CloudWorker:
             threshold_min=settings.threshold_min,
             threshold_max=settings.threshold_max,
             eos=frozenset(model.eos_tokens),
+            tree_tokens=settings.tree_tokens,
         )
         self._inbox = sockets.inbox(settings.endpoint(settings.windows_port))
         self._feedback = sockets.publisher(settings.endpoint(settings.feedback_port))
@@ -148,6 +158,7 @@ class CloudWorker:
             context_length=self._model.context_length,
             vocab_size=self._model.vocab_size,
             eos_tokens=tuple(sorted(self._model.eos_tokens)),
+            speculators=self._model.speculators,
             capacity=self._settings.max_sessions,
         )
 
@@ -274,13 +285,20 @@ class CloudWorker:
         missing = method.missing(capabilities)
         if message.temperature > 0 and not capabilities.full_rows:
             missing.append("full_rows")
-        if not missing:
-            return None
-        detail = (
-            f"method {method.name!r} needs {' and '.join(missing)} of its target, which "
-            f"{self._model.name} has not; choose another method or target"
-        )
-        return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        if missing:
+            detail = (
+                f"method {method.name!r} needs {' and '.join(missing)} of its target, which "
+                f"{self._model.name} has not; choose another method or target"
+            )
+            return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        if method.speculator and method.speculator not in self._model.speculators:
+            detail = (
+                f"method {method.name!r} needs the speculator {method.speculator!r} beside its "
+                f"target, and {self._model.name} has none here: "
+                f"{methods.how_to_get(method.speculator)}, or choose another method"
+            )
+            return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
+        return None
 
     def _no_room(self, session: str) -> Fault | None:
         """Why one more session does not fit, or None. The longest idle one is dropped if need be,

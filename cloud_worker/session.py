@@ -27,12 +27,14 @@ from decoding.cloud_events import (
     Prefill,
     Report,
     ReportOwn,
+    ReportTree,
     ReportWindow,
     Send,
 )
 from decoding.engine import Target
 from decoding.methods import Method
 from decoding.story import Story
+from decoding.tree_reports import JudgedTree, tree_report
 from decoding.verification import OwnPasses, Reported, own_report, window_report
 from engines.energy import PowerGauge
 from engines.thread import ModelThread, now_ms
@@ -77,7 +79,7 @@ class CloudSession:
         self._report = report
         self._failed = failed
         self._loop = asyncio.get_running_loop()
-        self._keep: int | None = None
+        self._crops: tuple[Crop, ...] = ()
         self._afterwards = Afterwards()
         self.cache: Any = None
         self.state: cloud.CloudState
@@ -106,7 +108,7 @@ class CloudSession:
         self._opened(message, handle)
         self.state, effects = cloud.begin(message, method, name, limits, handle)
         self.story.begun(now_ms(), message)
-        self.cache = self._target.open(self.state.sampling)
+        self.cache = self._target.open(self.state.sampling, method.speculator)
         self._tell(self._run(effects, self._scheduler.submit))
 
     def open_again(self, message: OpenSession, handle: int) -> None:
@@ -138,6 +140,8 @@ class CloudSession:
                     self._report(message)
                 case ReportWindow():
                     self._afterwards.add(partial(self._report_window, effect, whose))
+                case ReportTree(judged):
+                    self._afterwards.add(partial(self._report_tree, judged, whose))
                 case ReportOwn(own):
                     self._afterwards.add(partial(self._report_own, own, whose))
                 case _:
@@ -151,6 +155,10 @@ class CloudSession:
         judged = effect.judged
         own_ms = judged.verify_ms * judged.share if judged.pass_tokens else 0.0
         self._report(window_report(judged, whose, self._gauge.joules(own_ms / 1e3)))
+
+    def _report_tree(self, judged: JudgedTree, whose: Reported) -> None:
+        own_ms = judged.verify_ms * judged.share
+        self._report(tree_report(judged, whose, self._gauge.joules(own_ms / 1e3)))
 
     def _report_own(self, own: OwnPasses, whose: Reported) -> None:
         self._report(own_report(own, whose, self._gauge.joules(own.model_ms / 1e3)))
@@ -190,7 +198,7 @@ class CloudSession:
     def _run(
         self,
         effects: tuple[Effect, ...],
-        take: Callable[[CloudSession, Prefill | Forward | FetchRow, int | None], None],
+        take: Callable[[CloudSession, Prefill | Forward | FetchRow, tuple[Crop, ...]], None],
     ) -> list[Effect]:
         """Send feedback, that of one pass together, and ask for model work; a rollback goes with
         the next piece of it. Returns the rest, which is for the event loop."""
@@ -200,11 +208,11 @@ class CloudSession:
         told: list[Effect] = []
         for effect in effects:
             match effect:
-                case Crop(length):
-                    self._keep = length if self._keep is None else min(self._keep, length)
+                case Crop():
+                    self._crops += (effect,)
                 case Prefill() | Forward() | FetchRow():
-                    keep, self._keep = self._keep, None
-                    take(self, effect, keep)
+                    crops, self._crops = self._crops, ()
+                    take(self, effect, crops)
                 case Send():
                     pass
                 case _:

@@ -11,6 +11,7 @@ from bus.protocol.bounds import Port, Threshold
 from bus.protocol.errors import ConfigurationError
 from bus.runtime.worker import WorkerSettings
 from bus.store import Role
+from decoding.cloud_state import TREE_TOKENS
 from engines.catalog.registry import chosen_models
 from engines.padding import LeastTimes
 
@@ -65,6 +66,16 @@ class CloudSettings(WorkerSettings):
     )
     threshold_min: Threshold = Field(-1.0, description="Windows' thresholds are raised to this.")
     threshold_max: Threshold = Field(0.30, description="Windows' thresholds are lowered to this.")
+    speculator: str = Field(
+        "",
+        description="Directories of speculators that `e2sci train` wrote, separated by commas "
+        "(docs/speculators.md); none; where empty, those shipped for the target.",
+    )
+    tree_tokens: Annotated[int, Field(ge=0, le=64)] = Field(
+        TREE_TOKENS,
+        description="Most tokens of a tree that a speculator proposes for one pass; 0: none is "
+        "proposed.",
+    )
     busy_watts: Annotated[float, Field(ge=0)] = Field(
         5.6,
         description="Watts while a pass runs, where no counter measures them (extra `energy`): one "

@@ -88,6 +88,11 @@ def why(window: WindowEntry, lossless: bool, judge: str = "") -> str:
         return f"step refused by {judge}; the target's own step instead"
     if window.outcome == "own":
         return "the target's own, without a draft"
+    if window.proposed:
+        return (
+            f"tree of {window.proposed} tokens, depth {window.num_drafted}: "
+            f"{window.num_accepted} accepted"
+        )
     if not window.rollback:
         return "all accepted" if window.num_accepted == window.num_drafted else "the answer ended"
     if window.outcome == "prehit_rejected":

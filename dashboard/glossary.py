@@ -53,6 +53,11 @@ TERMS = MappingProxyType(
             "A run of the target model without any guess to check: it writes the next token by "
             "itself, so that it never waits for an edge."
         ),
+        "tree": (
+            "Tokens that a speculator beside the target proposes for one pass, some of them as "
+            "alternatives to each other. The target accepts one path through them; the depth is "
+            "the longest path there is."
+        ),
         "steering": (
             "Credit is how well the recent windows went; the threshold is how far draft and target "
             "may disagree. Where credit steers, the second follows the first."

@@ -67,4 +67,6 @@ def _threshold(method: str, threshold: float | None) -> str | None:
     known = methods.find(method)
     if known is not None and known.acceptance.lossless:
         return "exact" if known.steps is None else "by judge"
+    if known is not None and not known.acceptance.compares:
+        return "by entropy"
     return None if threshold is None else f"{threshold:.2f}"

@@ -103,7 +103,7 @@ class Tail:
             rollback=entry.rollback,
             in_flight=entry.in_flight,
             credit=credit_of(entry.method, entry.credit),
-            threshold=None if _is_exact(entry.method) else entry.threshold,
+            threshold=None if _has_no_threshold(entry.method) else entry.threshold,
         )
         seen = self.progress.setdefault(entry.request, Progress())
         seen.at_s = at_s
@@ -158,7 +158,7 @@ def _follows_credit(method: str) -> bool:
 
 
 @cache
-def _is_exact(method: str) -> bool:
+def _has_no_threshold(method: str) -> bool:
     """Of a method that is known here: a threshold says nothing of it."""
     known = methods.find(method)
-    return known is not None and known.acceptance.lossless
+    return known is not None and not known.acceptance.compares

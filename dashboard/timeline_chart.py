@@ -40,7 +40,8 @@ class Lanes:
         stands, vain: drafting, by whether the tokens were accepted.
         up, up_vain: windows on their way to the cloud; the latter are discarded.
         down: feedback on their way back.
-        passes: of the target, over drafts; own: those without.
+        passes: of the target, over drafts; own: those without; trees: those over what its
+            speculator proposed.
         middle, middle_own: the same of a middle worker's model.
         prehits: (ms, text) of windows that the kept row rejected, without a pass.
         rollbacks: (ms, text).
@@ -53,6 +54,7 @@ class Lanes:
     down: tuple[Span, ...]
     passes: tuple[Span, ...]
     own: tuple[Span, ...]
+    trees: tuple[Span, ...]
     middle: tuple[Span, ...]
     middle_own: tuple[Span, ...]
     prehits: tuple[tuple[float, str], ...]
@@ -67,6 +69,7 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
     usual_ms = statistics.median([_one_way_ms(w) for w in judged]) if judged else 0.0
     stands, vain = _drafting([e for e in entry.events if isinstance(e, DraftSpan)], windows)
     ends = [(window, window.end_ms - _one_way_ms(window)) for window in judged]
+    alone = [event for event in entry.events if isinstance(event, PassSpan)]
     stages = [event for event in entry.events if isinstance(event, StageSpan)]
     return Lanes(
         stands=stands,
@@ -84,9 +87,10 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
         ),
         own=tuple(
             (event.at_ms, event.end_ms, "the target writes a token by itself")
-            for event in entry.events
-            if isinstance(event, PassSpan)
+            for event in alone
+            if not event.proposed
         ),
+        trees=tuple((e.at_ms, e.end_ms, _tree_text(e)) for e in alone if e.proposed),
         middle=tuple(map(_stage_span, filter(_has_drafts, stages))),
         middle_own=tuple(_stage_span(span) for span in stages if not _has_drafts(span)),
         prehits=tuple(
@@ -99,6 +103,13 @@ def lanes_of(entry: TimelineEntry) -> Lanes:
             for event in entry.events
             if isinstance(event, Rollback)
         ),
+    )
+
+
+def _tree_text(span: PassSpan) -> str:
+    return (
+        f"pass over a tree of {span.proposed} proposed tokens, depth {span.depth}: "
+        f"{span.num_accepted} accepted"
     )
 
 
@@ -172,6 +183,7 @@ def timeline_figure(entry: TimelineEntry, source: str = "measured") -> go.Figure
         _ways("feedback on its way back", lanes.down, down=False, colour=_PASS),
         _bars("the target verifies: one pass", lanes.passes, CLOUD_Y, _PASS),
         _bars("the target writes by itself", lanes.own, CLOUD_Y, _OWN),
+        _bars("the target verifies a tree of its speculator", lanes.trees, CLOUD_Y, _PASS),
         _bars("the middle model verifies: one pass", lanes.middle, MIDDLE_Y, _PASS),
         _bars("the middle model writes by itself", lanes.middle_own, MIDDLE_Y, _OWN),
         _marks("first token rejected, no pass", lanes.prehits, CLOUD_Y, "x-thin"),

@@ -9,6 +9,8 @@
                 on and the lease holds
     VERIFYING   RowsReady                IDLE        Send Feedback; ReportWindow for each window
                                                      judged; Crop where one was rejected
+                … of a tree              IDLE        Crop to the accepted path; Send Feedback;
+                                                     ReportTree
                 PrehitFailed             IDLE        the same, without a pass
                 … rejected, residual     RECOVERING  FetchRow
     RECOVERING  FullRowReady             IDLE        as after RowsReady
@@ -85,6 +87,7 @@ from decoding.cloud_state import (
     Verifying,
     refusal,
 )
+from decoding.cloud_trees import judge_tree
 from decoding.common import common_length
 from decoding.draft_tree import drafted
 from decoding.methods import Method
@@ -210,7 +213,7 @@ def step(state: CloudState, event: Event) -> Step:
         case Prefilled(job=state.job), Prefilling():
             return next_pass(replace(state, stage=Idle()))
         case RowsReady(job=state.job), Verifying():
-            return judge(state, event)
+            return judge(state, event) if event.plan.tree is None else judge_tree(state, event)
         case PrehitFailed(job=state.job), Verifying():
             return prehit_failed(state, event)
         case FullRowReady(job=state.job), Recovering() as stage:
@@ -298,6 +301,9 @@ def _ack(state: CloudState, message: Ack, now_ms: float) -> Step:
     if not state.num_prompt <= message.length <= len(state.tokens):
         detail = f"{message.length} tokens are acknowledged of {len(state.tokens)}"
         return state, (Send(refusal(state.session, FaultCode.BAD_TOKENS, detail)),)
+    newest = state.heard is None or message.number > state.heard.number
+    if newest and message.threshold is not None:
+        state = replace(state, threshold=message.threshold)
     state = _heard(state, message, message.length, now_ms)
     state, effects = next_pass(state)
     if message.again:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from bus.protocol.arrays import Float64Array
 from bus.protocol.messages import Ack, DraftWindow, Message, OpenSession
 from decoding.engine import TargetRow
+from decoding.tree_reports import JudgedTree
 from decoding.verification import Judged, OwnPasses, Plan
 
 # --- events -----------------------------------------------------------------------------------
@@ -102,9 +103,15 @@ class FetchRow(Struct, frozen=True):
 
 
 class Crop(Struct, frozen=True):
-    """Cut the target's cache to `length` tokens."""
+    """Cut the target's cache to `length` tokens.
+
+    Attributes:
+        path: after a pass with a tree, its tokens that are kept beyond that, by their index in the
+            pass, each the parent of the next.
+    """
 
     length: int
+    path: tuple[int, ...] = ()
 
 
 class Send(Struct, frozen=True):
@@ -125,10 +132,16 @@ class ReportWindow(Struct, frozen=True):
     judged: Judged
 
 
+class ReportTree(Struct, frozen=True):
+    """The same about a tree (`decoding.tree_reports.tree_report`)."""
+
+    judged: JudgedTree
+
+
 class ReportOwn(Struct, frozen=True):
     """The same about passes without drafts (`decoding.verification.own_report`)."""
 
     own: OwnPasses
 
 
-Effect = Prefill | Forward | FetchRow | Crop | Send | Report | ReportWindow | ReportOwn
+Effect = Prefill | Forward | FetchRow | Crop | Send | Report | ReportWindow | ReportTree | ReportOwn

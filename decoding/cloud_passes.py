@@ -1,7 +1,8 @@
 """Passes of one session at the cloud: what they run, and what their rows decide.
 
     a draft continues the text     verify it: run the path of drafted tokens, keep those accepted
-    none does, within the lease    run the last token alone: the target writes one by itself
+    none does, within the lease    run the last token, with what a speculator proposes after it, or
+                                   alone: the target writes one by itself
     neither                        wait
 
 After a rejection, and wherever a method is lossless, the target's own choice follows at once: it is
@@ -71,7 +72,7 @@ def next_pass(state: CloudState) -> Step:
         return state, ()
     if state.kept is None:
         return _forward(state)
-    state, effects = _committed(state, (state.kept.own,), None)
+    state, effects = committed(state, (state.kept.own,), None)
     state, more = next_pass(state)
     return state, (*effects, *more)
 
@@ -99,7 +100,17 @@ def plan(state: CloudState, forward: Forward) -> Plan:
     choosing = state.sampling.choosing
     choices_at = tuple(first + i if choosing else None for i in range(len(row_ids)))
     own_at = None if state.sampling.greedy else length + len(path)
-    return Plan(feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit, state.rows)
+    return Plan(
+        feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit, state.rows,
+        state.method.acceptance.entropy, 0 if path else _tree_room(state),
+    )  # fmt: skip
+
+
+def _tree_room(state: CloudState) -> int:
+    """Most tokens of a tree after the text: the target's own token follows it before the end."""
+    if not state.method.speculator:
+        return 0
+    return max(0, min(state.limits.tree_tokens, state.room - 1))
 
 
 def _prehit(state: CloudState, kept: Kept, place: Place[Arrived]) -> PreHit:
@@ -162,7 +173,7 @@ def _judge_from(
         return _conclude(state, done, accepted, rows, ran, own)
     state, effects = _conclude_path(state, done, accepted, rows, ran, None)
     state = replace(state, kept=Kept(len(rows) - 1 - num_kept, own))
-    return _go_on(state, effects)
+    return go_on(state, effects)
 
 
 def prehit_failed(state: CloudState, failed: PrehitFailed) -> Step:
@@ -194,7 +205,7 @@ def recovered(state: CloudState, stage: Recovering, probs: Float64Array) -> Step
         return _conclude(state, stage.plan, accepted, stage.rows, stage.ran, token)
     if stage.ran.num_tokens:
         return _judge_from(state, stage.plan, accepted + 1, stage.rows, stage.ran)
-    return _go_on(*_committed(state, (token,), stage.ran))
+    return go_on(*committed(state, (token,), stage.ran))
 
 
 def _conclude(
@@ -203,13 +214,13 @@ def _conclude(
     """Commit, answer, report; then go on."""
     if done.path:
         state, effects = _conclude_path(state, done, accepted, rows, ran, own)
-        return _go_on(state, effects)
+        return go_on(state, effects)
     greedy = state.sampling.greedy
     passes = state.own.added(rows[-1], ran.verify_ms * ran.share, greedy)
-    state, effects = _committed(replace(state, own=passes), (own,), ran, rows[-1:])
+    state, effects = committed(replace(state, own=passes), (own,), ran, rows[-1:])
     if passes.num_tokens >= OWN_PASSES:
         state, effects = replace(state, own=OwnPasses()), (*effects, ReportOwn(passes))
-    return _go_on(state, effects)
+    return go_on(state, effects)
 
 
 def _conclude_path(
@@ -227,7 +238,7 @@ def _conclude_path(
     queue_ms = max(0.0, began_ms - done.path[0].drafted.source.arrived_ms)
     new = new if own is None else (*new, own)
     prehit = not ran.num_tokens
-    state, more = _committed(state, new, ran, rows[: len(new)], queue_ms, prehit)
+    state, more = committed(state, new, ran, rows[: len(new)], queue_ms, prehit)
     return state, (*effects, *more, *reports)
 
 
@@ -277,12 +288,16 @@ def _outcome(rejected: bool, ran: Ran) -> Outcome:
 # --- committing -------------------------------------------------------------------------------
 
 
-def _committed(
+def committed(
     state: CloudState, new: tuple[int, ...], ran: Ran | None, rows: tuple[TargetRow, ...] = (),
-    queue_ms: float = 0.0, prehit: bool = False,
+    queue_ms: float = 0.0, prehit: bool = False, proposed: int = 0, depth: int = 0,
 ) -> Step:  # fmt: skip
     """The text goes on with `new`, chosen from `rows`: send it, and judge by it the windows it has
-    passed."""
+    passed.
+
+    Args:
+        proposed, depth: of the tree that the pass has judged.
+    """
     now_ms = 0.0 if ran is None else ran.now_ms
     state = replace(
         state,
@@ -300,6 +315,8 @@ def _committed(
     reports = reported(passed)
     prehit |= any(r.judged.outcome is Outcome.PREHIT_REJECTED for r in reports)
     sent = feedback(state, state.sent_length, ran, queue_ms, prehit)
+    if proposed:
+        sent = replace(sent, proposed=proposed, depth=depth)
     if state.rows and len(rows) == len(sent.token_ids):
         sent = replace(sent, rows=packed(rows))
     return replace(state, sent_length=len(state.tokens)), (Send(sent), *reports)
@@ -360,6 +377,7 @@ def feedback(
     )
 
 
-def _go_on(state: CloudState, effects: tuple[Effect, ...]) -> Step:
+def go_on(state: CloudState, effects: tuple[Effect, ...]) -> Step:
+    """The pass is over: the next one, where there is something to run."""
     state, more = next_pass(replace(state, stage=Idle()))
     return state, (*effects, *more)

@@ -16,10 +16,15 @@ MAX_PASS_TOKENS = 256
 """Drafted tokens of one pass; others' passes come between [ours]."""
 MAX_JUDGED = 64
 """Numbers of judged windows that are kept, so that a repeated one is not judged again [ours]."""
+TREE_TOKENS = 3
+"""Most tokens of a proposed tree, where nothing is set [ours]: a pass of int8 on a CPU takes little
+longer for four rows than for one, and about twice as long for nine (docs/results.md)."""
 LEASE_MS = 2000.0
 LEASE_TOKENS, LEAST_LEASE = 256, 8
 """How far the target writes beyond what the edge has acknowledged: for so long at its own pace, and
 no more than so many tokens; a few always [ours]."""
+EXACT = -1.0
+"""The threshold before any is known."""
 _NEW = 0.2  # weight of a pass against those before it
 
 Step = tuple["CloudState", tuple[Effect, ...]]
@@ -93,6 +98,8 @@ class Limits(Struct, frozen=True):
         threshold_min, threshold_max: bounds a window's threshold is clipped to.
         eos: tokens that end an answer; the target writes nothing after them by itself.
         lease: most tokens beyond what is acknowledged.
+        tree_tokens: most tokens of a tree that a speculator proposes for one pass; 0: none is asked
+            for one.
     """
 
     vocab_size: int
@@ -101,6 +108,7 @@ class Limits(Struct, frozen=True):
     threshold_max: float
     eos: frozenset[int] = frozenset()
     lease: int = LEASE_TOKENS
+    tree_tokens: int = TREE_TOKENS
 
 
 class Heard(Struct, frozen=True):
@@ -129,6 +137,7 @@ class CloudState(Struct, frozen=True):
         own: passes without drafts, not reported yet.
         rows: feedback carries the distributions of its tokens.
         pass_ms: a pass takes about so long; None before the first.
+        threshold: as the latest acknowledgement gives it, for trees; below 0 is exact.
     """
 
     cloud: str
@@ -156,10 +165,16 @@ class CloudState(Struct, frozen=True):
     own: OwnPasses = OwnPasses()
     rows: bool = False
     pass_ms: float | None = None
+    threshold: float = EXACT
 
     def hash_at(self, length: int) -> bytes:
         """Of the text's first `length` tokens; the prompt at least."""
         return self.hashes[length - self.num_prompt]
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be written before the answer or the context ends."""
+        return min(self.end, self.limits.context_length) - len(self.tokens)
 
     @property
     def lease(self) -> int:
@@ -172,7 +187,7 @@ class CloudState(Struct, frozen=True):
     @property
     def ended(self) -> bool:
         """Whether nothing more can be asked for."""
-        over = len(self.tokens) >= min(self.end, self.limits.context_length)
+        over = self.room <= 0
         last = len(self.tokens) > self.num_prompt and self.tokens[-1] in self.limits.eos
         return over or last
 

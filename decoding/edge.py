@@ -70,6 +70,7 @@ from decoding.edge_flow import (
     feedback_measured,
     judged_windows,
     text_measured,
+    tree_accepted,
     with_flow,
 )
 from decoding.edge_inner import rebased
@@ -209,6 +210,8 @@ def _opened(state: EdgeState, incarnation: int, handle: int, now_ms: float) -> S
         return state, ()
     state = replace(state, stage=Running(handle, waits_ms=now_ms, acked_ms=now_ms))
     state, sends = sent_windows(state, state.in_flight, now_ms)
+    if state.spec.method.sends_threshold:
+        state, sends = acknowledged(state, now_ms, again=False)
     state, more = draft_more(state, now_ms)
     return state, sends + more
 
@@ -305,7 +308,8 @@ def _committed(
     new, before = text.new, state
     facts = judged_windows(state, text, feedback, now_ms, found is not None)
     state = text_measured(state, text, facts, now_ms)
-    commit = Commit(state.num_generated, new, tuple(i < text.agreed for i in range(len(new))))
+    num_drafted = max(text.agreed, tree_accepted(before, text, feedback))
+    commit = Commit(state.num_generated, new, tuple(i < num_drafted for i in range(len(new))))
     beyond = text.rejected or len(new) >= len(state.drafted)
     text_hash = extended(state.text_hash, new)
     rows = carried(feedback, len(state.tokens), len(new)) if state.spec.rows else ()

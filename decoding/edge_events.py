@@ -157,7 +157,8 @@ class Send(Struct, frozen=True):
 class Commit(Struct, frozen=True):
     """Promise `tokens` to the user; the first is generated token number `start` (from 0).
 
-    `accepted[i]` tells whether token i had been drafted by then (else it is the target's own).
+    `accepted[i]` tells whether token i had been drafted by then, or proposed by the target's
+    speculator (else it is the target's own).
     """
 
     start: int
@@ -178,6 +179,8 @@ class WindowJudged(Struct, frozen=True):
         budget: tokens allowed in flight until this feedback; `in_flight`: how many there were.
         rtt_ms: the last round trip measured. at_ms: when the feedback came.
         rescued: the text has turned to a branch that had been drafted (`decoding.rescue`).
+        proposed: tokens of the tree that the pass has judged; then `num_drafted` is its depth, and
+            the number is 0.
     """
 
     incarnation: int
@@ -200,6 +203,7 @@ class WindowJudged(Struct, frozen=True):
     rtt_ms: float
     at_ms: float
     rescued: bool = False
+    proposed: int = 0
 
 
 class CheckPeer(Struct, frozen=True):

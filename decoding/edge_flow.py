@@ -129,10 +129,38 @@ def judged_windows(
         at = end
     if not facts and text.new:
         fact = _fact(state, feedback, now_ms, at + len(text.new), first=True)
-        return (
-            replace(fact, num_committed=len(text.new), rolled_back=text.rejected, rescued=rescued),
+        fact = replace(
+            fact, num_committed=len(text.new), rolled_back=text.rejected, rescued=rescued
         )
+        if feedback.proposed:
+            fact = _of_tree(fact, state, text, feedback)
+        return (fact,)
     return tuple(facts)
+
+
+def tree_accepted(state: EdgeState, text: Decided, feedback: Feedback) -> int:
+    """How many of the first tokens of new text are of a tree that the target's speculator has
+    proposed: all that the feedback carries but the last. `state` is that before the text."""
+    if not feedback.proposed:
+        return 0
+    known = len(state.tokens) - feedback.start
+    return max(0, min(len(feedback.token_ids) - 1 - known, len(text.new)))
+
+
+def _of_tree(
+    fact: WindowJudged, state: EdgeState, text: Decided, feedback: Feedback
+) -> WindowJudged:
+    """With the tree that the pass has judged, as a window of its depth."""
+    num_accepted = tree_accepted(state, text, feedback)
+    lenient = state.spec.method.sends_threshold
+    return replace(
+        fact,
+        outcome=_outcome(num_accepted >= feedback.depth, prehit=False),
+        num_drafted=feedback.depth,
+        num_accepted=min(num_accepted, feedback.depth),
+        proposed=feedback.proposed,
+        threshold=state.threshold_at(fact.at_ms) if lenient else 0.0,
+    )
 
 
 def _outcome(whole: bool, prehit: bool) -> Outcome:
@@ -164,7 +192,7 @@ def text_measured(
     growth, previous = state.growth, state.previous
     flights = {flight.number: flight for flight in state.in_flight}
     for fact in facts:
-        if fact.num_drafted:
+        if fact.num_drafted and fact.number in flights:
             flight = flights[fact.number]
             growth = (1.0 if fact.rolled_back else growth) * (
                 1.0 + eta(fact.num_accepted / fact.num_drafted)

@@ -115,11 +115,13 @@ def sent_windows(
 def acknowledged(
     state: EdgeState, now_ms: float, again: bool
 ) -> tuple[EdgeState, tuple[Effect, ...]]:
-    """Say which text has come; with `again`, ask for what lies beyond it."""
+    """Say which text has come, and the threshold where no window carries it; with `again`, ask for
+    what lies beyond that text."""
     stage = state.stage
     assert isinstance(stage, Running)
     number = state.last_number + 1
-    message = Ack(stage.handle, number, state.acknowledged, again)
+    threshold = state.threshold_at(now_ms) if state.spec.method.sends_threshold else None
+    message = Ack(stage.handle, number, state.acknowledged, again, threshold)
     state = replace(
         state,
         last_number=number,

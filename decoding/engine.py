@@ -10,6 +10,9 @@ reduced to what was asked for. `Target.keep` then forgets what was rejected.
     [[row, after]] = target.run([Segment(cache, (last, drafted), wants=(Want(0), Want(1)))])
     target.keep(cache, len(prompt))                                 # the drafted token is rejected
 
+A target may have a *speculator*: weights beside it that read its hidden states and propose a tree
+of tokens after the text (`Target.propose`), which the next pass runs.
+
 Engines live in `engines/`; `tests/engines/conformance.py` says what each must do. This module
 knows no model.
 """
@@ -23,12 +26,22 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from msgspec import Struct
 
-from bus.protocol.arrays import TOKEN_DTYPE, Float16Array, Float32Array, Float64Array, Int32Array
+from bus.protocol.arrays import (
+    PROB_DTYPE,
+    TOKEN_DTYPE,
+    Float16Array,
+    Float32Array,
+    Float64Array,
+    Int32Array,
+)
 from bus.protocol.errors import LocalError
+from bus.protocol.messages import TokenRows
 from decoding.sampling import SamplingParams
 
 NO_IDS: Int32Array = np.empty(0, TOKEN_DTYPE)
 NO_PROBS: Float64Array = np.empty(0)
+NO_ROWS = np.empty((0, 0), TOKEN_DTYPE), np.empty((0, 0), PROB_DTYPE)
+"""`ProposedTree.q_ids` and `q_probs` of no tokens."""
 NUM_TOP = 20
 """Most log-probabilities of a row [OpenAI's API offers as many]."""
 
@@ -87,6 +100,7 @@ class Want(Struct, frozen=True):
         choice_at: absolute position of the row's token, where the target's own choice under the
             session's sampling and seed is wanted; None: not wanted.
         gap: give the lead of the first logit over the second.
+        entropy: give the entropy of the temperature-1 distribution.
         top: give the `NUM_TOP` most probable tokens. full: give the whole warped distribution.
         hidden: give the hidden state after the last norm.
     """
@@ -98,6 +112,7 @@ class Want(Struct, frozen=True):
     top: bool = False
     full: bool = False
     hidden: bool = False
+    entropy: bool = False
 
 
 class Choice(Struct, frozen=True):
@@ -118,9 +133,9 @@ class TargetRow(Struct, frozen=True):
             cut off. At temperature 0 it is not needed and empty.
         p1_max: temperature-1 probability of the argmax.
         log_sum_exp: of the logits, in nats.
-        gap, choice, top, full, hidden: None where not wanted. `top` is (ids int32[n], temperature-1
-            log-probabilities float64[n]), falling, then by id; `full` float64[V], warped; `hidden`
-            float32[hidden].
+        gap, choice, top, full, hidden, entropy: None where not wanted. `top` is (ids int32[n],
+            temperature-1 log-probabilities float64[n]), falling, then by id; `full` float64[V],
+            warped; `hidden` float32[hidden]; `entropy` −Σ p₁ ln p₁ in nats.
     """
 
     argmax: int
@@ -133,6 +148,7 @@ class TargetRow(Struct, frozen=True):
     top: tuple[Int32Array, Float64Array] | None = None
     full: Float64Array | None = None
     hidden: Float32Array | None = None
+    entropy: float | None = None
 
 
 class Segment(Struct, Generic[Cache], frozen=True):
@@ -164,13 +180,70 @@ class Segment(Struct, Generic[Cache], frozen=True):
                 f"rows {indices} were asked for of a segment of {size} tokens; expected rising "
                 f"indices in 0 … {size - 1}"
             )
-        if self.parents and (
-            len(self.parents) != size
-            or not all(-1 <= parent < index for index, parent in enumerate(self.parents))
-        ):
+        if self.parents and not _is_tree(self.parents, size):
             raise LocalError(
                 f"parents {list(self.parents)} do not make a tree of {size} tokens; expected for "
                 "each token the index of an earlier one, or -1"
+            )
+
+
+def _is_tree(parents: Sequence[int], size: int) -> bool:
+    rising = all(-1 <= parent < index for index, parent in enumerate(parents))
+    return len(parents) == size and rising
+
+
+class ProposedTree(Struct, frozen=True):
+    """What a speculator proposes after the text.
+
+    Attributes:
+        tokens: n candidates, maybe none.
+        parents: of each the index of an earlier one, or −1 where it follows the text. Siblings come
+            in falling order of the speculator's probability.
+        q_ids: int32[n, K]. q_probs: float16[n, K]: for each token the most probable ones of the
+            speculator's temperature-1 distribution that it was taken from, itself among them, in
+            canonical order (`decoding.sampling`); n × 0 unless asked for.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    q_ids: Int32Array
+    q_probs: Float16Array
+
+    def check(self, vocab_size: int, most: int, rows: bool = False) -> None:
+        """Raises LocalError where it is not a tree of at most `most` tokens below `vocab_size`,
+        with a row for each token if `rows`."""
+        size = len(self.tokens)
+        if size > most or not _is_tree(self.parents, size):
+            raise LocalError(
+                f"the speculator proposed {size} tokens with parents {list(self.parents)}; "
+                f"expected at most {most}, for each the index of an earlier one, or -1"
+            )
+        if not all(0 <= token < vocab_size for token in self.tokens):
+            raise LocalError(
+                f"the speculator proposed tokens {list(self.tokens)}; expected ids in "
+                f"0 … {vocab_size - 1}"
+            )
+        if rows and size:
+            self._check_rows(vocab_size)
+
+    def _check_rows(self, vocab_size: int) -> None:
+        size = len(self.tokens)
+        ids, probs = self.q_ids, self.q_probs
+        shaped = ids.ndim == 2 and ids.shape == probs.shape and len(ids) == size and ids.size > 0
+        if not shaped or ids.dtype != TOKEN_DTYPE or probs.dtype != PROB_DTYPE:
+            raise LocalError(
+                f"the speculator gave rows {ids.dtype}{ids.shape} and {probs.dtype}{probs.shape} "
+                f"for {size} tokens; expected int32 and float16 of [{size}, K]"
+            )
+        try:
+            TokenRows(ids.tobytes(), probs.tobytes()).check(size)
+        except ValueError as error:
+            raise LocalError(f"the speculator gave a row that is not canonical: {error}") from None
+        has_token = (ids == np.array(self.tokens)[:, None]).any(axis=1).all()
+        if not (has_token and (ids >= 0).all() and (ids < vocab_size).all()):
+            raise LocalError(
+                f"a row of the speculator lacks its own token, or has an id outside 0 … "
+                f"{vocab_size - 1}"
             )
 
 
@@ -180,14 +253,20 @@ class Target(Protocol[Cache]):
     Attributes:
         capabilities: what it can do.
         vocab_size: V, number of real tokens. context_length: most positions of a session.
+        speculators: kinds it can propose by, as `Method.speculator` names them; () for none.
     """
 
     capabilities: Capabilities
     vocab_size: int
     context_length: int
+    speculators: tuple[str, ...]
 
-    def open(self, sampling: SamplingParams) -> Cache:
-        """An empty cache for a new session."""
+    def open(self, sampling: SamplingParams, speculator: str = "") -> Cache:
+        """An empty cache for a new session, which proposes by a speculator unless that is empty.
+
+        Raises:
+            LocalError: there is no such speculator (`require_speculator`).
+        """
         ...
 
     def length(self, cache: Cache) -> int:
@@ -199,6 +278,24 @@ class Target(Protocol[Cache]):
 
         Raises:
             LocalError: a segment that is none, or a tree where the engine has no trees.
+        """
+        ...
+
+    def propose(
+        self, cache: Cache, feed: Sequence[int], most: int, rows: bool = False
+    ) -> ProposedTree:
+        """A tree of tokens after the text, which is what the cache holds and `feed`.
+
+        It runs nothing of the target and changes nothing that `run`, `row` and `keep` see. What it
+        proposes need not be the same on another machine: the target's rows decide.
+
+        Args:
+            feed: tokens of the text that the cache does not hold yet, at least one; usually its
+                last one alone.
+            most: tokens, at least one. rows: give `q_ids` and `q_probs`.
+
+        Raises:
+            LocalError: nothing to read, `most` below 1, or a cache without a speculator.
         """
         ...
 
@@ -225,6 +322,19 @@ class Target(Protocol[Cache]):
     def close(self, cache: Cache) -> None:
         """The session has ended."""
         ...
+
+
+def require_speculator(speculators: Sequence[str], speculator: str) -> None:
+    """Raises LocalError where a target has not the speculator that a session is opened with; empty
+    is none at all."""
+    if speculator and speculator not in speculators:
+        known = ", ".join(speculators) or "none"
+        raise LocalError(f"this target has no speculator {speculator!r}; it has {known}")
+
+
+def no_speculator() -> LocalError:
+    """What `Target.propose` raises for a cache that was opened without a speculator."""
+    return LocalError("this session was opened without a speculator; it proposes nothing")
 
 
 class DraftedWindow(Struct, frozen=True):

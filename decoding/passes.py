@@ -2,10 +2,11 @@
 
     plan what to run, by the windows that have come until now
     kept row rejects the first token  →  nothing runs
+    no window, but a speculator       →  run the last token and the tree that it proposes
     else: run the tokens, collect their rows
 
 A worker may run a pass in pieces, between those of other sessions: rows are the same however a pass
-is cut where the engine is bitwise.
+is cut where the engine is bitwise. One with a tree runs whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Generic
 from decoding.cloud_events import Event, Forward, PrehitFailed, RowsReady
 from decoding.cloud_passes import plan
 from decoding.cloud_state import CloudState
+from decoding.cloud_trees import planned
 from decoding.engine import Cache, Segment, Target, TargetRow, Want
 from decoding.verification import Plan
 
@@ -44,19 +46,27 @@ class SessionPass(Generic[Cache]):
         """Tokens that are still to run."""
         return 0 if self.rejected else len(self.plan.feed) - self.num_run
 
+    @property
+    def whole(self) -> bool:
+        """Whether it runs in one piece."""
+        return self.plan.tree is not None
+
     def segment(self, most: int) -> Segment[Cache]:
-        """The next tokens, at most so many."""
+        """The next tokens, at most so many; with a tree all."""
         feed, row_ids, choices_at = self.plan.feed, self.plan.row_ids, self.plan.choices_at
         begin, end = self.num_run, min(self.num_run + most, len(feed))
+        if self.whole:
+            end = len(feed)
         first = len(feed) - len(row_ids)  # the token that the first row follows
         wants = tuple(
             Want(
                 index - begin, row_ids[index - first], choices_at[index - first],
-                top=self.plan.top,
+                top=self.plan.top, entropy=self.plan.entropy,
             )
             for index in range(max(begin, first), end)
         )  # fmt: skip
-        return Segment(self.cache, feed[begin:end], wants, continues=bool(self.rows))
+        parents = self.plan.parents
+        return Segment(self.cache, feed[begin:end], wants, parents, continues=bool(self.rows))
 
     def add(self, segment: Segment[Cache], rows: list[TargetRow]) -> None:
         """The rows of a segment that has run."""
@@ -72,22 +82,49 @@ class SessionPass(Generic[Cache]):
 
 
 def begin_pass(
-    target: Target[Cache], cache: Cache, state: CloudState, forward: Forward
+    target: Target[Cache],
+    cache: Cache,
+    state: CloudState,
+    forward: Forward,
+    most: int | None = None,
 ) -> SessionPass[Cache]:
-    """Begin a pass now: plan it, and judge its first token by the kept row."""
+    """Begin a pass now: plan it, judge its first token by the kept row, or have a tree proposed.
+
+    Args:
+        most: tokens of a tree, where there is less room in the pass than the session may take.
+
+    Raises:
+        LocalError: what has been proposed is no tree for this pass.
+    """
     made = plan(state, forward)
     if made.prehit is None:
-        return SessionPass(cache, forward.job, made)
+        return SessionPass(cache, forward.job, _with_tree(target, cache, state, made, most))
     kept = target.row(cache, made.prehit.index, made.prehit.want)
     rejected = not made.prehit.test.passes(kept)
     return SessionPass(cache, forward.job, made, (kept,), rejected=rejected)
 
 
+def _with_tree(
+    target: Target[Cache], cache: Cache, state: CloudState, made: Plan, most: int | None
+) -> Plan:
+    room = made.most if most is None else min(made.most, most)
+    if room <= 0:
+        return made
+    rows = state.method.acceptance.compares
+    tree = target.propose(cache, made.feed, room, rows)
+    tree.check(target.vocab_size, room, rows)
+    return planned(state, made, tree)
+
+
 def run_pass(
-    target: Target[Cache], cache: Cache, state: CloudState, forward: Forward
+    target: Target[Cache],
+    cache: Cache,
+    state: CloudState,
+    forward: Forward,
+    most: int | None = None,
 ) -> SessionPass[Cache]:
-    """A whole pass of one session, in one piece."""
-    begun = begin_pass(target, cache, state, forward)
+    """A whole pass of one session, in one piece; arguments as in `begin_pass`."""
+    begun = begin_pass(target, cache, state, forward, most)
     if begun.num_left:
         segment = begun.segment(begun.num_left)
         begun.add(segment, target.run([segment])[0])

@@ -44,4 +44,11 @@ def reduced(
         top=(order.astype(TOKEN_DTYPE), log_p1[order]) if want.top else None,
         full=p if want.full else None,
         hidden=hidden if want.hidden else None,
+        entropy=_entropy(log_p1) if want.entropy else None,
     )
+
+
+def _entropy(log_probs: Float64Array) -> float:
+    """−Σ p ln p in nats; a probability of 0 adds nothing."""
+    probs = np.exp(log_probs)
+    return -float(np.dot(probs, np.where(probs > 0.0, log_probs, 0.0)))

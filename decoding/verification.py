@@ -14,7 +14,7 @@ from bus.protocol.arrays import PROB_DTYPE, Float16Array, Int32Array
 from bus.protocol.messages import DraftWindow, Outcome, WindowReport
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.draft_tree import Place
-from decoding.engine import NO_IDS, TargetRow, Want
+from decoding.engine import NO_IDS, ProposedTree, TargetRow, Want
 from decoding.methods.base import AcceptanceRule, Proposal
 from decoding.sampling import SamplingParams
 
@@ -82,7 +82,8 @@ class PreHit(Struct, frozen=True):
     def want(self) -> Want:
         """What of the kept row the test needs."""
         test = self.test
-        return Want(0, test.proposal.ids, None if test.sampling.greedy else test.position)
+        choice_at = None if test.sampling.greedy else test.position
+        return Want(0, test.proposal.ids, choice_at, entropy=test.rule.entropy)
 
 
 class Plan(Struct, frozen=True):
@@ -95,7 +96,10 @@ class Plan(Struct, frozen=True):
             wanted, or None.
         path: the drafted tokens that are verified.
         prehit: judges the first of them by the kept row; where it rejects, nothing is run.
-        top: of each row the most probable tokens are wanted too.
+        top, entropy: of each row the most probable tokens, its entropy are wanted too.
+        most: tokens that a speculator may propose after the feed; 0: none is asked.
+        tree: what it has proposed, at the end of the feed; parents: of each token of the feed then,
+            as in `decoding.engine.Segment`.
     """
 
     feed: tuple[int, ...] = ()
@@ -104,6 +108,10 @@ class Plan(Struct, frozen=True):
     path: tuple[Place[Arrived], ...] = ()
     prehit: PreHit | None = None
     top: bool = False
+    entropy: bool = False
+    most: int = 0
+    tree: ProposedTree | None = None
+    parents: tuple[int, ...] = ()
 
 
 class Judged(Struct, frozen=True):
@@ -158,7 +166,7 @@ class OwnPasses(Struct, frozen=True):
             num_tokens=self.num_tokens + 1,
             model_ms=self.model_ms + model_ms,
             num_scored=self.num_scored + greedy,
-            log_likelihood=self.log_likelihood + (_log(row.p1_max) if greedy else 0.0),
+            log_likelihood=self.log_likelihood + (log_of(row.p1_max) if greedy else 0.0),
         )
 
 
@@ -245,6 +253,11 @@ LEAST_PROBABILITY = 1e-30
 """What float32 has rounded to 0 counts as this."""
 
 
+def log_of(prob: float) -> float:
+    """ln of a probability, in nats; never −∞."""
+    return math.log(min(max(prob, LEAST_PROBABILITY), 1.0))
+
+
 @dataclass(frozen=True, slots=True)
 class WindowQuality:
     """Of committed tokens, by the target's rows: see `WindowReport`."""
@@ -272,17 +285,13 @@ def committed_quality(judged: Judged) -> WindowQuality:
     if after and judged.own == after[0].argmax and greedy:
         probs.append((after[0].p1_max, after[0].p1_max))
         num_greedy += 1
-    logs = [(_log(prob), _log(best)) for prob, best in probs]
+    logs = [(log_of(prob), log_of(best)) for prob, best in probs]
     return WindowQuality(
         len(probs),
         sum(log for log, _ in logs),
         num_greedy,
         sum(max(0.0, best - log) for log, best in logs),
     )
-
-
-def _log(prob: float) -> float:
-    return math.log(min(max(prob, LEAST_PROBABILITY), 1.0))
 
 
 def _prob_of(proposal: Proposal, row: TargetRow) -> float:

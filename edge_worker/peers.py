@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import partial
 
 from bus.protocol.codec import AnyMessage
-from bus.protocol.errors import ConfigurationError, TokenizerMismatchError
+from bus.protocol.errors import ConfigurationError, RequestError, TokenizerMismatchError
 from bus.protocol.messages import Message
 from bus.store import Role, Store, WorkerRecord
 from bus.transport.sockets import Listener, Outbox, Sockets
+from decoding.methods import how_to_get
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Peers:
         pause_s: float = 0.0,
         turn: int = 0,
         role: Role = Role.CLOUD,
+        speculator: str = "",
     ) -> Peer:
         """The best fitting worker, held for the caller (`let_go`); waits while there is none.
 
@@ -121,17 +123,19 @@ class Peers:
             pause_s: where only that one or full ones are there, wait so long before asking again,
                 or until a session of this edge has ended and it is our turn.
             turn: of those who wait the lowest comes first.
-            role: of the worker.
+            role: of the worker. speculator: that it must have; empty: none.
 
         Raises:
             TokenizerMismatchError: workers are there, but for `mismatch_wait_s` none that fits.
+            RequestError: some fit, but for `mismatch_wait_s` none with that speculator.
             StoreUnavailableError: the registry cannot be read.
         """
         waited_s, said = 0.0, False
         while True:
             everyone = await self._store.registry.workers()
             live = [r for r in everyone if r.role is role and r.boot not in self._unreachable]
-            fitting = [r for r in live if self._fits(r)]
+            akin = [r for r in live if self._fits(r)]
+            fitting = [r for r in akin if not speculator or speculator in r.speculators]
             if fitting:
                 best = min(fitting, key=lambda r: _place(r, probe, left))
                 if pause_s > 0 and (best.boot == left or _is_full(best)):
@@ -146,6 +150,8 @@ class Peers:
                 peer.num_holders += 1
                 return peer
             waited_s += SEEK_INTERVAL_S
+            if akin and waited_s >= mismatch_wait_s:
+                raise _no_speculator(akin, speculator)
             if live and waited_s >= mismatch_wait_s:
                 raise self._mismatch(live, role)
             if not said:
@@ -243,6 +249,15 @@ class Peers:
         for peer in self._peers.values():
             peer.close()
         self._peers.clear()
+
+
+def _no_speculator(akin: list[WorkerRecord], speculator: str) -> RequestError:
+    """Why none of the workers that fit otherwise can serve the method."""
+    names = ", ".join(f"{r.worker_id} ({r.model})" for r in akin)
+    return RequestError(
+        f"no cloud worker has the speculator {speculator!r}; live ones: {names}. Choose another "
+        f"method, or {how_to_get(speculator)}"
+    )
 
 
 def _place(record: WorkerRecord, probe: str, left: str) -> tuple[bool, bool, bool, int, str]:

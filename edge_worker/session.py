@@ -260,6 +260,7 @@ class EdgeSession:
                     pause_s,
                     self._turn,
                     self._role,
+                    self.state.spec.method.speculator,
                 )
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)

@@ -48,6 +48,11 @@ def spec_of(
             f"method {method.name!r} needs coupling 'gumbel', got {str(request.coupling)!r}: else "
             "the target's own steps would depend on when drafts arrive"
         )
+    if method.speculator and request.coupling is not SessionCoupling.GUMBEL:
+        raise RequestError(
+            f"method {method.name!r} needs coupling 'gumbel', got {str(request.coupling)!r}: a "
+            "tree is judged by the target's own tokens, which are a function of seed and position"
+        )
     prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
     total = len(prompt) + request.max_new_tokens
     staged = bool(method.inner)  # a middle worker drafts, and knows its own limits
@@ -80,6 +85,6 @@ def spec_of(
         ),
         max_new_tokens=request.max_new_tokens,
         tokenizer_digest=model.tokenizer_digest,
-        drafts=drafter is not None or staged,
+        drafts=(drafter is not None or staged) and not method.speculator,
         draft_context=MAX_CONTEXT if staged else model.context_length,
     )

@@ -90,7 +90,14 @@ class Timeline:
             self._end(effect.number, at_ms, effect.outcome.value)
         elif effect.pass_tokens:
             end_ms = max(effect.verify_ms, at_ms - effect.rtt_ms / 2)
-            self._own.append(PassSpan(end_ms - effect.verify_ms, end_ms, effect.pass_tokens))
+            depth = effect.num_drafted if effect.proposed else 0
+            accepted = effect.num_accepted if effect.proposed else 0
+            self._own.append(
+                PassSpan(
+                    end_ms - effect.verify_ms, end_ms, effect.pass_tokens, effect.proposed, depth,
+                    accepted,
+                )
+            )  # fmt: skip
         self._passes_ms += effect.verify_ms if effect.pass_tokens else 0.0
         if effect.rolled_back:
             for number in list(self._open):

@@ -88,6 +88,7 @@ class UsageMeter:
         self._passes = 0
         self._own_passes = 0
         self._prehit_rejections = 0
+        self._proposed = 0
         self._rescues = 0
         self._steps = 0
         self._accepted_steps = 0
@@ -139,6 +140,7 @@ class UsageMeter:
         self._own_passes += effect.pass_tokens > 0 and not effect.num_drafted
         self._prehit_rejections += effect.outcome is Outcome.PREHIT_REJECTED
         self._rescues += effect.rescued
+        self._proposed += effect.proposed
         self._windows += effect.num_drafted > 0
         self._drafted_tokens += effect.num_drafted
         self._accepted_tokens += effect.num_accepted
@@ -206,6 +208,7 @@ class UsageMeter:
             bytes_down=bytes_down,
             budget=effect.budget,
             in_flight=effect.in_flight,
+            proposed=effect.proposed,
         )
 
     def usage(self) -> Usage:
@@ -235,6 +238,7 @@ class UsageMeter:
             passes_saved=max(0, self._windows - (self._passes - self._own_passes)),
             prehit_rejections=self._prehit_rejections,
             rescues=self._rescues,
+            proposed=self._proposed,
             steps=self._steps,
             accepted_steps=self._accepted_steps,
             judge="" if steps is None else steps.judge.name,

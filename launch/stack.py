@@ -40,6 +40,7 @@ class StackOptions:
         pair: a named pair, as `engines.catalog.registry` knows it; None is the default pair.
         target, draft: models, as `engines.catalog.sources` takes them; None takes the pair's.
         middle_model: of the middle workers; None takes the draft.
+        speculator: of the cloud workers, as their setting takes it; None leaves it to that.
         dtype: number format of all models.
         window: tokens drafted at a time; None leaves it to the controller's settings.
         drafter: who drafts (`engines.kinds.DrafterKind`); None leaves it to the edges' settings.
@@ -60,6 +61,7 @@ class StackOptions:
     target: str | None = None
     draft: str | None = None
     middle_model: str | None = None
+    speculator: str | None = None
     dtype: str = "auto"
     window: int | None = None
     drafter: str | None = None
@@ -248,6 +250,8 @@ class Stack:
             "E2SCI_DTYPE": options.dtype,
             "E2SCI_THREADS": str(options.threads_each),
         }
+        if options.speculator is not None:
+            env["E2SCI_SPECULATOR"] = options.speculator
         if options.window is not None:
             env["E2SCI_WINDOW"] = str(options.window)
         if options.drafter is not None:

@@ -32,7 +32,7 @@ from decoding.methods import Method
 from decoding.passes import run_pass
 from decoding.sampling import SamplingParams
 from tests.harness import LIMITS, check_in_flight
-from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget, target_alone
+from tests.toy import ToyCache, ToyDraft, ToyPair, target_alone
 
 PROMPT = (1, 2)
 PATIENCE_MS = 1e6
@@ -49,6 +49,7 @@ class World(Struct, frozen=True):
     result: cloud_events.Event | None = None
     target_cache: tuple[int, ...] = ()
     target_rows: tuple[Any, ...] = ()
+    target_tree: tuple[tuple[int, ...], ...] = ()
     to_cloud: tuple[Message, ...] = ()
     to_edge: tuple[Message, ...] = ()
     answer: tuple[int, ...] = ()
@@ -70,10 +71,12 @@ class Explorer:
         lease: int = 256,
         drafts: bool = True,
         ordered: bool = False,
+        tree_tokens: int = 3,
     ) -> None:
         self.ordered = ordered
         self.pair, self.sampling, self.method = pair, sampling, method
-        self.limits = replace(LIMITS, lease=lease)
+        self.limits = replace(LIMITS, lease=lease, tree_tokens=tree_tokens)
+        self.target = pair.target()
         self.text: tuple[int, ...] | None = None
         if method.lossless and sampling.coupled:
             self.text = PROMPT + target_alone(pair, PROMPT, sampling, length, frozenset())
@@ -81,7 +84,7 @@ class Explorer:
             "s1", "c1", "edge-1", method, PROMPT, sampling, length, "toy", drafts
         )
         self.shared_passes = self.prehits = self.rollbacks = self.own_passes = self.late = 0
-        self.branches = self.rescued = 0
+        self.branches = self.rescued = self.trees = 0
 
     def first(self, faults: int) -> World:
         """A session that is about to open."""
@@ -106,7 +109,7 @@ class Explorer:
         if world.faults and world.cloud is not None:
             yield replace(
                 world, faults=world.faults - 1, cloud=None, running=None, result=None,
-                target_cache=(), target_rows=(),
+                target_cache=(), target_rows=(), target_tree=(),
             )  # fmt: skip
         if not (world.to_cloud or world.to_edge or world.running or world.result or world.draft):
             later = world.now_ms + PATIENCE_MS
@@ -235,14 +238,12 @@ class Explorer:
                 case cloud_events.Forward():
                     world = replace(world, running=effect)
                 case cloud_events.FetchRow(job, index):
-                    full = (
-                        ToyTarget(self.pair).row(self._cache(world), index, Want(0, full=True)).full
-                    )
+                    full = self.target.row(self._cache(world), index, Want(0, full=True)).full
                     assert full is not None
                     row = cloud_events.FullRowReady(job, full, world.now_ms)
                     world = replace(world, result=row)
-                case cloud_events.Crop(length):
-                    world = self._crop(world, length)
+                case cloud_events.Crop(length, path):
+                    world = self._crop(world, length, path)
                 case cloud_events.Send(message):
                     assert not isinstance(message, Fault), message
                     world = replace(world, to_edge=(*world.to_edge, message))
@@ -251,24 +252,30 @@ class Explorer:
         self._check_cloud(world)
         return world
 
-    def _crop(self, world: World, length: int) -> World:
+    def _crop(self, world: World, length: int, path: tuple[int, ...]) -> World:
         """A pass that has been asked for runs before the crop does."""
         if world.running is not None:
             world = replace(self._pass(world, world.running), result=None)
-        return replace(world, target_cache=world.target_cache[:length])
+        cache = self._cache(world)
+        self.target.keep(cache, min(length, self.target.length(cache)), path)
+        return replace(world, target_cache=cache.tokens, target_tree=())
 
     def _cache(self, world: World) -> ToyCache:
-        return ToyCache(self.sampling, world.target_cache, rows=list(world.target_rows))
+        return ToyCache(
+            self.sampling, world.target_cache, world.target_tree, list(world.target_rows),
+            self.method.speculator,
+        )  # fmt: skip
 
     def _pass(self, world: World, forward: cloud_events.Forward) -> World:
         assert world.cloud is not None
         cache = self._cache(world)
-        ran = run_pass(ToyTarget(self.pair), cache, world.cloud, forward)
+        ran = run_pass(self.target, cache, world.cloud, forward)
+        self.trees += ran.plan.tree is not None
         self.shared_passes += len({place.drafted for place in ran.plan.path}) > 1
         self.own_passes += not ran.plan.path
         return replace(
             world, running=None, result=ran.event(1.0, world.now_ms), target_cache=cache.tokens,
-            target_rows=tuple(cache.rows),
+            target_rows=tuple(cache.rows), target_tree=cache.branches,
         )  # fmt: skip
 
     def _check_cloud(self, world: World) -> None:
@@ -314,6 +321,7 @@ def identity(world: World, ordered: bool) -> tuple[Any, ...]:
         state.job and (state.job.start, state.job.fork), state.branches, state.flow, state.growth,
         state.setbacks, known, job,
         world.draft_cache, world.running is None, type(world.result), world.target_cache,
+        world.target_tree,
         tuple(arranged(map(_named, world.to_cloud))), tuple(arranged(map(_named, world.to_edge))),
         world.finished, world.faults,
     )  # fmt: skip

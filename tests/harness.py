@@ -35,6 +35,7 @@ from decoding.methods.base import Flow, PaceView
 from decoding.passes import run_pass
 from decoding.prefix_hash import chain
 from decoding.sampling import SamplingParams
+from decoding.tree_reports import JudgedTree, tree_report
 from decoding.verification import Judged, Reported, own_report, window_report
 
 LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
@@ -153,6 +154,7 @@ class EdgeCloudPair:
     verify_ms: float = 10.0
     busy_ms: float = 0.0
     lease: int = 256
+    tree_tokens: int = 8
     drafts: bool = True
     threshold: float = 0.15
     rows: bool = False
@@ -166,14 +168,18 @@ class EdgeCloudPair:
         self.faults: list[Fault] = []
         self.sent: list[Message] = []
         self.judged: list[Judged] = []
+        self.trees: list[JudgedTree] = []
         self._cloud: cloud.CloudState | None = None
         self._target = self.pair.target()
-        self._cache = self._target.open(self.sampling)
+        self._cache = self._target.open(self.sampling, self.method.speculator)
         self._draft = self.pair.draft(self.sampling)
         self._boot = 0
         self._handles = itertools.count(1)
         vocab_size = max(LIMITS.vocab_size, self.pair.vocab_size)
-        self._limits = replace(LIMITS, eos=self.eos, lease=self.lease, vocab_size=vocab_size)
+        self._limits = replace(
+            LIMITS, eos=self.eos, lease=self.lease, vocab_size=vocab_size,
+            tree_tokens=self.tree_tokens,
+        )  # fmt: skip
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._fates: Iterator[Fate] = iter(self.fates)
@@ -276,7 +282,7 @@ class EdgeCloudPair:
                 fault = cloud.check_open(message, "toy", self._limits)
                 assert fault is None, fault
                 method = find(message.method) or self.method
-                self._cache = self._target.open(self.sampling)
+                self._cache = self._target.open(self.sampling, method.speculator)
                 self._cloud, effects = cloud.begin(
                     message, method, "cloud-1", self._limits, next(self._handles)
                 )
@@ -317,8 +323,8 @@ class EdgeCloudPair:
                     row = self._target.row(self._cache, index, Want(0, full=True)).full
                     assert row is not None
                     self._later_cloud(partial(cloud_events.FullRowReady, job, row))
-                case cloud_events.Crop(length):
-                    self._target.keep(self._cache, length)
+                case cloud_events.Crop(length, path):
+                    self._target.keep(self._cache, length, path)
                 case cloud_events.Send(message):
                     self._transmit(message, self._arrive_at_edge)
                 case cloud_events.Report(message):
@@ -326,6 +332,9 @@ class EdgeCloudPair:
                 case cloud_events.ReportWindow(judged):
                     self.judged.append(judged)
                     decode(encode(window_report(judged, WHOSE)))
+                case cloud_events.ReportTree(tree):
+                    self.trees.append(tree)
+                    decode(encode(tree_report(tree, WHOSE)))
                 case cloud_events.ReportOwn(own):
                     decode(encode(own_report(own, WHOSE)))
         self._check_cloud()

@@ -5,16 +5,27 @@ Both models really read their cache, so a wrong crop or feed changes the text an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from msgspec.structs import replace
 
 from bus.protocol.arrays import Float16Array, Float64Array, Int32Array
 from bus.protocol.errors import LocalError
 from decoding.coupling import choose_sparse, noise
-from decoding.engine import Capabilities, Segment, TargetRow, Want
+from decoding.engine import (
+    NO_ROWS,
+    Capabilities,
+    ProposedTree,
+    Segment,
+    TargetRow,
+    Want,
+    no_speculator,
+    require_speculator,
+)
 from decoding.rows import reduced
 from decoding.sampling import (
     SamplingParams,
@@ -25,6 +36,9 @@ from decoding.sampling import (
 )
 from decoding.uniforms import Purpose, uniform
 from engines.lookup import SuffixIndex
+
+Speculator = Callable[["ToyPair", tuple[int, ...], int], ProposedTree]
+"""A toy speculator: pair, text, most tokens → a tree with rows."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class ToyPair:
     seed: int = 0
     num_sparse: int = 4
     lookup: int = 0
+    speculator: Speculator | None = None
 
     def target(self) -> ToyTarget:
         return ToyTarget(self)
@@ -124,6 +139,7 @@ class ToyCache:
     tokens: tuple[int, ...] = ()
     branches: tuple[tuple[int, ...], ...] = ()
     rows: list[Float64Array] = field(default_factory=list)
+    speculator: str = ""
 
 
 class ToyTarget:
@@ -134,13 +150,28 @@ class ToyTarget:
         number_formats=("float64",),
     )  # fmt: skip
     context_length = 4096
+    speculators: tuple[str, ...] = ()
 
     def __init__(self, pair: ToyPair) -> None:
         self.pair = pair
         self.vocab_size = pair.vocab_size
+        self.speculators = () if pair.speculator is None else ("medusa", "eagle3")
 
-    def open(self, sampling: SamplingParams) -> ToyCache:
-        return ToyCache(sampling)
+    def open(self, sampling: SamplingParams, speculator: str = "") -> ToyCache:
+        require_speculator(self.speculators, speculator)
+        return ToyCache(sampling, speculator=speculator)
+
+    def propose(
+        self, cache: ToyCache, feed: Sequence[int], most: int, rows: bool = False
+    ) -> ProposedTree:
+        if not cache.speculator or self.pair.speculator is None:
+            raise no_speculator()
+        if not feed or most < 1:
+            raise LocalError("a speculator reads at least one token and proposes at least one")
+        assert not cache.branches, "a tree is kept or dropped before the next is proposed"
+        text = (*cache.tokens, *feed)
+        tree = self.pair.speculator(self.pair, text, most)
+        return tree if rows else replace(tree, q_ids=NO_ROWS[0], q_probs=NO_ROWS[1])
 
     def length(self, cache: ToyCache) -> int:
         return len(cache.tokens) + len(cache.branches)
@@ -174,11 +205,67 @@ class ToyTarget:
     def keep(self, cache: ToyCache, length: int, path: Sequence[int] = ()) -> None:
         if not 0 <= length <= self.length(cache):
             raise LocalError(f"cannot keep {length} positions of {self.length(cache)}")
-        cache.tokens = cache.branches[path[-1]] if path else cache.tokens[:length]
+        if path:
+            texts = [cache.branches[node] for node in path]
+            longer = [cache.tokens, *texts]
+            if length != len(cache.tokens) or any(
+                after[:-1] != before for before, after in itertools.pairwise(longer)
+            ):
+                raise LocalError(f"{list(path)} is no path of the tree after position {length}")
+            cache.tokens = texts[-1]
+        else:
+            cache.tokens = cache.tokens[:length]
         cache.branches = ()
 
     def close(self, cache: ToyCache) -> None:
         cache.tokens = cache.branches = ()
+
+
+def likely_tree(pair: ToyPair, text: tuple[int, ...], most: int) -> ProposedTree:
+    """The most probable paths of the pair's draft, as EAGLE grows them: the likelier its errors,
+    the lower the pair's agreement."""
+    nodes: list[tuple[float, int, int, tuple[Int32Array, Float16Array]]] = []
+    texts: list[tuple[int, ...]] = []
+    open_nodes = [(1.0, -1, text)]
+    leaves: list[tuple[float, int, int, tuple[Int32Array, Float16Array]]] = []
+    while len(nodes) < most:
+        for prob, node, prefix in open_nodes:
+            row = pair.draft_probs(prefix)
+            q1 = from_wire(*row)
+            leaves += [
+                (prob * float(p), node, int(t), row) for t, p in zip(q1.ids, q1.probs, strict=True)
+            ]
+        best = max(leaves, key=lambda leaf: leaf[0])
+        leaves.remove(best)
+        nodes.append(best)
+        texts.append((*(texts[best[1]] if best[1] >= 0 else text), best[2]))
+        open_nodes = [(best[0], len(nodes) - 1, texts[-1])]
+    return ProposedTree(
+        tuple(token for _, _, token, _ in nodes),
+        tuple(parent for _, parent, _, _ in nodes),
+        np.stack([row[0] for _, _, _, row in nodes]),
+        np.stack([row[1] for _, _, _, row in nodes]),
+    )
+
+
+def nonsense(seed: int) -> Speculator:
+    """Proposes trees of any shape and size, with any tokens, siblings twice."""
+
+    def propose(pair: ToyPair, text: tuple[int, ...], most: int) -> ProposedTree:
+        def number(below: int, *which: int) -> int:
+            return int(hash((seed, text, *which)) % 2**32) % below
+
+        size = number(most + 1)
+        ids = np.arange(pair.vocab_size, dtype=np.int32)
+        even = np.full((size, pair.vocab_size), 1 / pair.vocab_size, np.float16)
+        return ProposedTree(
+            tuple(number(pair.vocab_size, 1, node) for node in range(size)),
+            tuple(number(node + 1, 2, node) - 1 for node in range(size)),
+            np.tile(ids, (size, 1)),
+            even,
+        )
+
+    return propose
 
 
 def target_alone(

@@ -71,6 +71,15 @@ class CellAnswers:
     dtype: str
 
 
+def speculators_of(asked: Asked) -> tuple[str, ...]:
+    """Kinds of speculators that the target has; it is loaded to see, and let go.
+
+    Raises:
+        ModelError: the target cannot be loaded.
+    """
+    return TargetModel.load(asked.target, asked.dtype).speculators
+
+
 def answers_alone(
     asked: Asked, temperatures: Sequence[float], tick: Tick
 ) -> dict[float, tuple[Tokens, ...]]:

@@ -8,7 +8,7 @@ cells are asked for, levels are left out until every two of the rest meet.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import combinations
@@ -129,17 +129,25 @@ def lossless_methods() -> tuple[str, ...]:
     return tuple(name for name, method in found if method is not None and method.lossless)
 
 
-def usual_methods() -> tuple[str, ...]:
+def usual_methods(speculators: Collection[str] = ()) -> tuple[str, ...]:
     """The lossless ones, but for those that can do nothing that another cannot: variants of one
     of them (`auto-chain` is `auto` without branches), and those that need what need not be here: a
-    draft with a ranked head (`fr-spec`, which is `sd` by one), a middle worker (`pipespec`)."""
+    draft with a ranked head (`fr-spec`, which is `sd` by one), a middle worker (`pipespec`), a
+    speculator beside the target (`medusa`).
+
+    Args:
+        speculators: those that the target has.
+    """
     lossless = lossless_methods()
     found = ((name, methods.find(name)) for name in lossless)
     return tuple(
         name
         for name, method in found
         if method is None
-        or not (method.variant_of in lossless or method.drafter_needs or method.inner)
+        or (
+            not (method.variant_of in lossless or method.drafter_needs or method.inner)
+            and method.speculator in ("", *speculators)
+        )
     )
 
 

@@ -311,8 +311,8 @@ class SimulatedSession:
                     )
                 case cloud_events.Forward():
                     self._clock.after(0.0, partial(self._pass, effect))
-                case cloud_events.Crop(length):
-                    self._target.keep(self._cache, length)
+                case cloud_events.Crop(length, path):
+                    self._target.keep(self._cache, length, path)
                 case cloud_events.Send(message):
                     if not self._lost():
                         self._at_edge_after(self._one_way_ms, partial(self._at_edge, message))

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from decoding.engine import Capabilities, Segment, TargetRow, Want
+from decoding.engine import (
+    Capabilities,
+    ProposedTree,
+    Segment,
+    TargetRow,
+    Want,
+    no_speculator,
+    require_speculator,
+)
 from decoding.sampling import SamplingParams
 
 VOCAB_SIZE, CONTEXT_LENGTH = 1 << 16, 1 << 20
@@ -31,13 +39,21 @@ class KnownTarget:
     )  # fmt: skip
     vocab_size = VOCAB_SIZE
     context_length = CONTEXT_LENGTH
+    speculators: tuple[str, ...] = ()
 
     def __init__(self, token_at: Callable[[int], int]) -> None:
         self._token_at = token_at
 
-    def open(self, sampling: SamplingParams) -> Positions:
+    def open(self, sampling: SamplingParams, speculator: str = "") -> Positions:
         del sampling
+        require_speculator(self.speculators, speculator)
         return Positions()
+
+    def propose(
+        self, cache: Positions, feed: Sequence[int], most: int, rows: bool = False
+    ) -> ProposedTree:
+        del cache, feed, most, rows
+        raise no_speculator()
 
     def length(self, cache: Positions) -> int:
         return cache.length
@@ -56,8 +72,7 @@ class KnownTarget:
         return self._at(cache.rows[index])
 
     def keep(self, cache: Positions, length: int, path: Sequence[int] = ()) -> None:
-        del path
-        cache.length = length
+        cache.length = length + len(path)
 
     def close(self, cache: Positions) -> None:
         cache.length = 0

@@ -50,7 +50,7 @@ __all__ = [
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 HASH_BYTES = 8
 """Of `decoding.prefix_hash`."""
 MAX_SPARSE = 1024
@@ -239,12 +239,18 @@ class Ack(Message, frozen=True, tag=11):
 
     It renews the lease within which the target writes by itself. With `again`, everything beyond
     `length` is sent again: feedback was lost, or nothing has come for long.
+
+    `threshold` is that of acceptance from now on, where the target's own speculator drafts: then
+    there are no windows that would carry one.
     """
+
+    single_float: ClassVar[bool] = True
 
     handle: Counter
     number: Counter
     length: Counter
     again: bool = False
+    threshold: Threshold | None = None
 
 
 class CloseSession(Message, frozen=True, tag=3):
@@ -273,6 +279,8 @@ class Feedback(Message, frozen=True, tag=5):
     the round trip; None where none has come. `pass_tokens` is the session's share of the pass, 0
     where none was run. `prehit` where a window was rejected of which no token was run. `rows` where
     the session asks for them and the pass has them: text that is sent again comes without.
+    `proposed` tokens of a speculator, a tree of `depth`, were in the pass; all tokens but the last
+    are then accepted ones.
     """
 
     single_float: ClassVar[bool] = True
@@ -287,6 +295,8 @@ class Feedback(Message, frozen=True, tag=5):
     pass_tokens: Counter
     prehit: bool = False
     rows: TokenRows | None = None
+    proposed: Counter = 0
+    depth: Counter = 0
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")

@@ -37,6 +37,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     target passes, of which the target ran `own_passes` by itself, without a draft; a window that
     failed at pre-hit, shared a pass or was overtaken is one of `passes_saved`. At `rescues` of the
     `rollbacks` the text turned to a branch that had been drafted.
+    Where the target's speculator has proposed trees, `proposed` is the number of their tokens, and
+    a tree counts as a window of its depth.
     Of an answer written in `steps`, `accepted_steps` are the draft's, as `judge` called them
     equivalent to the target's own; then a window is a step, and `passes` are those of all sessions
     in which the target wrote, one that several shared counted for each.
@@ -74,6 +76,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     passes_saved: Count = 0
     prehit_rejections: Count = 0
     rescues: Count = 0
+    proposed: Count = 0
     steps: Count = 0
     accepted_steps: Count = 0
     judge: str = ""

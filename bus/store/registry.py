@@ -47,6 +47,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
             digest give the same tokens for the same text. Empty: it runs no model, or is older.
         tokenizer_digest: draft and target must agree on it.
         context_length, vocab_size, eos_tokens: the model's.
+        speculators: kinds by which a target can propose trees of tokens, as methods name them.
         load, capacity: sessions now, sessions at most.
         counters: e.g. faults, oversize frames.
         started_at: seconds since the epoch, the worker's clock.
@@ -66,6 +67,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int = 0
     vocab_size: int = 0
     eos_tokens: tuple[int, ...] = ()
+    speculators: tuple[str, ...] = ()
     load: int = 0
     capacity: int = 0
     counters: dict[str, int] = {}

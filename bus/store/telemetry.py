@@ -82,6 +82,7 @@ class WindowEntry(_Entry, frozen=True, kw_only=True, tag="window"):
     bytes_down: int
     budget: int = 0  # tokens allowed in flight, and how many were, until this feedback; an entry
     in_flight: int = 0  # of an older release has neither
+    proposed: int = 0  # tokens of the tree in the pass, of which num_drafted is then the depth
 
 
 class SessionEntry(_Entry, frozen=True, kw_only=True, tag="session"):
@@ -122,11 +123,18 @@ class WindowSpan(msgspec.Struct, frozen=True, array_like=True, tag="window"):
 
 
 class PassSpan(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
-    """The target wrote by itself; placed in time as if its feedback took half a round trip."""
+    """The target wrote by itself; placed in time as if its feedback took half a round trip.
+
+    With a tree of its speculator in the pass, `proposed` tokens of `depth`, it accepted a path of
+    `num_accepted`.
+    """
 
     at_ms: float
     end_ms: float
     num_tokens: int
+    proposed: int = 0
+    depth: int = 0
+    num_accepted: int = 0
 
 
 class Rollback(msgspec.Struct, frozen=True, array_like=True, tag="rollback"):

@@ -82,6 +82,7 @@ def draw_request(settings: DashboardSettings, request: str) -> None:
         reason = answer.end.error or str(answer.end.finish_reason)
         st.caption(f"Ended: {reason}. {TERMS['finish reason']}")
         _draw_middle(answer.end.usage)
+        _draw_trees(answer.end.usage)
     _draw_timeline(trail)
     _draw_windows(trail.windows)
     _draw_story(story)
@@ -95,6 +96,17 @@ def _draw_middle(usage: Usage) -> None:
             f"{usage.middle_seconds:.1f} s together, {usage.middle_own_passes} of them without a "
             f"draft; {usage.middle_accepted_tokens} of {usage.middle_drafted_tokens} drafts for it "
             f"accepted; began again {usage.middle_restarts} times. {TERMS['middle']}"
+        )
+
+
+def _draw_trees(usage: Usage) -> None:
+    """What the target's speculator proposed, where it did."""
+    if usage.proposed and usage.windows:
+        st.caption(
+            f"Trees: {usage.windows} proposed by the target's speculator, "
+            f"{usage.proposed / usage.windows:.1f} tokens and depth "
+            f"{usage.drafted_tokens / usage.windows:.1f} each; "
+            f"{usage.accepted_tokens / usage.windows:.2f} accepted in a pass. {TERMS['tree']}"
         )
 
 
@@ -127,7 +139,8 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
     if not windows:
         st.caption("Telemetry holds none of them any more.")
         return
-    lossless = method is not None and method.acceptance.lossless  # there is no threshold
+    lossless = method is not None and method.acceptance.lossless
+    has_threshold = method is None or method.acceptance.compares
     judge = "" if steps is None else steps.judge.name
     first_ms = windows[0].at_ms
     column = st.column_config
@@ -136,10 +149,11 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
         pd.DataFrame(
             {
                 "at_s": [(w.at_ms - first_ms) / 1e3 for w in windows],
+                "proposed": [w.proposed or None for w in windows],
                 "drafted": [w.num_drafted for w in windows],
                 "accepted": [w.num_accepted for w in windows],
                 "why": [why(w, lossless, judge) for w in windows],
-                "threshold": [None if lossless else w.threshold for w in windows],
+                "threshold": [w.threshold if has_threshold else None for w in windows],
                 "credit": [credit_of(w.method, w.credit) for w in windows],
                 "in_flight": [w.in_flight for w in windows],
                 "draft_ms": [w.draft_ms for w in windows],
@@ -152,6 +166,7 @@ def _draw_windows(windows: tuple[WindowEntry, ...]) -> None:
         placeholder="–",
         column_config={
             "at_s": column.NumberColumn("At, s", format="%.2f", help="Since the first feedback."),
+            "proposed": column.NumberColumn("Tree, tokens", help=TERMS["tree"]),
             "drafted": column.NumberColumn("Drafted", help=TERMS[kind]),
             "accepted": column.NumberColumn("Accepted", help=TERMS["acceptance"]),
             "why": column.TextColumn("Feedback", help=TERMS["rollback"], width="large"),

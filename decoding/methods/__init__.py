@@ -18,9 +18,11 @@ from decoding.methods import (
     amusd,
     auto,
     e2sci,
+    eagle3,
     fr_spec,
     fsd,
     lookahead,
+    medusa,
     pipespec,
     plc,
     plc_literal,
@@ -30,14 +32,14 @@ from decoding.methods.base import Method
 from decoding.methods.paces import Lockstep
 from decoding.pacing import MAX_LOCKSTEP_WINDOW
 
-__all__ = ["Method", "find", "names", "need_middle", "summaries", "why_unknown"]
+__all__ = ["Method", "find", "how_to_get", "names", "need_middle", "summaries", "why_unknown"]
 
 _METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
         amusd.METHOD, *pipespec.METHODS, fr_spec.METHOD, lookahead.METHOD, lookahead.SIMILAR,
-        *e2sci.METHODS,
+        *medusa.METHODS, eagle3.METHOD, *e2sci.METHODS,
     )
 }  # fmt: skip
 
@@ -78,7 +80,7 @@ def find(name: str) -> Method | None:
     method = replace(method, name=name)
     if _THRESHOLD.fullmatch(parameters[0]):
         threshold = float(parameters.pop(0))
-        if method.acceptance.lossless or threshold > log(2.0):
+        if not method.acceptance.compares or threshold > log(2.0):
             return None
         method = replace(method, threshold=threshold)
     if parameters:
@@ -96,6 +98,14 @@ def _without_parameters(name: str) -> Method | None:
         return _METHODS.get(name)
     host = _METHODS.get(name.removeprefix(_OVER))
     return None if host is None or e2sci.why_not_over(host) else e2sci.over(host)
+
+
+def how_to_get(speculator: str) -> str:
+    """What to do where a target has no speculator of that kind."""
+    return (
+        f"start the cloud worker with --speculator DIR (`e2sci train {speculator}` makes one for "
+        "its target)"
+    )
 
 
 def why_unknown(name: str) -> str:

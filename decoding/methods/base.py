@@ -53,9 +53,20 @@ class Proposal:
 
 
 class AcceptanceRule(Protocol):
-    """Decides about one drafted token, and what replaces the first rejected one."""
+    """Decides about one drafted token, and what replaces the first rejected one.
+
+    Attributes:
+        lossless: no token is accepted but the target's own.
+        compares: it compares the draft's distribution with the target's, under a threshold.
+        every_child: in a tree any child may be accepted, and the longest accepted path is taken;
+            else the target's own token is looked for, and then the first child alone is asked.
+        entropy: it needs the entropy of the target's row.
+    """
 
     lossless: bool
+    compares: bool
+    every_child: bool
+    entropy: bool
 
     def accepts(
         self,
@@ -173,6 +184,9 @@ class Method:
             target's own version of each step; None: there are no steps.
         inner: the method of an inner session that a middle worker verifies, and whose text are this
             one's drafts (`decoding.cascade`); empty: a drafter drafts.
+        speculator: the kind of speculator beside the target that proposes trees of tokens
+            (`decoding.engine.Target.propose`), so that the edge drafts nothing; empty: there is
+            none.
     """
 
     name: str
@@ -187,6 +201,7 @@ class Method:
     variant_of: str = ""
     steps: Steps | None = None
     inner: str = ""
+    speculator: str = ""
 
     def missing(self, capabilities: Capabilities) -> list[str]:
         """What it needs and a target has not."""
@@ -204,6 +219,12 @@ class Method:
     def needs_rows(self, sampling: SamplingParams) -> bool:
         """Whether windows carry the draft's probabilities."""
         return not self.acceptance.lossless or sampling.coupling is SessionCoupling.RESIDUAL
+
+    @property
+    def sends_threshold(self) -> bool:
+        """Whether acknowledgements carry the threshold: the target's speculator drafts, so no
+        window does."""
+        return bool(self.speculator) and self.acceptance.compares
 
     @property
     def needs_draft(self) -> bool:

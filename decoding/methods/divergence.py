@@ -30,7 +30,8 @@ def divergence(proposal: Proposal, row: TargetRow) -> float:
 class DivergenceRule:
     """Fuzzy speculative decoding (Holsman et al., 2025), with the textbook divergence."""
 
-    lossless = False
+    lossless, compares = False, True
+    every_child = entropy = False
 
     def accepts(
         self,
@@ -55,7 +56,7 @@ class DivergenceRule:
 class ElasticRule(ExactRule):
     """Exact verification, with tokens let through besides where draft and target are alike."""
 
-    lossless = False
+    lossless, compares = False, True
 
     def accepts(
         self,

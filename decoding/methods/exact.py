@@ -18,6 +18,7 @@ class ExactRule:
     they are distributed as those."""
 
     lossless = True
+    compares = every_child = entropy = False
 
     def accepts(
         self,

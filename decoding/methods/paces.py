@@ -133,6 +133,17 @@ class Continuous:
         return Flow(1, MOST_UNJUDGED, awaits=False)
 
 
+class Resting:
+    """The edge drafts nothing: the target's speculator proposes, and the edge reads."""
+
+    name = "resting"
+    forecasts = False
+
+    def flow(self, view: PaceView) -> Flow:
+        del view
+        return NOTHING
+
+
 class Given:
     """For drafts that are there already and cost nothing: what is in flight is bounded alone, so
     that little is verified after the first token that the target writes otherwise [ours].

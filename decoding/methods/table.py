@@ -22,6 +22,7 @@ class Row(Struct, frozen=True):
         runs_on: where no draft continues the text, the target writes by itself; else it waits.
         sends_rows: windows carry the draft's probabilities, so that the draft must give them; else
             token ids alone. With residual coupling all do.
+        speculator: the kind of speculator that proposes at the target; then there are no windows.
         needs: names of `decoding.engine.Capabilities` of the target, beyond verifying a chain.
         needs_draft: an edge without a draft cannot answer by it.
         drafter_needs: names of `decoding.engine.DrafterCapabilities`.
@@ -32,6 +33,7 @@ class Row(Struct, frozen=True):
     pace: str
     runs_on: bool
     sends_rows: bool
+    speculator: str
     needs: tuple[str, ...]
     needs_draft: bool
     drafter_needs: tuple[str, ...]
@@ -41,18 +43,32 @@ class Row(Struct, frozen=True):
     def cells(self) -> tuple[str, ...]:
         """As `COLUMNS` shows them."""
         text = "lossless" if self.lossless else "lossy"
-        draft = "required" if self.needs_draft else "optional"
         having = [*(["rows"] if self.sends_rows else []), *map(_words, self.drafter_needs)]
+        needs = [*map(_words, self.needs)]
+        if self.speculator:
+            needs.append(f"speculator {self.speculator}")
         return (
             self.method,
             text,
             self.pace,
             "runs on" if self.runs_on else "waits",
-            "ids and rows" if self.sends_rows else "ids",
-            ", ".join(map(_words, self.needs)) or "–",
-            f"{draft}, with {' and '.join(having)}" if having else draft,
+            self._sent,
+            ", ".join(needs) or "–",
+            f"{self._draft}, with {' and '.join(having)}" if having else self._draft,
             self.summary.removesuffix(f" ({text})"),
         )
+
+    @property
+    def _sent(self) -> str:
+        if self.speculator:
+            return "nothing"
+        return "ids and rows" if self.sends_rows else "ids"
+
+    @property
+    def _draft(self) -> str:
+        if self.speculator:
+            return "not used"
+        return "required" if self.needs_draft else "optional"
 
 
 def _words(capability: str) -> str:
@@ -71,7 +87,9 @@ def _row(method: Method) -> Row:
         lossless=method.lossless,
         pace=method.pace.name,
         runs_on=method.runs_on,
-        sends_rows=method.needs_rows(SamplingParams(coupling=SessionCoupling.GUMBEL)),
+        sends_rows=not method.speculator
+        and method.needs_rows(SamplingParams(coupling=SessionCoupling.GUMBEL)),
+        speculator=method.speculator,
         needs=method.needs,
         needs_draft=method.needs_draft,
         drafter_needs=method.drafter_needs,

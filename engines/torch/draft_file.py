@@ -11,6 +11,13 @@ from torch import Tensor
 from bus.protocol.errors import ModelError
 
 
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """float[rows, columns] → int8[rows, columns] and float16[rows] with weight ≈ int8 × scale."""
+    scale = (weight.float().abs().amax(dim=1) / 127).half().clamp(min=2.0**-24)
+    rounded = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127)
+    return rounded.to(torch.int8), scale
+
+
 def dequantise(stored: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Stored tensors → a state dict of plain weights in `dtype`."""
     plain: dict[str, Tensor] = {}

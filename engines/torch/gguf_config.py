@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from engines.torch.gguf_tokenizer import read_gguf, without_progress
-from engines.torch.llama import rope_frequencies
+from engines.torch.rope import rope_frequencies
 from engines.torch.sources import RefusedError
 
 _FACTORS = "rope_freqs.weight"

@@ -85,6 +85,13 @@ class IntegerMatrix:
             (len(ids), self.shape[1]),
         )  # fmt: skip
 
+    def plain(self) -> Tensor:
+        """float32[layers, out, in], what the bytes stand for."""
+        num_layers, blocks, pairs = self.weight.shape[:3]
+        rows = self.weight.transpose(2, 3).reshape(num_layers, blocks * BLOCK, 2 * pairs)
+        num_out, num_in = self.shape
+        return rows[:, :num_out, :num_in].float() * self.scale[:, :num_out, None]
+
     @property
     def num_pairs(self) -> int:
         """Pairs of padded input features."""
@@ -112,6 +119,7 @@ class IntegerProduct:
     def __init__(self, matrix: IntegerMatrix) -> None:
         """Of a matrix of one layer."""
         self.num_bytes = matrix.num_bytes
+        self._matrix = matrix
         self._num_out = matrix.shape[0]
         self._padded_out = int(matrix.scale.shape[1])
         self._padded_in = 2 * matrix.num_pairs
@@ -130,6 +138,10 @@ class IntegerProduct:
 
         on_all_threads(multiply)
         return torch.from_numpy(out)[:, : self._num_out].view(*rows.shape[:-1], self._num_out)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """As `engines.torch.linears.Matrix.rows`."""
+        return self._matrix.rows(ids).plain()[0]
 
 
 _own = threading.local()

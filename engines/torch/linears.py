@@ -42,24 +42,32 @@ class Product(Protocol):
     def __call__(self, rows: Tensor, /) -> Tensor: ...
 
 
-Layout = Callable[[Sequence[nn.Linear]], Product]
+class Matrix(Product, Protocol):
+    """A product whose weights can be read again."""
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """float32[n, in]: the weights of outputs int64[n], as they are multiplied."""
+        ...
+
+
+Layout = Callable[[Sequence[nn.Linear]], Matrix]
 """Makes the products of the same rows with several matrices, one beside the other."""
 
 
-def integer(linears: Sequence[nn.Linear]) -> Product:
+def integer(linears: Sequence[nn.Linear]) -> Matrix:
     """In int8."""
     if not _float32_on_cpu(linears):
         return _AsLoaded(linears)
     return IntegerProduct(IntegerMatrix.of(*_joined(linears)))
 
 
-def halved(linears: Sequence[nn.Linear]) -> Product:
+def halved(linears: Sequence[nn.Linear]) -> Matrix:
     """In float16 where FBGEMM is there; numbers beyond its range become its largest."""
     possible = _float32_on_cpu(linears) and _has_fbgemm()
     return _Halved(linears) if possible else _AsLoaded(linears)
 
 
-def packed(linears: Sequence[nn.Linear]) -> Product:
+def packed(linears: Sequence[nn.Linear]) -> Matrix:
     """In float32 for a few rows where oneDNN is there."""
     possible = _float32_on_cpu(linears) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return _Packed(linears) if possible else _AsLoaded(linears)
@@ -73,6 +81,10 @@ class _AsLoaded:
     def __call__(self, rows: Tensor, /) -> Tensor:
         return torch.cat([linear(rows) for linear in self._linears], dim=-1)
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """As `Matrix.rows`."""
+        return torch.cat([linear.weight.detach() for linear in self._linears])[ids].float()
+
 
 class _Halved:
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
@@ -83,6 +95,11 @@ class _Halved:
     def __call__(self, rows: Tensor, /) -> Tensor:
         product: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._weight)
         return product
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """As `Matrix.rows`."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._weight)[0]
+        return weight[ids]
 
 
 class _Packed:
@@ -96,6 +113,11 @@ class _Packed:
             rows, self._weight, self._bias, "none", [], ""
         )
         return product
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """As `Matrix.rows`."""
+        weight: Tensor = self._weight.to_dense()
+        return weight[ids]
 
 
 class ProductModule(nn.Module):

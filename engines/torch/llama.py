@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,19 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engines.torch import kernels
 from engines.torch.cache import KVCache
+from engines.torch.features import Tap
 from engines.torch.integer import on_all_threads
 from engines.torch.integer_decoder import IntegerDecoder
 from engines.torch.linears import Layout, Product
 from engines.torch.parts import Part, input_ids
+from engines.torch.rope import Rotation, head_dim, turned
+from engines.torch.rotation import rotate
 
 _MODEL_TYPES = ("llama", "qwen2")
 _CHANGING_ROPES = ("dynamic", "longrope")  # their angles depend on the length run so far
-_ROPE_BLOCK = 512  # positions of the rotation table computed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,66 +101,34 @@ def runs_as_llama(body: Any) -> bool:
     )
 
 
-def rope_frequencies(config: Any) -> tuple[Tensor, float]:
-    """θ of RoPE, float32[d/2], and the factor of cosines and sines, as transformers'
-    `LlamaRotaryEmbedding` has them, to the bit, without its module."""
-    parameters = config.rope_parameters
-    if parameters["rope_type"] != "default":
-        frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
-        return frequencies.float(), float(scaling)
-    exponents = torch.arange(0, _head_dim(config), 2, dtype=torch.float32) / _head_dim(config)
-    return 1.0 / parameters["rope_theta"] ** exponents, 1.0
-
-
-def _head_dim(config: Any) -> int:
-    given = getattr(config, "head_dim", None)
-    return int(given or config.hidden_size // config.num_attention_heads)
-
-
-class Rotation:
-    """RoPE's table, made as far as positions are asked for."""
-
-    def __init__(self, config: Any) -> None:
-        self._frequencies, self._scaling = rope_frequencies(config)
-        self._cos = self._sin = torch.empty(0, 1, 2 * len(self._frequencies))
-
-    def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """float32[n, 1, d] twice: cos mθ, and sin mθ with its sign."""
-        self._reach(max(positions) + 1)
-        begin, end = positions[0], positions[-1] + 1
-        if end - begin == len(positions) and positions == list(range(begin, end)):
-            return self._cos[begin:end], self._sin[begin:end]
-        places = torch.tensor(positions)
-        return self._cos[places], self._sin[places]
-
-    def _reach(self, end: int) -> None:
-        """Extend the table to positions below `end`."""
-        if end > self._cos.shape[0]:
-            positions = torch.arange(-(-end // _ROPE_BLOCK) * _ROPE_BLOCK, dtype=torch.float32)
-            angles = (positions[:, None] * self._frequencies).double().numpy()
-            # numpy: torch's float32 cosine has other last bits where threads cut the table
-            cos = torch.from_numpy(np.cos(angles)).float() * self._scaling
-            sin = torch.from_numpy(np.sin(angles)).float() * self._scaling
-            self._cos = torch.cat((cos, cos), dim=1)[:, None]
-            self._sin = torch.cat((-sin, sin), dim=1)[:, None]
-
-
 class LlamaBody:
     """What both bodies share: a model without its head.
 
     Attributes:
         weight_bytes: bytes of weights that a pass reads, the embedding's rows left out.
         rowwise: as of an `engines.torch.network.Network`.
+        config: transformers' config.
+        embedding: float[V, hidden], in the body's basis.
+        gain: float32[hidden], of the last norm; None where the head has it.
     """
 
     rowwise = False
+    embedding: Tensor
+    gain: Tensor | None = None
 
     def __init__(self, config: Any) -> None:
+        self.config = config
         self._num_kv_heads = int(config.num_key_value_heads)
         self._num_heads = int(config.num_attention_heads)
-        self._head_dim = _head_dim(config)
-        self._rotation = Rotation(config)
+        self._head_dim = head_dim(config)
+        self._rotation = Rotation.of(config)
         self.weight_bytes = 0
+
+    @property
+    def basis(self) -> Tensor | None:
+        """float32[hidden, hidden], Q: hidden states here are x·Q of the model's own x; None where
+        they are the same."""
+        return None
 
 
 class FloatBody(LlamaBody):
@@ -174,23 +144,30 @@ class FloatBody(LlamaBody):
         # ‖x‖² + hε instead of mean x² + ε, for `_norm`
         self._root_size = config.hidden_size**0.5
         self._root_epsilon = torch.tensor(self._root_size * config.rms_norm_eps**0.5)
-        self._embedding: Tensor = body.embed_tokens.weight.detach()
+        self.embedding = body.embed_tokens.weight.detach()
+        self.gain = body.norm.weight.detach()
         self._last_gain = self._gain(body.norm)
         self._gains: list[Gains] = []
         self._layers: list[Layer] = []
         while len(body.layers):
             self._take_over(body.layers.pop(0), layout)
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[Part], tap: Tap | None = None) -> Tensor:
         """Run the parts; float32[n, hidden] of all their tokens after the last norm."""
         rotation = self._rotation.at([m for part in parts for m in part.positions()])
         masks = [self._mask(part) for part in parts]
-        x = F.embedding(input_ids(parts, self._embedding.device), self._embedding)
+        x = F.embedding(input_ids(parts, self.embedding.device), self.embedding)
+        streams = list[Tensor]()
         for index, (layer, gains) in enumerate(zip(self._layers, self._gains, strict=True)):
             rows = layer.qkv(self._norm(x, gains.attention))
             x = x + layer.output(self._attention(rows, rotation, parts, masks, index))
             gate, up = layer.gate_up(self._norm(x, gains.mlp)).chunk(2, dim=1)
             x = x + layer.down(F.silu(gate) * up)
+            if tap is not None and index + 1 in tap.layers:
+                streams.append(x)
+        if tap is not None:
+            tap.streams = torch.stack(streams) if streams else x[None, :0]
+            tap.last = self._norm(x, self._root_size)
         return self._norm(x, self._last_gain)
 
     def _gain(self, norm: Any) -> Tensor:
@@ -222,22 +199,22 @@ class FloatBody(LlamaBody):
         return heads[:, : -self._num_kv_heads], heads[:, -self._num_kv_heads :]
 
     def _store(
-        self, turned: Tensor, values: Tensor, cache: KVCache, index: int
+        self, rotated: Tensor, values: Tensor, cache: KVCache, index: int
     ) -> tuple[Tensor, Tensor]:
         """Append a layer's rotated keys and its values; float32[1, kv_heads, L, d] of all."""
         held: tuple[Tensor, Tensor] = cache.states.update(
-            turned[:, self._num_heads :].transpose(0, 1)[None],
+            rotated[:, self._num_heads :].transpose(0, 1)[None],
             values.transpose(0, 1)[None],
             index,
         )
         return held
 
-    def _queries(self, turned: Tensor) -> Tensor:
+    def _queries(self, rotated: Tensor) -> Tensor:
         """float32[n, kv_heads, g, d]."""
-        size = turned.shape[0]
-        return turned[:, : self._num_heads].view(size, self._num_kv_heads, -1, self._head_dim)
+        size = rotated.shape[0]
+        return rotated[:, : self._num_heads].view(size, self._num_kv_heads, -1, self._head_dim)
 
-    def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
+    def _norm(self, x: Tensor, gain: Tensor | float) -> Tensor:
         """n(x) as (g√h ∘ x) / √(‖x‖² + hε), in half the time of torch's rms_norm."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * gain / torch.hypot(length, self._root_epsilon)
@@ -253,12 +230,12 @@ class FloatBody(LlamaBody):
         """float32[n, heads·d] from float32[n, (heads + 2·kv_heads)·d], appending to the caches."""
         dim, num_kv = self._head_dim, self._num_kv_heads
         plain, values = self._split(qkv)
-        turned = _rotate(plain, *rotation)
+        rotated = turned(plain, *rotation)
         mixed, first = list[Tensor](), 0
         for part, mask in zip(parts, masks, strict=True):
             rows = slice(first, first + part.size)
-            keys, held = self._store(turned[rows], values[rows], part.cache, index)
-            queries = self._queries(turned[rows]).transpose(0, 1).reshape(1, num_kv, -1, dim)
+            keys, held = self._store(rotated[rows], values[rows], part.cache, index)
+            queries = self._queries(rotated[rows]).transpose(0, 1).reshape(1, num_kv, -1, dim)
             out = F.scaled_dot_product_attention(queries, keys, held, attn_mask=mask)
             mixed.append(
                 out.view(num_kv, part.size, -1, dim).transpose(0, 1).reshape(part.size, -1)
@@ -295,12 +272,13 @@ class IntegerBody(LlamaBody):
     def __init__(self, decoder: IntegerDecoder) -> None:
         super().__init__(decoder.config)
         config = decoder.config
-        self._embedding = decoder.embedding
+        self.embedding = decoder.embedding
         self._epsilon = np.float32(config.rms_norm_eps)
         layers = decoder.layers
         parts = (layers.qkv, layers.output, layers.gate_up, layers.down)
         self._layers = tuple(part.operand() for part in parts)
         self._num_layers = int(config.num_hidden_layers)
+        self._untapped = np.full(self._num_layers, -1, np.int64), np.empty((0, 0, 0), np.float32)
         gated = layers.down.shape[1]
         self._shape = (
             int(config.hidden_size), self._num_heads, self._num_kv_heads, self._head_dim, gated
@@ -310,27 +288,45 @@ class IntegerBody(LlamaBody):
         self._widest_out = max(int(part.scale.shape[1]) for part in parts)
         self.weight_bytes = sum(part.num_bytes for part in parts)
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[Part], tap: Tap | None = None) -> Tensor:
         """Run the parts; float32[n, hidden] of all their tokens after the last norm."""
         hidden = self._shape[0]
-        ids = input_ids(parts, self._embedding.device)
+        ids = input_ids(parts, self.embedding.device)
         x = np.zeros((len(ids), self._hidden_padded), np.float32)
-        x[:, :hidden] = F.embedding(ids, self._embedding).float().numpy()
+        x[:, :hidden] = F.embedding(ids, self.embedding).float().numpy()
         positions = [m for part in parts for m in part.positions()]
         rotation = tuple(part[:, 0].contiguous().numpy() for part in self._rotation.at(positions))
         rows = _rows_of(parts)
         cache = self._caches(parts)
         num_threads = torch.get_num_threads()
         buffers = self._buffers(len(ids), max(positions) + 1, num_threads)
+        tapped = self._tapped(tap, len(ids))
 
         def run(thread: int, num_threads: int, arrivals: npt.NDArray[np.int64]) -> None:
             kernels.run(
                 thread, num_threads, arrivals, x, self._layers, self._shape, self._epsilon,
-                rotation, cache, rows, buffers,
+                rotation, cache, rows, buffers, tapped,
             )  # fmt: skip
 
         on_all_threads(run)
-        return torch.from_numpy(x)[:, :hidden]
+        last = torch.from_numpy(x)[:, :hidden]
+        if tap is not None:
+            tap.streams, tap.last = torch.from_numpy(tapped[1]), last
+        return last
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """As `LlamaBody.basis`."""
+        with torch.inference_mode(False):  # a pass may be the first to ask
+            return rotate(torch.eye(self._shape[0]))
+
+    def _tapped(self, tap: Tap | None, num_rows: int) -> tuple[npt.NDArray[Any], ...]:
+        """Where `kernels.run` copies hidden states to."""
+        if tap is None:
+            return self._untapped
+        places = np.full(self._num_layers, -1, np.int64)
+        places[np.array(tap.layers, np.int64) - 1] = np.arange(len(tap.layers))
+        return places, np.empty((len(tap.layers), num_rows, self._shape[0]), np.float32)
 
     def _caches(self, parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], ...]:
         """Addresses of keys and of values, and capacities, of caches extended by their parts."""
@@ -372,8 +368,3 @@ def _rows_of(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], ...]:
         np.array(column, np.int64) for column in (session, place, past, parent)
     )
     return session_ids, places, pasts, parents_of
-
-
-def _rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """RoPE of float32[n, heads, d]."""
-    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), signed_sin)

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from bus.protocol.errors import LocalError
 from engines.torch.cache import KVCache
+from engines.torch.features import Features, Tap, feature_layers
 from engines.torch.integer import IntegerProduct
 from engines.torch.integer_decoder import IntegerDecoder
-from engines.torch.linears import Layout, Product, ProductModule, replace_linears
+from engines.torch.linears import Layout, Matrix, ProductModule, replace_linears
 from engines.torch.llama import FloatBody, IntegerBody, runs_as_llama
 from engines.torch.parts import Part, input_ids, wanted_rows
+
+_CHUNK = 256  # tokens of a text run at a time
 
 
 class Body(Protocol):
@@ -108,7 +111,7 @@ class CausalNetwork(Network):
             layout: of the matrices, where they are not integers already.
         """
         self._vocab_size = vocab_size
-        self._fast: tuple[Body, Product] | None = None
+        self._fast: tuple[FloatBody | IntegerBody, Matrix] | None = None
         if isinstance(model, IntegerDecoder):
             self._fast = IntegerBody(model), IntegerProduct(model.head)
         elif _is_plain(model) and runs_as_llama(model.model):
@@ -126,13 +129,48 @@ class CausalNetwork(Network):
         """Whether passes hold several sessions, trees of tokens, and give hidden states."""
         return self._fast is not None
 
-    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
-        """As `Network.run`."""
+    @property
+    def own(self) -> tuple[FloatBody | IntegerBody, Matrix]:
+        """Body and head.
+
+        Raises:
+            LocalError: the network runs in its own module tree.
+        """
+        if self._fast is None:
+            raise LocalError("this architecture gives no hidden states")
+        return self._fast
+
+    def run(self, parts: Sequence[Part], tap: Tap | None = None) -> tuple[Tensor, Tensor | None]:
+        """As `Network.run`. A tap receives hidden states of all rows (`has_own_body`)."""
         if self._fast:
             body, head = self._fast
-            states = body.forward(parts)[wanted_rows(parts)]
+            states = body.forward(parts, tap)[wanted_rows(parts)]
             return head(states)[:, : self._vocab_size], states
         return torch.cat([self._run_modules(part) for part in parts]), None
+
+    def features(self, tokens: Sequence[int]) -> Features:
+        """Of a whole text, run on its own."""
+        body, _ = self.own
+        layers = feature_layers(int(body.config.num_hidden_layers))
+        cache, taps = KVCache(), list[Tap]()
+        for begin in range(0, len(tokens), _CHUNK):
+            taps.append(Tap(layers))
+            body.forward([Part(tokens[begin : begin + _CHUNK], cache)], taps[-1])
+        return Features.of(taps, layers, body.basis)
+
+    def embedding_rows(self, ids: Tensor) -> Tensor:
+        """float32[n, hidden]: the input embedding of tokens int64[n], in the model's own basis."""
+        body, _ = self.own
+        rows = body.embedding[ids].float()
+        return rows if body.basis is None else rows @ body.basis.T
+
+    def head_rows(self, ids: Tensor) -> Tensor:
+        """float32[n, hidden]: what gives the logits of tokens int64[n] by a product with
+        `Features.last`: the head's weights times the last norm's gain, in the model's own basis."""
+        body, head = self.own
+        rows = head.rows(ids)
+        rows = rows if body.gain is None else rows * body.gain
+        return rows if body.basis is None else rows @ body.basis.T
 
     def _run_modules(self, part: Part) -> Tensor:
         if part.parents:

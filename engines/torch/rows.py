@@ -97,6 +97,7 @@ class Rows:
                 top=self._top(row, masses[row]) if want.top else None,
                 full=self.dense(row) if want.full else None,
                 hidden=self._hidden(row) if want.hidden else None,
+                entropy=self._entropy(row) if want.entropy else None,
             )
             for row, want in enumerate(wants)
         ]
@@ -156,6 +157,14 @@ class Rows:
         if self.states is None:
             raise LocalError("this architecture gives no hidden states")
         return self.states[row].float().cpu().numpy()
+
+    def _entropy(self, row: int) -> float:
+        """In nats at temperature 1: ln Z − Σ p·x over x = logit − peak, Z = Σ exp x, in float64."""
+        logits = self.logits[row].cpu().numpy()
+        below = (logits - logits.max()).astype(np.float64)
+        weights = np.exp(below)
+        mass = float(weights.sum())
+        return math.log(mass) - float((weights * below).sum()) / mass
 
     @property
     def greedy(self) -> bool:

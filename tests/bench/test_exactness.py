@@ -35,7 +35,15 @@ from cli.main import app
 from decoding import methods
 from launch.link.profiles import PROFILES
 
-WITHOUT_WINDOW = {"amusd", "pipespec", "pipespec-2", "e2sci-no-threshold", "sd:6"}
+WITHOUT_WINDOW = {
+    "amusd",
+    "pipespec",
+    "pipespec-2",
+    "e2sci-no-threshold",
+    "sd:6",
+    "medusa",
+    "eagle3",
+}
 
 
 def factors_of(cell: DesignCell) -> dict[str, Any]:
@@ -84,11 +92,16 @@ def test_the_usual_design_has_every_usual_method_and_level() -> None:
     }  # fmt: skip
     check(cells, levels)
     assert (
-        {*usual_methods(), "auto-chain", "fr-spec", "pipespec"}
+        {*usual_methods(), "auto-chain", "fr-spec", "pipespec", "medusa", "eagle3"}
         == set(lossless_methods())
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )
     assert cells == design(Factors(), most)
+
+
+def test_methods_of_speculators_are_usual_where_the_target_has_them() -> None:
+    assert set(usual_methods(("eagle3",))) - set(usual_methods()) == {"eagle3"}
+    assert {*usual_methods(("eagle3", "medusa"))} == {*usual_methods(), "medusa", "eagle3"}
 
 
 def test_a_middle_worker_is_disturbed_where_there_is_one() -> None:

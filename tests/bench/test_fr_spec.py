@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from bench import fr_spec
-from bench.fr_spec import Plan, agreements, recorded_answers, step_times, with_heads
+from bench.fr_spec import Plan, agreements, step_times, with_heads
 from bench.passes import GREEDY
 from bus.protocol.errors import ModelError
 from cli.main import app
@@ -153,17 +152,6 @@ def test_a_draft_that_is_the_target_is_right_wherever_its_head_reaches(
     assert narrow.covered == narrow.agreement < 1.0
     assert narrow.head_bytes < full.head_bytes
     assert "(measured)" in capsys.readouterr().out
-
-
-def test_answers_are_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = save_tiny(tmp_path / "tiny")
-    asked = plan(model, str(model), answers=tmp_path / "answers.jsonl")
-    (one,) = recorded_answers(replace(asked, prompts=asked.prompts[:1]))
-    written = recorded_answers(asked)  # goes on after a run that was cut off
-    assert written[0] == one
-    monkeypatch.delattr(fr_spec, "TargetModel")
-    assert recorded_answers(asked) == written
-    assert [len(recorded.answer) for recorded in written] == [12, 12]
 
 
 def test_the_command_gives_a_line_for_each_head(tmp_path: Path) -> None:

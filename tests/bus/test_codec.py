@@ -43,6 +43,7 @@ OPEN = OpenSession(
     0.1, 0.9, 40, SessionCoupling.GUMBEL, "digest",
 )  # fmt: skip
 FEEDBACK = Feedback(7, 5, pack_tokens((9, 300)), 3, 1.5, 10.5, 0.25, 3, True)
+FEEDBACK_OF_TREE = Feedback(7, 5, pack_tokens((9, 300)), 3, 1.5, 10.5, 0.25, 9, proposed=8, depth=3)
 FEEDBACK_WITH_ROWS = Feedback(
     7, 5, pack_tokens((9, 300)), None, 1.5, 10.5, 0.25, 3, False,
     TokenRows(
@@ -61,56 +62,64 @@ REPORT = WindowReport(
 GOLDEN: list[tuple[Message, str]] = [
     (
         OPEN,
-        ("dc00110701a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
+        ("dc00110801a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
          "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2"),
     ),
     (
         WINDOW,
-        ("9a070207030405c4080001020304050607c408070000000900000096c410070000000100000009000000"
+        ("9a080207030405c4080001020304050607c408070000000900000096c410070000000100000009000000"
          "05000000c40800380034003c0000ca3e19999a06ca40200000ca3f000000c2"),
     ),
     (
         Ack(7, 4, 6, True),
-        ("96070b070406c3"),
+        ("97080b070406c3c0"),
+    ),
+    (
+        Ack(7, 5, 6, False, 0.25),
+        ("97080b070506c2ca3e800000"),
     ),
     (
         CloseSession("s1", 1, "length"),
-        ("950703a2733101a66c656e677468"),
+        ("950803a2733101a66c656e677468"),
     ),
     (
         SessionReady("s1", 1, "cloud-1", 7),
-        ("960704a2733101a7636c6f75642d3107"),
+        ("960804a2733101a7636c6f75642d3107"),
     ),
     (
         FEEDBACK,
-        ("9c07050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c0"),
+        ("9e08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c00000"),
+    ),
+    (
+        FEEDBACK_OF_TREE,
+        ("9e08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000009c2c00803"),
     ),
     (
         FEEDBACK_WITH_ROWS,
-        ("9c07050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c410090000000500"
-         "0000070000002c010000c408003a003400380038"),
+        ("9e08050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c410090000000500"
+         "0000070000002c010000c408003a0034003800380000"),
     ),
     (
         REPORT,
-        ("dc00190706a273310103a6656467652d31a26331a27364a77061727469616c020101ca3e19999aca3fc0"
+        ("dc00190806a273310103a6656467652d31a26331a27364a77061727469616c020101ca3e19999aca3fc0"
          "0000ca3e000000ca41a40000ca41440000ca40600000ca41280000ca3e800000c002cabf00000001ca3e"
          "800000"),
     ),
     (
         SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1),
-        ("980707a27331a26331a6656467652d31a7636c6f75642d31a2736401"),
+        ("980807a27331a26331a6656467652d31a7636c6f75642d31a2736401"),
     ),
     (
         SessionClosed("s1", "cloud-1", 1, "expired"),
-        ("96070aa27331a7636c6f75642d3101a765787069726564"),
+        ("96080aa27331a7636c6f75642d3101a765787069726564"),
     ),
     (
         ControlUpdate("s1", 1, 2, 0.15, 4, 0.5, -0.25),
-        ("990708a273310102cb3fc333333333333304cb3fe0000000000000cbbfd0000000000000"),
+        ("990808a273310102cb3fc333333333333304cb3fe0000000000000cbbfd0000000000000"),
     ),
     (
         Fault("-", FaultCode.BAD_TOKENS, "why", 7),
-        ("960709a12daa6261645f746f6b656e73a377687907"),
+        ("960809a12daa6261645f746f6b656e73a377687907"),
     ),
 ]  # fmt: skip
 """Bytes that other versions of this code, and other programs, read. A change here is a change of
@@ -170,7 +179,7 @@ def draft_windows(draw: st.DrawFn) -> DraftWindow:
 
 feedbacks = st.builds(
     Feedback, counters, counters, token_bytes, st.none() | counters, millis, millis, millis,
-    counters, st.booleans(),
+    counters, st.booleans(), st.none(), counters, counters,
 )  # fmt: skip
 messages = st.one_of(
     st.builds(
@@ -183,7 +192,7 @@ messages = st.one_of(
     draft_windows(),
     st.builds(CloseSession, names, counters, st.text(max_size=200)),
     st.builds(SessionReady, names, counters, names, counters),
-    st.builds(Ack, counters, counters, counters, st.booleans()),
+    st.builds(Ack, counters, counters, counters, st.booleans(), st.none() | thresholds),
     feedbacks,
     st.builds(
         WindowReport, names, counters, counters, names, names, names, st.sampled_from(Outcome),
@@ -219,7 +228,7 @@ def test_sampling_parameters_travel_as_float64_and_measurements_as_float32() -> 
     assert window.rows is not None
     assert window.rows.threshold == float(np.float32(0.15))
     assert {kind for kind in get_args(AnyMessage) if kind.single_float} == {
-        DraftWindow, Feedback, WindowReport,
+        Ack, DraftWindow, Feedback, WindowReport,
     }  # fmt: skip
 
 
@@ -339,10 +348,10 @@ def test_text_is_no_array() -> None:
         decode(msgpack.packb(array))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, -1, 2**40])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, -1, 2**40])
 def test_another_version_is_named(version: int) -> None:
     frame = msgpack.packb([version, *array_of(FEEDBACK)[1:]])
-    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 7"):
+    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 8"):
         decode(frame)
 
 

@@ -14,9 +14,11 @@ from bus.protocol.errors import RequestError
 from cli.generate import parse_prompts
 from cli.main import app
 from cli.options import Sampling
+from engines.torch.target import TargetModel
 from launch.python import ROOT
 from launch.stack import Stack
 from tests.cli.conftest import e2sci
+from tests.engines.speculating import KINDS, save_random
 from tests.engines.tiny import save_tiny
 
 
@@ -52,6 +54,12 @@ def test_a_wrong_line_is_named(line: str, words: str) -> None:
         ([], 2, "give either a prompt or --prompts FILE"),
         (["a", "--prompts", "x"], 2, "give either a prompt or --prompts FILE"),
         (["a", "--target-only", "--method", "sd"], 2, "--target-only has no --method"),
+        (["a", "--target-only", "--speculator", "x"], 2, "--coupling or --speculator"),
+        (
+            ["a", "--speculator", "/nowhere"],
+            1,
+            "/nowhere holds no speculator; expected a directory",
+        ),
         (["a", "--dtype", "int3"], 2, "'int3' is unknown; use one of auto, float32, bfloat16"),
         (["--prompts", "/nowhere"], 1, "/nowhere cannot be read: No such file"),
         (["--prompts", "/dev/null"], 1, "/dev/null holds no prompts"),
@@ -100,6 +108,21 @@ async def test_together_and_alone_give_the_same_tokens_in_the_same_shape(
         assert ours.keys() == theirs.keys() == {"token_ids", "text", "finish_reason", "stats"}
         assert ours["stats"].keys() == theirs["stats"].keys()
     assert answers[0][0]["stats"]["windows"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_speculator_is_given_by_its_directory(
+    pair: list[str], tmp_path: Path, kind: str
+) -> None:
+    target = TargetModel.load(pair[1], "float32", "cpu")
+    directory = save_random(tmp_path / "made", kind, target)
+    flags = ["the cat", "--json", "--max-new-tokens", "16", *pair]
+    done = await e2sci("generate", "--method", kind, "--speculator", str(directory), *flags)
+    assert (done.status, done.err) == (0, "")
+    answer = json.loads(done.out)
+    assert answer["token_ids"] == json.loads(alone(*flags))["token_ids"]
+    assert answer["stats"]["proposed"] > 0
 
 
 def test_plain_output_is_the_text(pair: list[str]) -> None:

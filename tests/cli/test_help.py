@@ -9,7 +9,18 @@ from typer.testing import CliRunner
 from cli import __version__
 from cli.main import app
 
-COMMANDS = ["up", "submit", "generate", "status", "methods", "pull", "rank", "distill", "bench"]
+COMMANDS = [
+    "up",
+    "submit",
+    "generate",
+    "status",
+    "methods",
+    "pull",
+    "rank",
+    "distill",
+    "train",
+    "bench",
+]
 
 
 def test_version() -> None:

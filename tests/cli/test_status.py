@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from bus.protocol.requests import new_request, session_id
-from bus.store import SessionRecord, Store
+from bus.store import Role, SessionRecord, Store, WorkerRecord
 from bus.store.blocking import BlockingStore
+from cli import status
 from tests.cli.conftest import ScriptedEdge, e2sci, invoke
 
 pytestmark = pytest.mark.usefixtures("reachable")
@@ -73,6 +75,16 @@ def test_the_prefix_cache_has_a_line_of_its_own(blocking: BlockingStore) -> None
     assert "prefix_cache" not in done.out
     (worker,) = json.loads(invoke("status", "--json").out)["workers"]
     assert worker["counters"]["prefix_cache_hits_total"] == 12
+
+
+def test_a_worker_s_speculators_are_shown_beside_its_model() -> None:
+    plain = WorkerRecord(
+        worker_id="cloud-x", role=Role.CLOUD, boot="b", model="tiny", dtype="int8", device="cpu"
+    )
+    proposing = replace(plain, speculators=("medusa", "eagle3"))
+    assert status._model(plain) == "tiny (int8, cpu)"
+    assert status._model(proposing) == "tiny + medusa, eagle3 (int8, cpu)"
+    assert status._model(replace(plain, model="")) == "-"
 
 
 def test_an_empty_system_is_said_to_be_empty(blocking: BlockingStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +31,10 @@ from decoding.cloud_events import (
     Send,
     WindowArrived,
 )
-from decoding.engine import Segment, TargetRow
-from decoding.methods import Method
+from decoding.engine import ProposedTree, Segment, TargetRow
+from decoding.methods import Method, medusa
 from tests.sessions import OPENING, drafted_window
-from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget, target_alone
+from tests.toy import ToyCache, ToyDraft, ToyPair, ToyTarget, likely_tree, target_alone
 
 PAIR = ToyPair()
 LIMITS = cloud.Limits(vocab_size=64, context_length=4096, threshold_min=-1.0, threshold_max=0.3)
@@ -109,10 +110,10 @@ class Client:
             max_new_tokens=self.most, temperature=self.temperature,
         )  # fmt: skip
         self.text, self.number = self.prompt, 0
-        self.keep: int | None = None
+        self.crops: tuple[Crop, ...] = ()
         limits = replace(LIMITS, lease=self.lease)
         self.state, effects = cloud.begin(message, self.method, "cloud", limits, handle=1)
-        self.cache = self.target.open(self.state.sampling)
+        self.cache = self.target.open(self.state.sampling, self.method.speculator)
         self.run(effects, self.scheduler.submit)
         self.go_on()
 
@@ -137,14 +138,16 @@ class Client:
         self.state, effects = cloud.step(self.state, event)
         self.run(effects, self.scheduler.take)
 
-    def run(self, effects: tuple[Any, ...], take: Callable[[Any, Any, int | None], None]) -> None:
+    def run(
+        self, effects: tuple[Any, ...], take: Callable[[Any, Any, tuple[Crop, ...]], None]
+    ) -> None:
         for effect in effects:
             match effect:
-                case Crop(length):
-                    self.keep = length if self.keep is None else min(length, self.keep)
+                case Crop():
+                    self.crops += (effect,)
                 case Prefill() | Forward() | FetchRow():
-                    take(self, effect, self.keep)
-                    self.keep = None
+                    crops, self.crops = self.crops, ()
+                    take(self, effect, crops)
                 case Send(Feedback() as feedback):
                     self.feedbacks.append(
                         replace(feedback, held_ms=0.0, verify_ms=0.0, queue_ms=0.0)
@@ -400,3 +403,60 @@ def test_old_measurements_fade() -> None:
         for rows in (1, 9, 18, 36):
             costs.add(rows, 90.0 + rows)
     assert costs.chunk(9) >= 32
+
+
+class Proposing(Recorded):
+    """Its speculator proposes likely trees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = dataclasses.replace(PAIR, speculator=likely_tree)
+        self.speculators = ("medusa",)
+
+
+MEDUSA = medusa.METHOD
+
+
+def proposing() -> House:
+    house = House()
+    house.target = house.scheduler._target = Proposing()
+    return house
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_trees_of_two_sessions_share_a_pass_and_change_no_text(temperature: float) -> None:
+    house = proposing()
+    clients = [
+        house.add(prompt(3, seed), window=0, temperature=temperature, method=MEDUSA)
+        for seed in range(2)
+    ]
+    house.add(prompt(80, 9), window=9, temperature=temperature)
+    house.thread.run()
+    assert all(client.text[len(client.prompt) :] == client.alone() for client in clients)
+    assert all(any(f.proposed for f in client.feedbacks) for client in clients)
+    assert any(rows[:2] == [9, 9] for rows in house.target.passes), "each a whole tree and a token"
+
+
+def test_a_tree_is_no_larger_than_its_sessions_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUDGET", 9)
+    house = proposing()
+    clients = [house.add((1 + seed,), window=0, method=MEDUSA) for seed in range(3)]
+    house.thread.run()
+    together = [rows for rows in house.target.passes if len(rows) == 3]
+    assert together
+    assert max(map(max, together)) == 4
+    assert all(client.text[1:] == client.alone() for client in clients)
+
+
+def test_a_bad_tree_ends_its_session_only() -> None:
+    house = proposing()
+
+    def wrong(pair: ToyPair, text: tuple[int, ...], most: int) -> ProposedTree:
+        tree = likely_tree(pair, text, most)
+        return replace(tree, parents=(5,) * most) if text[0] == 2 else tree
+
+    house.target.pair = dataclasses.replace(PAIR, speculator=wrong)
+    good, bad = (house.add((1 + seed, 3), window=0, method=MEDUSA) for seed in range(2))
+    house.thread.run()
+    assert "the speculator proposed" in str(bad.error)
+    assert good.text[2:] == good.alone()

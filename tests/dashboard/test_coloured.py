@@ -68,3 +68,9 @@ def test_drafts_that_the_targets_own_text_overtook_are_not_refused_tokens() -> N
 )
 def test_feedback_of_a_step_names_its_judge(facts: dict[str, Any], words: str) -> None:
     assert why(window("r", **facts), lossless=True, judge="exact match") == words
+
+
+def test_feedback_of_a_tree_says_how_large_it_was_and_how_much_was_accepted() -> None:
+    tree = window("r", number=0, proposed=8, num_drafted=3, num_accepted=2, rollback=False)
+    assert why(tree, lossless=True) == "tree of 8 tokens, depth 3: 2 accepted"
+    assert "\u2717" not in as_html([piece(0, True, True, False)], [tree])

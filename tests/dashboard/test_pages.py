@@ -165,6 +165,34 @@ async def test_a_request_is_shown_window_by_window(page: Page, store: Store) -> 
     ]
 
 
+async def test_trees_of_a_request_are_counted_and_shown(page: Page, store: Store) -> None:
+    await store.queue.submit(new_request("Why?", method="medusa"))
+    claim = await store.queue.take("edge-1", block_ms=1000)
+    assert claim is not None
+    entry = window(
+        claim.request_id, method="medusa", at_ms=AT_MS, number=0, proposed=8, num_drafted=4,
+        rollback=False,
+    )  # fmt: skip
+    flags = (True, True, True, False)
+    await store.commit_window(claim, 0, (1, 2, 3, 4), flags, "a b c", entry, (1, 1, 1, 2))
+    usage = Usage(windows=2, proposed=16, drafted_tokens=8, accepted_tokens=5)
+    await store.queue.finish(claim, End(FinishReason.LENGTH, usage=usage))
+    found = page("session")
+    found.query_params["request"] = claim.request_id
+    found.run()
+    assert not found.exception
+    said = [caption.value for caption in found.caption]
+    assert any(
+        "Trees: 2 proposed by the target's speculator, 8.0 tokens and depth 4.0 each; 2.50 "
+        "accepted in a pass." in text
+        for text in said
+    )
+    (table,) = (frame.value for frame in found.dataframe)
+    assert table["proposed"].tolist() == [8]
+    assert table["why"].tolist() == ["tree of 8 tokens, depth 4: 3 accepted"]
+    assert table["threshold"].isna().all()
+
+
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_session_s_story_is_shown_even_before_its_first_token(
     page: Page, store: Store, begun: bool

@@ -159,3 +159,14 @@ def test_a_middle_workers_passes_have_a_lane_of_their_own() -> None:
     assert drawn.layout.yaxis.ticktext[0] == "middle: its model"
     assert drawn.layout.yaxis.range[1] > MIDDLE_Y
     assert MIDDLE_Y not in timeline_figure(entry(*EVENTS)).layout.yaxis.tickvals
+
+
+def test_passes_over_trees_have_a_trace_of_their_own() -> None:
+    made = entry(PassSpan(0.0, 10.0, 1), PassSpan(10.0, 22.0, 9, 8, 3, 2), method="medusa")
+    lanes = lanes_of(made)
+    assert times(lanes.own) == [(0.0, 10.0)]
+    assert lanes.trees == (
+        (10.0, 22.0, "pass over a tree of 8 proposed tokens, depth 3: 2 accepted"),
+    )
+    names = [trace.name for trace in timeline_figure(made).data]
+    assert "the target verifies a tree of its speculator" in names

@@ -17,7 +17,7 @@ from decoding.methods.paces import Ahead, Continuous, Lockstep
 from decoding.sampling import SamplingParams
 from tests.decoding.test_pair import fates, pairs, windows
 from tests.harness import EdgeCloudPair, Fate
-from tests.toy import ToyPair, target_alone
+from tests.toy import ToyPair, likely_tree, target_alone
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
@@ -122,9 +122,10 @@ def test_below_a_threshold_of_zero_it_writes_what_its_exact_host_writes(
     host: str, pair: ToyPair, fates: tuple[Fate, ...], windows: tuple[int, ...],
     sampling: SamplingParams, draft_ms: float, forget: frozenset[int],
 ) -> None:  # fmt: skip
+    proposing = replace(pair, speculator=likely_tree)
     answers = [
         EdgeCloudPair(
-            pair, sampling, method=found(name), windows=windows, fates=fates, forget_at=forget,
+            proposing, sampling, method=found(name), windows=windows, fates=fates, forget_at=forget,
             prompt=(1, 0), draft_ms=draft_ms, threshold=-1.0,
         ).run()
         for name in (host, f"e2sci+{host}")
@@ -134,13 +135,14 @@ def test_below_a_threshold_of_zero_it_writes_what_its_exact_host_writes(
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_a_lenient_threshold_lets_through_what_its_exact_host_rejects(name: str) -> None:
-    """Windows carry probabilities, and a divergence of 0.3 nats is accepted."""
-    pair = ToyPair(agreement=0.8, vocab_size=9, num_sparse=9)
+    """Windows carry probabilities or trees have them, and a divergence of 0.3 nats is accepted."""
+    pair = ToyPair(agreement=0.8, vocab_size=9, num_sparse=9, speculator=likely_tree)
     run = EdgeCloudPair(
-        pair, GREEDY, method=found(name), threshold=0.3, max_new_tokens=40, draft_ms=0.5
-    )
+        pair, GREEDY, method=found(name), threshold=0.3, max_new_tokens=40, draft_ms=0.5,
+        tree_tokens=1,
+    )  # fmt: skip
     answer = run.run()
     sent = [message for message in run.sent if isinstance(message, DraftWindow)]
-    assert sent
+    assert bool(sent) is not bool(found(name).speculator)
     assert all(message.rows is not None for message in sent)
     assert answer != target_alone(pair, (1, 2, 3), GREEDY, 40, frozenset())

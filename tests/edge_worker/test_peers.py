@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bus.protocol.codec import AnyMessage
-from bus.protocol.errors import TokenizerMismatchError
+from bus.protocol.errors import RequestError, TokenizerMismatchError
 from bus.protocol.messages import CloseSession, Fault, FaultCode, SessionReady
 from bus.settings import BusSettings
 from bus.store import Role, Store, WorkerRecord
@@ -362,3 +362,18 @@ async def test_a_worker_with_an_address_that_is_none_is_passed_over(
     assert not finding.done()
     await CloudWorker(store, sockets, "cloud-2", load=9).registers()
     assert (await asyncio.wait_for(finding, PATIENCE_S)).record.worker_id == "cloud-2"
+
+
+async def test_a_method_with_a_speculator_goes_to_a_worker_that_has_it(
+    store: Store, sockets: Sockets, peers: Peers
+) -> None:
+    await CloudWorker(store, sockets, "cloud-1").registers()
+    with pytest.raises(RequestError, match="no cloud worker has the speculator") as refused:
+        await asyncio.wait_for(peers.find(0.02, speculator="medusa"), PATIENCE_S)
+    assert "--speculator DIR" in str(refused.value)
+    assert "cloud-1 (tiny)" in str(refused.value)
+    busy = CloudWorker(store, sockets, "cloud-2", speculators=("eagle3", "medusa"))
+    await busy.registers(load=3)
+    peer = await asyncio.wait_for(peers.find(PATIENCE_S, speculator="medusa"), PATIENCE_S)
+    assert peer.record.worker_id == "cloud-2"
+    assert (await found(peers)).record.worker_id == "cloud-1", "else the least loaded"

@@ -4,6 +4,7 @@ one session with an error its user can read; the worker and its other sessions g
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from bus.protocol.messages import (
+    Ack,
     CloseSession,
     ControlUpdate,
     DraftWindow,
@@ -36,7 +38,8 @@ from decoding.engine import DrafterCapabilities
 from edge_worker import server
 from edge_worker.session import EdgeSession
 from edge_worker.specs import HOW_TO_GET, spec_of
-from tests.edge_worker.shell import PATIENCE_S, Drafter, House, ToyTokenizer
+from tests.edge_worker.shell import PAIR, PATIENCE_S, Drafter, House, ToyTokenizer
+from tests.toy import likely_tree
 
 
 @pytest.mark.parametrize("method", ["sd", "plc", "auto"])
@@ -78,6 +81,52 @@ async def test_a_session_that_drafts_nothing_reads_what_the_target_writes(
     (timeline,) = [entry for entry in entries if isinstance(entry, TimelineEntry)]
     assert [type(event) for event in timeline.events] == [PassSpan] * 24
     assert not [message for message in house.sent if isinstance(message, DraftWindow)]
+
+
+@pytest.mark.parametrize("method", ["medusa", "eagle3"])
+async def test_where_the_target_proposes_trees_the_edge_reads(house: House, method: str) -> None:
+    house.cloud(pass_s=0.002, pair=dataclasses.replace(PAIR, speculator=likely_tree))
+    house.start(timeline=True)
+    await house.answers("r0", method=method)  # the listener hears from now on
+    await house.answers("r1", method=method)
+    entries = await told(house, "r1")
+    (usage,) = [entry.usage for entry in entries if isinstance(entry, SessionEntry)]
+    assert usage.lossless
+    assert usage.proposed > usage.drafted_tokens >= usage.accepted_tokens > 0
+    assert usage.accepted_tokens + usage.passes == usage.completion_tokens == 24
+    assert usage.rollbacks == usage.wasted_tokens == 0
+    (timeline,) = [entry for entry in entries if isinstance(entry, TimelineEntry)]
+    spans = [event for event in timeline.events if isinstance(event, PassSpan)]
+    assert sum(span.proposed for span in spans) == usage.proposed
+    assert sum(span.num_accepted for span in spans) == usage.accepted_tokens
+    assert not [message for message in house.sent if isinstance(message, DraftWindow)]
+    assert house.drafter.open_caches == 0
+
+
+async def test_credit_s_threshold_reaches_the_cloud_and_is_in_telemetry(house: House) -> None:
+    house.cloud(pair=dataclasses.replace(PAIR, speculator=likely_tree), tree_tokens=1)
+    house.start(timeline=True)
+    await house.submit("r1", method="e2sci+medusa")
+    _, _, end = await house.answer("r1")
+    assert (end.end.error, end.end.usage.lossless) == ("", False)
+    acks = [message for message in house.sent if isinstance(message, Ack)]
+    conservative = house.settings.conservative_threshold
+    assert acks
+    assert all(ack.threshold == pytest.approx(conservative) for ack in acks)
+    trees = [e for e in await told(house, "r1") if isinstance(e, WindowEntry) and e.proposed]
+    assert trees
+    assert all(tree.threshold == pytest.approx(conservative) for tree in trees)
+
+
+async def test_a_method_whose_speculator_no_cloud_has_is_refused_with_what_to_do(
+    house: House,
+) -> None:
+    house.cloud()
+    house.start(peer_wait_s=0.1)
+    why = "no cloud worker has the speculator 'medusa'; live ones: cloud-1 (toy)"
+    await house.fails("r1", why, method="medusa")
+    assert house.opens() == []  # no cloud worker is asked
+    await house.answers("r2")
 
 
 async def test_a_method_that_needs_more_of_the_draft_is_refused_with_what_to_do(
@@ -175,6 +224,7 @@ async def test_a_message_that_cannot_be_handled_silences_nobody_else(
         ({"method": "magic"}, "known are auto, "),
         ({"method": "e2sci+e2sci-fixed"}, "is refused: e2sci-fixed is e2sci with one part changed"),
         ({"max_new_tokens": 5000, "method": "sd"}, "the context of the draft"),
+        ({"method": "medusa", "coupling": "residual"}, "method 'medusa' needs coupling 'gumbel'"),
     ],
 )
 async def test_a_request_that_cannot_be_answered_is_refused(

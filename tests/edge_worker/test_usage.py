@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from bus.protocol.messages import Ack, CloseSession, DraftWindow, FinishReason, Outcome
-from bus.store import Role, WorkerRecord
+from bus.store import PassSpan, Role, WorkerRecord
 from decoding import methods
 from decoding.edge import SessionSpec
 from decoding.edge_events import WindowJudged
@@ -250,3 +250,23 @@ def test_what_comes_after_a_stop_string_counts_nowhere(
     assert meter.usage().accepted_tokens == num_accepted
     entry = meter.entry(kept, PEER) or meter.rest(PEER)[0]
     assert (entry.num_accepted, entry.num_committed) == (num_accepted, num_committed)
+
+
+def test_trees_count_as_windows_of_their_depth_and_their_tokens_are_added_up() -> None:
+    meter = UsageMeter("r1", SPEC, num_committed=0)
+    tree = {"number": 0, "proposed": 8, "pass_tokens": 9}
+    for num_accepted in (3, 1):
+        meter.committed(num_accepted + 1)
+        meter.judged(judged(3, num_accepted, False, **tree))
+    meter.committed(1)
+    meter.judged(own())
+    usage = meter.usage()
+    assert (usage.proposed, usage.windows, usage.rollbacks) == (16, 2, 0)
+    assert (usage.drafted_tokens, usage.accepted_tokens) == (6, 4)
+    assert (usage.passes, usage.own_passes, usage.passes_saved) == (3, 1, 0)
+    entry = meter.entry(judged(3, 3, False, **tree), None)
+    assert entry is not None
+    assert (entry.proposed, entry.num_drafted) == (8, 3)
+    spans = [event for event in meter.timeline.events() if isinstance(event, PassSpan)]
+    facts = [(span.num_tokens, span.proposed, span.depth, span.num_accepted) for span in spans]
+    assert facts == [(9, 8, 3, 3), (9, 8, 3, 1), (1, 0, 0, 0)]

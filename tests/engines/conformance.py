@@ -17,8 +17,8 @@ import pytest
 
 from bus.protocol.errors import LocalError
 from decoding.coupling import choose
-from decoding.engine import NUM_TOP, Coupling, Drafter, Segment, Target, TargetRow, Want
-from decoding.sampling import SamplingParams, from_wire
+from decoding.engine import NUM_TOP, Coupling, Segment, Target, TargetRow, Want
+from decoding.sampling import SamplingParams
 
 GREEDY = SamplingParams()
 PLAIN = SamplingParams(temperature=1.0, seed=7)
@@ -39,6 +39,13 @@ def path_to(node: int) -> list[int]:
     while PARENTS[path[0]] >= 0:
         path.insert(0, PARENTS[path[0]])
     return path
+
+
+def speculators(target: Target[Any]) -> tuple[str, ...]:
+    """Those that it can propose by; without any the test is skipped."""
+    if not target.speculators:
+        pytest.skip("the target has no speculator")
+    return target.speculators
 
 
 class TargetConformance:
@@ -164,6 +171,92 @@ class TargetConformance:
         assert len(shapes) == 1
         assert all(row.hidden is not None and np.isfinite(row.hidden).all() for row in rows)
 
+    def test_the_entropy_is_that_of_the_whole_row_at_temperature_1(
+        self, target: Target[Any]
+    ) -> None:
+        cache, ids = target.open(WARPED), np.arange(target.vocab_size, dtype=np.int32)
+        what = (Want(3, ids, entropy=True), Want(7, ids))
+        wanted, plain = target.run([Segment(cache, PROMPT, what)])[0]
+        assert plain.entropy is None
+        probs = wanted.p1_at_q[wanted.p1_at_q > 0]
+        assert wanted.entropy == pytest.approx(-float((probs * np.log(probs)).sum()), abs=1e-5)
+
+    # --- speculators --------------------------------------------------------------------------
+
+    def test_a_speculator_that_it_has_not_is_refused(self, target: Target[Any]) -> None:
+        with pytest.raises(LocalError, match="no speculator 'crystal-ball'"):
+            target.open(GREEDY, "crystal-ball")
+
+    def test_a_session_without_a_speculator_proposes_nothing(self, target: Target[Any]) -> None:
+        cache = target.open(GREEDY)
+        target.run([Segment(cache, PROMPT)])
+        with pytest.raises(LocalError):
+            target.propose(cache, TEXT[:1], 4)
+
+    @pytest.mark.parametrize("rows", [False, True])
+    @pytest.mark.parametrize("most", [1, 2, 7, 16])
+    def test_what_is_proposed_is_a_tree_of_at_most_so_many(
+        self, target: Target[Any], most: int, rows: bool
+    ) -> None:
+        for kind in speculators(target):
+            cache = target.open(PLAIN, kind)
+            target.run([Segment(cache, PROMPT)])
+            tree = target.propose(cache, TEXT[:1], most, rows)
+            tree.check(target.vocab_size, most, rows)
+            assert tree.tokens
+            children = list(zip(tree.parents, tree.tokens, strict=True))
+            assert len(set(children)) == len(children), "siblings differ"
+            assert tree.q_ids.size > 0 or not rows
+
+    def test_siblings_come_in_falling_order_of_probability(self, target: Target[Any]) -> None:
+        for kind in speculators(target):
+            cache = target.open(PLAIN, kind)
+            target.run([Segment(cache, PROMPT)])
+            tree = target.propose(cache, TEXT[:1], 16, rows=True)
+            for parent in set(tree.parents):
+                siblings = [n for n, above in enumerate(tree.parents) if above == parent]
+                probs = [
+                    float(tree.q_probs[n][tree.q_ids[n] == tree.tokens[n]][0]) for n in siblings
+                ]
+                assert probs == sorted(probs, reverse=True)
+
+    def test_proposing_changes_nothing_that_a_pass_sees(self, target: Target[Any]) -> None:
+        for kind in speculators(target):
+            cache = target.open(PLAIN, kind)
+            target.run([Segment(cache, PROMPT)])
+            for token, expected in zip(TEXT[:6], self.fresh(target, TEXT[:6]), strict=True):
+                held = target.length(cache)
+                tree = target.propose(cache, (token,), 5)
+                assert target.length(cache) == held
+                feed = (token, *tree.tokens)
+                parents = (-1, *(parent + 1 for parent in tree.parents))
+                rows = target.run([Segment(cache, feed, (Want(0, IDS),), parents)])[0]
+                self.same(target, rows[0], expected)
+                target.keep(cache, held, (0,))
+
+    def test_a_session_with_a_speculator_gives_the_same_rows_along_its_paths(
+        self, target: Target[Any]
+    ) -> None:
+        for kind in speculators(target):
+            cache, text = target.open(PLAIN, kind), list(TEXT[:1])
+            target.run([Segment(cache, PROMPT)])
+            for _ in range(4):
+                held = target.length(cache)
+                feed = text[held - len(PROMPT) :]
+                tree = target.propose(cache, feed, 6)
+                parents = (*range(-1, len(feed) - 1), *(p + len(feed) for p in tree.parents))
+                tokens = (*feed, *tree.tokens)
+                rows = target.run([Segment(cache, tokens, wants(len(tokens)), parents)])[0]
+                path = list(range(len(feed)))
+                while children := [n for n, p in enumerate(parents) if p == path[-1]]:
+                    path.append(children[-1])
+                text += [tokens[n] for n in path[len(feed) :]]
+                fresh = self.fresh(target, tuple(text))[held - len(PROMPT) :]
+                for index, expected in zip(path, fresh, strict=True):
+                    self.same(target, rows[index], expected)
+                target.keep(cache, held, path)
+                text += [7]
+
     # --- trees --------------------------------------------------------------------------------
 
     def test_a_tree_gives_the_rows_of_its_paths(self, target: Target[Any]) -> None:
@@ -253,74 +346,3 @@ class TargetConformance:
         with pytest.raises(LocalError):
             target.keep(cache, length)
         assert target.length(cache) == len(PROMPT)
-
-
-def _go_on() -> bool:
-    return False
-
-
-class DrafterConformance:
-    """Of a `decoding.engine.Drafter` that always has something to say after `REPEATING`."""
-
-    REPEATING = (7, 8, 9, 10, 11, 12, 13, 14, 30, 31, 7, 8, 9, 10, 11)
-
-    @pytest.mark.parametrize("sampling", [GREEDY, WARPED])
-    def test_what_is_drafted_is_a_function_of_the_text(
-        self, drafter: Drafter[Any], sampling: SamplingParams
-    ) -> None:
-        cache = drafter.open(sampling, self.REPEATING)
-        whole = drafter.draft(cache, self.REPEATING, 5, frozenset(), _go_on)
-        assert whole.start == len(self.REPEATING)
-        assert len(whole.tokens) == 5
-        assert whole.num_cached == drafter.length(cache) < whole.start + 5
-        cache, text = drafter.open(sampling, self.REPEATING), list(self.REPEATING)
-        drafter.prefill(cache, text[:9])
-        for size in (2, 1, 2):
-            window = drafter.draft(cache, text[drafter.length(cache) :], size, frozenset(), _go_on)
-            text += window.tokens
-        assert tuple(text[len(self.REPEATING) :]) == whole.tokens
-
-    def test_each_token_can_be_drawn_from_what_is_sent(self, drafter: Drafter[Any]) -> None:
-        cache = drafter.open(PLAIN, self.REPEATING)
-        window = drafter.draft(cache, self.REPEATING, 4, frozenset(), _go_on)
-        assert window.q_ids.shape == window.q_probs.shape
-        assert window.q_ids.dtype == np.int32
-        assert window.q_probs.dtype == np.float16
-        for token, ids, probs in zip(window.tokens, window.q_ids, window.q_probs, strict=True):
-            assert from_wire(ids, probs).prob(token) > 0
-
-    def test_it_stops_when_told_and_after_the_end(self, drafter: Drafter[Any]) -> None:
-        cache = drafter.open(GREEDY, self.REPEATING)
-        free = drafter.draft(cache, self.REPEATING, 3, frozenset(), _go_on).tokens
-        cache = drafter.open(GREEDY, self.REPEATING)
-        ended = drafter.draft(cache, self.REPEATING, 3, frozenset({free[0]}), _go_on)
-        assert ended.tokens == free[:1]
-        cache = drafter.open(GREEDY, self.REPEATING)
-        asked = iter((False, True))
-        assert (
-            drafter.draft(cache, self.REPEATING, 3, frozenset(), lambda: next(asked)).tokens
-            == (free[:1])
-        )
-        cache = drafter.open(GREEDY, self.REPEATING)
-        none = drafter.draft(cache, self.REPEATING, 3, frozenset(), lambda: True)
-        assert none.tokens == ()
-
-    def test_after_a_rollback_the_text_decides(self, drafter: Drafter[Any]) -> None:
-        cache = drafter.open(GREEDY, self.REPEATING)
-        drafter.draft(cache, (*self.REPEATING, 20, 21), 2, frozenset(), _go_on)
-        drafter.keep(cache, min(len(self.REPEATING), drafter.length(cache)))
-        text = (*self.REPEATING, 12)
-        again = drafter.draft(cache, text[drafter.length(cache) :], 2, frozenset(), _go_on)
-        other = drafter.open(GREEDY, self.REPEATING)
-        assert again.tokens == drafter.draft(other, text, 2, frozenset(), _go_on).tokens
-        with pytest.raises(LocalError):
-            drafter.keep(cache, 99)
-
-    def test_sessions_do_not_see_each_other(self, drafter: Drafter[Any]) -> None:
-        one, other = drafter.open(GREEDY), drafter.open(GREEDY)
-        drafter.prefill(other, (1, 2, 3, 4, 5, 6, 7, 8))
-        expected = drafter.draft(one, self.REPEATING, 2, frozenset(), _go_on).tokens
-        drafter.close(one)
-        drafter.close(other)
-        alone = drafter.open(GREEDY)
-        assert drafter.draft(alone, self.REPEATING, 2, frozenset(), _go_on).tokens == expected

@@ -21,9 +21,10 @@ from engines.torch.network import CausalNetwork
 from engines.torch.precision import NumberFormat
 from engines.torch.target import TargetModel
 from engines.torch.weights import MappedWeights
-from tests.engines.conformance import DrafterConformance, TargetConformance
+from tests.engines.conformance import TargetConformance
+from tests.engines.drafter_conformance import DrafterConformance
 from tests.engines.tiny import byte_level_tokenizer, random_model
-from tests.toy import ToyPair, ToyTarget
+from tests.toy import ToyPair, ToyTarget, likely_tree
 
 CPU = torch.device("cpu")
 VOCAB = 200  # of 203 rows
@@ -46,6 +47,14 @@ class TestToy(TargetConformance):
     @pytest.fixture
     def target(self) -> Target[Any]:
         return ToyTarget(ToyPair(vocab_size=50))
+
+
+class TestToySpeculator(TargetConformance):
+    @pytest.fixture
+    def target(self) -> Target[Any]:
+        target = ToyTarget(ToyPair(vocab_size=50, num_sparse=6, speculator=likely_tree))
+        assert target.speculators
+        return target
 
 
 class TestDocumented(TargetConformance):

@@ -26,10 +26,10 @@ from tests.engines.conformance import (
     PLAIN,
     PROMPT,
     TEXT,
-    DrafterConformance,
     TargetConformance,
     wants,
 )
+from tests.engines.drafter_conformance import DrafterConformance
 from tests.engines.families import (
     BFLOAT16,
     FAMILIES,

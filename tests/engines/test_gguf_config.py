@@ -15,9 +15,9 @@ from transformers import AutoConfig, LlamaForCausalLM
 from bus.protocol.errors import ModelError
 from engines.torch.gguf_config import read_gguf_config
 from engines.torch.linears import integer
-from engines.torch.llama import rope_frequencies
 from engines.torch.loading import load_model
 from engines.torch.network import CausalNetwork
+from engines.torch.rope import rope_frequencies
 from tests.engines.families import llama31_rope
 from tests.engines.test_families import IDS, in_passes
 from tests.engines.tiny import byte_level_tokenizer, random_model, save_tiny_gguf, tiny_llama

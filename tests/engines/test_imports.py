@@ -19,8 +19,8 @@ import engines
 from engines.catalog.sources import ModelSource
 from engines.torch.draft import load_draft
 from engines.torch.integer_decoder import IntegerDecoder, read_converted_config
-from engines.torch.llama import rope_frequencies
 from engines.torch.loading import load_config, load_model, load_tokenizer
+from engines.torch.rope import rope_frequencies
 from tests.engines.tiny import (
     byte_level_tokenizer,
     qwen2_tokenizer,

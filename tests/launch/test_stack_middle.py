@@ -1,4 +1,4 @@
-"""Which environment a stack gives its middle workers."""
+"""Which environment a stack gives its workers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def test_middle_workers_run_the_draft_unless_they_have_a_model_of_their_own() ->
     pairs = StackOptions(middle=1, pair="p", redis_url="redis://127.0.0.1:1/0")
     assert given(pairs)["middle-1"]["E2SCI_TARGET"] == ""
     assert given(pairs)["middle-1"]["E2SCI_PAIR"] == "p"
+
+
+def test_speculators_are_set_only_where_they_are_given() -> None:
+    plain = given(StackOptions(redis_url="redis://127.0.0.1:1/0"))
+    assert "E2SCI_SPECULATOR" not in plain["cloud-1"]
+    env = given(StackOptions(speculator="/a,/b", redis_url="redis://127.0.0.1:1/0"))
+    assert env["cloud-1"]["E2SCI_SPECULATOR"] == "/a,/b"
 
 
 def test_a_middle_worker_is_a_module_of_its_own() -> None:

@@ -23,6 +23,7 @@ from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.sampling import from_wire
 from engines.torch.cache import KVCache
 from engines.torch.draft import DRAFT_WEIGHTS, TrimmedDraft, load_draft
+from engines.torch.draft_file import quantise
 from engines.torch.loading import LoadedModel, load_causal_lm
 from tests.engines.tiny import byte_level_tokenizer, save_tiny
 from training.distill.answers import Prompt, answer, read
@@ -34,12 +35,12 @@ from training.distill.student import (
     choose_layers,
     make_student,
     prune_depth,
-    quantise,
     save_directory,
     save_weights,
 )
-from training.distill.training import distillation_loss, learning_rate_factor, rows_of_tokens
+from training.distill.training import distillation_loss, rows_of_tokens
 from training.distill.vocabulary import expected_counts, rank_vocabulary
+from training.optimiser import learning_rate_factor
 
 CPU = torch.device("cpu")
 VOCAB = torch.arange(0, 290, 3, dtype=torch.int32)

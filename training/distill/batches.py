@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,7 +57,17 @@ def collate(records: Sequence[Record], device: torch.device) -> Batch:
     return Batch(*(part.to(device) for part in parts))
 
 
-def plan_batches(records: Sequence[Record], batch_tokens: int, seed: int) -> list[list[int]]:
+class Answered(Protocol):
+    """A prompt, int[P], and its answer, int[A]."""
+
+    @property
+    def prompt(self) -> Tensor: ...
+
+    @property
+    def answer(self) -> Tensor: ...
+
+
+def plan_batches(records: Sequence[Answered], batch_tokens: int, seed: int) -> list[list[int]]:
     """Indices of records, batch by batch, each index once.
 
     Neighbours in length of answer, then of prompt, share a batch; which records are neighbours
@@ -80,5 +91,5 @@ def plan_batches(records: Sequence[Record], batch_tokens: int, seed: int) -> lis
     return batches
 
 
-def _length_class(record: Record) -> tuple[int, int]:
+def _length_class(record: Answered) -> tuple[int, int]:
     return record.answer.numel() // 16, record.prompt.numel() // 16

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,7 +23,14 @@ _LONGEST_OWN_PROMPT = 64
 _PLACE_OF_PROMPT = "\u2402\u2403"
 
 
-def read_prompts(path: Path, target: LoadedModel, longest: int) -> list[Prompt]:
+class Tokenizing(Protocol):
+    """A model with its tokenizer, of transformers or of an engine."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+
+def read_prompts(path: Path, target: Tokenizing, longest: int) -> list[Prompt]:
     """Prompts of a file, encoded as the edge worker would; longer ones than `longest` tokens are
     left out.
 
@@ -39,7 +46,7 @@ def read_prompts(path: Path, target: LoadedModel, longest: int) -> list[Prompt]:
         text, prompt_set = row["prompt"], row.get("set", path.stem)
         if not isinstance(text, str) or not isinstance(prompt_set, str) or not text.strip():
             raise ConfigurationError(f"{path}, row {number}: 'prompt' and 'set' must be text")
-        tokens = _encode(target, text)
+        tokens = encode(target.tokenizer, text)
         if len(tokens) <= longest:
             prompts.append(Prompt(tokens, prompt_set))
     if not prompts:
@@ -72,12 +79,12 @@ def own_prompts(target: LoadedModel, seed: int, count: int, seconds: float) -> l
     Raises:
         ModelError: it makes up only empty ones.
     """
-    opening = _opening(target)
+    begin = opening(target.tokenizer, target.eos_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         written: Any = target.model.generate(
-            torch.tensor([opening], device=target.device),
-            attention_mask=torch.ones(1, len(opening), device=target.device),
+            torch.tensor([begin], device=target.device),
+            attention_mask=torch.ones(1, len(begin), device=target.device),
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -88,9 +95,9 @@ def own_prompts(target: LoadedModel, seed: int, count: int, seconds: float) -> l
             pad_token_id=min(target.eos_tokens),
         )
     ends = target.eos_tokens
-    tails = [_until_end(tokens, ends) for tokens in written[:, len(opening) :].tolist()]
+    tails = [until_end(tokens, ends) for tokens in written[:, len(begin) :].tolist()]
     texts = [decode(target.tokenizer, tokens).strip() for tokens in tails]
-    prompts = [Prompt(_encode(target, text), OWN_PROMPTS) for text in texts if text]
+    prompts = [Prompt(encode(target.tokenizer, text), OWN_PROMPTS) for text in texts if text]
     if not prompts:
         raise ModelError(
             f"{target.name} makes up only empty prompts; give some with --prompts FILE"
@@ -98,24 +105,25 @@ def own_prompts(target: LoadedModel, seed: int, count: int, seconds: float) -> l
     return prompts
 
 
-def _opening(target: LoadedModel) -> list[int]:
+def opening(tokenizer: Any, eos_tokens: frozenset[int]) -> list[int]:
     """The template's text before a user's prompt; without a template, how any text begins."""
-    tokenizer = target.tokenizer
     if not tokenizer.chat_template:
         begin = tokenizer.bos_token_id
-        return [min(target.eos_tokens) if begin is None else int(begin)]
+        return [min(eos_tokens) if begin is None else int(begin)]
     message = [{"role": "user", "content": _PLACE_OF_PROMPT}]
     text: Any = tokenizer.apply_chat_template(message, tokenize=False)
     ids: list[int] = tokenizer.encode(text.partition(_PLACE_OF_PROMPT)[0], add_special_tokens=False)
     return ids
 
 
-def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+def until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """The tokens before the first of `ends`."""
     return next((tokens[:i] for i, token in enumerate(tokens) if token in ends), tokens)
 
 
-def _encode(target: LoadedModel, text: str) -> tuple[int, ...]:
-    return encode_prompt(target.tokenizer, text, raw=not target.tokenizer.chat_template)
+def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """A prompt as the edge worker encodes it."""
+    return encode_prompt(tokenizer, text, raw=not tokenizer.chat_template)
 
 
 def _rows(path: Path, field: str) -> list[dict[str, Any]]:

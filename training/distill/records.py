@@ -61,14 +61,18 @@ def save_shard(path: Path, records: Sequence[Record]) -> None:
     save_atomically(path, tensors, {"sets": json.dumps([r.prompt_set for r in records])})
 
 
-def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that is complete once it has its name, even after a power cut."""
+def save_atomically(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], durable: bool = True
+) -> None:
+    """Write a safetensors file that is complete once it has its name: even after a power cut if
+    `durable`, else after the process was killed."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({k: v.contiguous() for k, v in tensors.items()}, scratch, metadata)
         scratch.chmod(0o644)  # safetensors makes it the owner's alone
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with scratch.open("rb+") as file:
+                os.fsync(file.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from engines.torch.draft import (
     read_trimmed,
     trimmed_location,
 )
+from engines.torch.draft_file import quantise
 from engines.torch.loading import LoadedModel
 from training.distill.batches import Batch
 from training.distill.records import save_atomically
@@ -163,13 +164,6 @@ def save_weights(student: Student, path: Path, metadata: dict[str, str] | None =
         else:
             tensors[name] = weight.cpu().half()
     save_atomically(path, tensors, metadata or {})
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float[rows, columns] → int8[rows, columns] and float16[rows] with weight ≈ int8 × scale."""
-    scale = (weight.float().abs().amax(dim=1) / 127).half().clamp(min=2.0**-24)
-    rounded = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127)
-    return rounded.to(torch.int8), scale
 
 
 def save_directory(student: Student, target: LoadedModel, directory: Path) -> None:

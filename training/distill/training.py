@@ -7,23 +7,19 @@ but not learnt.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
-from bus.protocol.errors import ModelError
 from engines.torch.precision import has_native_bfloat16
 from training.distill.batches import Batch, collate, plan_batches
-from training.distill.records import Record, save_atomically
+from training.distill.records import Record
 from training.distill.student import Student
+from training.optimiser import Optimiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +77,6 @@ def rows_of_tokens(vocab: Tensor, vocab_size: int) -> Tensor:
     return rows
 
 
-def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Linear warm-up, then a cosine to 0, over `progress` from 0 to 1. By progress and not by
-    step, because how many steps fit into the time is not known beforehand."""
-    if progress < warmup:
-        return (progress + 1e-3) / (warmup + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
-
-
 class Training:
     """A student, its optimiser and where they stand.
 
@@ -102,10 +90,7 @@ class Training:
         self.student, self.settings, self.position = student, settings, Position()
         self._device = device
         self._row_of_token = rows_of_tokens(student.vocab, vocab_size).to(device)
-        self._weights = student.trainable()
-        self._optimiser = torch.optim.AdamW(
-            self._weights.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        self._optimiser = Optimiser(student.trainable(), settings.learning_rate, settings.warmup)
 
     def steps(
         self, records: Sequence[Record], time_share: Callable[[], float]
@@ -132,22 +117,10 @@ class Training:
             at.epoch, at.batch = at.epoch + 1, 0
 
     def _step(self, batch: Batch, progress: float) -> float:
-        factor = learning_rate_factor(progress, self.settings.warmup)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
         with self._precision():
             logits = self.student.logits(batch)
         loss = distillation_loss(logits, batch, self._row_of_token)
-        self._optimiser.zero_grad()
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"the loss is {float(loss)}; the weights on disk are the last good ones. Go on "
-                "with a lower learning rate"
-            )
-        torch.autograd.backward(loss)
-        clip_grad_norm_(self._weights.values(), 1.0)
-        self._optimiser.step()
-        return float(loss.detach())
+        return self._optimiser.step(loss, progress)
 
     def _precision(self) -> AbstractContextManager[object]:
         """bfloat16 products where the hardware has them; weights and their updates stay float32."""
@@ -157,22 +130,8 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write weights, optimiser and position atomically."""
-        tensors: dict[str, Tensor] = {}
-        for name, weight in self._weights.items():
-            tensors[f"weight/{name}"] = weight.detach().cpu()
-            for key, value in self._optimiser.state[weight].items():
-                tensors[f"{key}/{name}"] = value.cpu()
-        save_atomically(path, tensors, {"position": json.dumps(asdict(self.position))})
+        self._optimiser.save(path, asdict(self.position))
 
     def restore(self, path: Path) -> None:
         """Go on from what `save` wrote."""
-        with safe_open(path, "pt") as file:
-            for kind_and_name in file.keys():  # noqa: SIM118 - not a mapping
-                kind, name = kind_and_name.split("/", 1)
-                value, weight = file.get_tensor(kind_and_name), self._weights[name]
-                if kind == "weight":
-                    weight.data.copy_(value)
-                else:
-                    kept = value if kind == "step" else value.to(self._device)
-                    self._optimiser.state[weight][kind] = kept
-            self.position = Position(**json.loads(file.metadata()["position"]))
+        self.position = Position(**self._optimiser.restore(path))

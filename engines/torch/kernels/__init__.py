@@ -15,7 +15,16 @@ row attends to its session's prefix and its ancestors among the rows, in order o
 """
 
 from engines.torch.kernels.instructions import BLOCK
-from engines.torch.kernels.passes import UNIT, largest_activation, multiply, run
-from engines.torch.kernels.row import exp_sums
+from engines.torch.kernels.passes import UNIT, largest_activation, multiply, run, run_layer
+from engines.torch.kernels.row import exp_sums, most_probable
 
-__all__ = ["BLOCK", "UNIT", "exp_sums", "largest_activation", "multiply", "run"]
+__all__ = [
+    "BLOCK",
+    "UNIT",
+    "exp_sums",
+    "largest_activation",
+    "most_probable",
+    "multiply",
+    "run",
+    "run_layer",
+]

@@ -189,9 +189,49 @@ def _attend_rows(
 
 
 @compiled
+def _finish_layer(
+    own: Any, arrivals: Any, states: Any, stride: int, epsilon: Any, layers: Any, layer: int,
+    shape: Any, rounded: Any, steps: Any, wide: Any, mixed: Any, scratch: Any,
+) -> None:  # fmt: skip
+    """What follows a layer's attention, whose results are `mixed`."""
+    hidden, num_heads, _, dim, gated = shape
+    _, output, gate_up, down = layers
+    gate_width = gate_up[1].shape[1]
+    gate_share = _share(own[0], own[1], gate_width // BLOCK)
+    share = _share(own[0], own[1], stride // BLOCK)
+    for r in range(own[0], own[2], own[1]):
+        place = further(rounded, r * 2 * output[3])
+        row = further(mixed, r * num_heads * dim)
+        steps[r] = round_row(row, num_heads * dim, 2 * output[3], output[4], place)
+    _wait(arrivals, own[1])
+    _multiply(rounded, steps, own[2], output, layer, share, states, True)
+    _wait(arrivals, own[1])
+    _round_normalised(own, states, stride, hidden, epsilon, gate_up, rounded, steps, scratch)
+    _wait(arrivals, own[1])
+    _multiply(rounded, steps, own[2], gate_up, layer, gate_share, wide, False)
+    _wait(arrivals, own[1])
+    for r in range(own[0], own[2], own[1]):
+        row, place = further(wide, r * gate_width), further(rounded, r * 2 * down[3])
+        gate_row(row, further(row, gated), gated)
+        steps[r] = round_row(row, gated, 2 * down[3], down[4], place)
+    _wait(arrivals, own[1])
+    _multiply(rounded, steps, own[2], down, layer, share, states, True)
+    _wait(arrivals, own[1])
+
+
+@compiled
+def _copy_rows(own: Any, x: Any, stride: int, width: int, out: Any) -> None:
+    """The first `width` numbers of each row to float32*[n, width]."""
+    for r in range(own[0], own[2], own[1]):
+        row, place = further(x, r * stride), further(out, r * width)
+        for i in range(width):
+            place[i] = row[i]
+
+
+@compiled
 def run(
     thread: int, num_threads: int, arrivals: Any, x: Any, layers: Any, shape: Any, epsilon: Any,
-    rotation: Any, cache: Any, rows: Any, work: Any,
+    rotation: Any, cache: Any, rows: Any, work: Any, tap: Any,
 ) -> None:  # fmt: skip
     """All layers of a Llama or Qwen2 and the last norm, in place, for one thread.
 
@@ -211,10 +251,11 @@ def run(
             row of the parent, or −1 where that is the last of those.
         work: int16[n·most inputs], float32[n], float32[n·most outputs], float32[n·heads·d], and
             for each thread float32[≥ hidden], float32[longest prefix], int32[n].
+        tap: for each layer the place where x after it is copied to, −1 for none, int64[layers], and
+            float32[places, n, hidden].
     """
     num_rows, stride = x.shape
-    hidden, num_heads, _, dim, gated = shape
-    qkv, output, gate_up, down = layers
+    hidden, qkv = shape[0], layers[0]
     own = (thread, num_threads, num_rows)
     rounded, steps, wide, mixed = (
         pointer_to(work[0], 0), pointer_to(work[1], 0),
@@ -225,10 +266,8 @@ def run(
         pointer_to(work[5], thread * work[5].shape[1]),
         pointer_to(work[6], thread * work[6].shape[1]),
     )
-    states, qkv_width, gate_width = pointer_to(x, 0), qkv[1].shape[1], gate_up[1].shape[1]
+    states, qkv_width = pointer_to(x, 0), qkv[1].shape[1]
     qkv_share = _share(thread, num_threads, qkv_width // BLOCK)
-    gate_share = _share(thread, num_threads, gate_width // BLOCK)
-    share = _share(thread, num_threads, stride // BLOCK)
     for layer in range(qkv[1].shape[0]):
         _round_normalised(own, states, stride, hidden, epsilon, qkv, rounded, steps, scratch)
         _wait(arrivals, num_threads)
@@ -238,24 +277,62 @@ def run(
         _wait(arrivals, num_threads)
         _attend_rows(own, wide, qkv_width, shape, cache, rows, layer, tail, scores, mixed)
         _wait(arrivals, num_threads)
-        for r in range(thread, num_rows, num_threads):
-            place = further(rounded, r * 2 * output[3])
-            row = further(mixed, r * num_heads * dim)
-            steps[r] = round_row(row, num_heads * dim, 2 * output[3], output[4], place)
-        _wait(arrivals, num_threads)
-        _multiply(rounded, steps, num_rows, output, layer, share, states, True)
-        _wait(arrivals, num_threads)
-        _round_normalised(own, states, stride, hidden, epsilon, gate_up, rounded, steps, scratch)
-        _wait(arrivals, num_threads)
-        _multiply(rounded, steps, num_rows, gate_up, layer, gate_share, wide, False)
-        _wait(arrivals, num_threads)
-        for r in range(thread, num_rows, num_threads):
-            row, place = further(wide, r * gate_width), further(rounded, r * 2 * down[3])
-            gate_row(row, further(row, gated), gated)
-            steps[r] = round_row(row, gated, 2 * down[3], down[4], place)
-        _wait(arrivals, num_threads)
-        _multiply(rounded, steps, num_rows, down, layer, share, states, True)
-        _wait(arrivals, num_threads)
+        _finish_layer(
+            own, arrivals, states, stride, epsilon, layers, layer, shape, rounded, steps, wide,
+            mixed, scratch,
+        )  # fmt: skip
+        if tap[0][layer] >= 0:
+            place = pointer_to(tap[1], tap[0][layer] * num_rows * hidden)
+            _copy_rows(own, states, stride, hidden, place)
     for r in range(thread, num_rows, num_threads):
         row = further(states, r * stride)
         normalise(row, hidden, epsilon, row)
+
+
+@compiled
+def run_layer(
+    thread: int, num_threads: int, arrivals: Any, e: Any, x: Any, first: int, layers: Any,
+    shape: Any, epsilon: Any, rotation: Any, cache: Any, rows: Any, work: Any,
+) -> None:  # fmt: skip
+    """One layer whose queries, keys and values are of [n(e); n(x)], in place on x, for one thread.
+
+    Args:
+        e: float32[n, hidden]. x: as `run` takes it.
+        first: rows before these, which have run already; `rotation` and `rows` have them too.
+        layers: as `run` takes them, of one layer; qkv is 2·hidden wide.
+        work: as `run` takes it, for all rows, and a row is float32[≥ 2·hidden].
+        Others as `run` takes them.
+    """
+    num_rows, stride = x.shape
+    hidden, num_heads, num_kv, dim, _ = shape
+    qkv = layers[0]
+    own, total = (thread, num_threads, num_rows), first + num_rows
+    rounded, steps, wide, mixed = (
+        pointer_to(work[0], 0), pointer_to(work[1], 0),
+        pointer_to(work[2], 0), pointer_to(work[3], 0),
+    )  # fmt: skip
+    scratch, scores, tail = (
+        pointer_to(work[4], thread * work[4].shape[1]),
+        pointer_to(work[5], thread * work[5].shape[1]),
+        pointer_to(work[6], thread * work[6].shape[1]),
+    )
+    states, qkv_width = pointer_to(x, 0), qkv[1].shape[1]
+    for r in range(thread, num_rows, num_threads):
+        normalise(pointer_to(e, r * hidden), hidden, epsilon, scratch)
+        normalise(further(states, r * stride), hidden, epsilon, further(scratch, hidden))
+        place = further(rounded, r * 2 * qkv[3])
+        steps[r] = round_row(scratch, 2 * hidden, 2 * qkv[3], qkv[4], place)
+    _wait(arrivals, num_threads)
+    share = _share(thread, num_threads, qkv_width // BLOCK)
+    _multiply(rounded, steps, num_rows, qkv, 0, share, further(wide, first * qkv_width), False)
+    _wait(arrivals, num_threads)
+    later = (first + thread, num_threads, total)
+    _store(later, wide, qkv_width, shape, rotation, cache, rows, 0)
+    _wait(arrivals, num_threads)
+    heads = (first * num_kv + thread, num_threads, total)
+    _attend_rows(heads, wide, qkv_width, shape, cache, rows, 0, tail, scores, mixed)
+    _wait(arrivals, num_threads)
+    new = further(mixed, first * num_heads * dim)
+    _finish_layer(
+        own, arrivals, states, stride, epsilon, layers, 0, shape, rounded, steps, wide, new, scratch
+    )

@@ -121,6 +121,31 @@ def exp_sums(rows: Any, out: Any) -> None:
 
 
 @compiled
+def most_probable(rows: Any, ids: Any, log_probs: Any) -> None:
+    """The K largest of each row of logits float32[n, width], contiguous, in falling order: their
+    places int64[n, K] and natural logarithms of their probabilities float32[n, K]."""
+    num_rows, width = rows.shape
+    size = ids.shape[1]
+    for r in range(num_rows):
+        row, held = pointer_to(rows, r * width), 0
+        for i in range(width):
+            if held == size and not row[i] > log_probs[r, size - 1]:
+                continue
+            held = min(held + 1, size)
+            place = held - 1
+            while place > 0 and row[i] > log_probs[r, place - 1]:
+                log_probs[r, place], ids[r, place] = log_probs[r, place - 1], ids[r, place - 1]
+                place -= 1
+            log_probs[r, place], ids[r, place] = row[i], i
+        top, total = log_probs[r, 0], 0.0
+        for i in range(width):
+            below = row[i] - top
+            total += exp(below if not below < np.float32(-87) else np.float32(-87))
+        for place in range(size):
+            log_probs[r, place] -= np.float32(top + np.log(total))
+
+
+@compiled
 def mix_rows(shares: Any, values: Any, dim: int, count: int, out: Any) -> None:
     """out += Σ_t p_t·v_t over `count` rows of values."""
     i = 0
