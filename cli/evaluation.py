@@ -70,6 +70,7 @@ def evaluate(
     pair: options.Pair = None,
     target: options.Target = None,
     draft: options.Draft = None,
+    speculator: options.Speculator = None,
     calibration: Annotated[
         str, typer.Option(help="Of the controller: a file, default (shipped) or none.")
     ] = "default",
@@ -126,7 +127,8 @@ def evaluate(
         drafts=tuple(_draft(part.strip()) for part in drafts.split(",")),
         variations=_variations(vary or []),
         clients=clients, target=specs.target, draft=specs.draft, calibration=calibration,
-        dtype=options.checked_dtype(dtype), paced=split_paced(paced), run_code=run_code,
+        speculator=options.speculator_setting(speculator), dtype=options.checked_dtype(dtype),
+        paced=split_paced(paced), run_code=run_code,
     )  # fmt: skip
     run_evaluation(plan, out or (_QUICK_OUT if quick else _DEFAULT_OUT), json)
 

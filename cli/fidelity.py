@@ -64,6 +64,7 @@ def exactness(
     pair: options.Pair = None,
     target: options.Target = None,
     draft: options.Draft = None,
+    speculator: options.Speculator = None,
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Is the text of every lossless method the target's own, token for token?
@@ -81,7 +82,10 @@ def exactness(
 
     factors = _exactness_factors(method or [], window or [], link or [], temperature or [])
     specs = options.checked_models(pair, target, draft)
-    asked = Asked(own_prompts(prompts), max_new_tokens, *specs, options.checked_dtype(dtype))
+    asked = Asked(
+        own_prompts(prompts), max_new_tokens, *specs, options.checked_dtype(dtype),
+        options.speculator_setting(speculator),
+    )  # fmt: skip
     if not method:
         factors = replace(factors, methods=usual_methods(speculators_of(asked)))
     if not run_exactness(factors, cells or usual_cells(factors), asked, json):

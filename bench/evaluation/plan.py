@@ -86,7 +86,8 @@ class Plan:
             sets gets the best static one of a sweep.
         variations: each one is another installation, beside the usual one where there are none.
         clients: prompts answered at once.
-        dtype: number format of all models.
+        speculator: the cloud worker's setting; None leaves it to that. dtype: number format of all
+            models.
         paced: devices by name (`bench.paced.split_paced`), each one another installation.
         run_code: whether code that models write is run, to mark it.
     """
@@ -103,6 +104,7 @@ class Plan:
     target: str = "default"
     draft: str = "default"
     calibration: str = "default"
+    speculator: str | None = None
     dtype: str = "auto"
     paced: tuple[str, ...] = (NONE,)
     run_code: bool = False

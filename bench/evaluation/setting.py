@@ -143,7 +143,7 @@ class MeasuredSetting:
         options = StackOptions(
             target=plan.target, draft=plan.draft, dtype=plan.dtype, threads=1, link=link,
             drafter="model" if oracle else setting.draft,
-            middle=int(methods.need_middle(plan.methods)),
+            middle=int(methods.need_middle(plan.methods)), speculator=plan.speculator,
         )  # fmt: skip
         stack = Stack(options, log=lambda _: None, quiet=True, env=self._env())
         self._baselines = None

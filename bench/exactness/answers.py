@@ -21,7 +21,9 @@ from bus.protocol.messages import FinishReason
 from bus.settings import BusSettings
 from bus.store import Store
 from decoding import methods
+from engines.catalog.speculators import chosen_speculators
 from engines.tokenizer import encode_prompt
+from engines.torch.speculators.file import SpeculatorFile
 from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions
 
@@ -45,7 +47,7 @@ class Asked:
     """What every cell answers, by which models.
 
     Attributes:
-        target, draft, dtype: as the workers take them.
+        target, draft, dtype, speculator: as the workers take them.
     """
 
     prompts: tuple[str, ...]
@@ -53,6 +55,7 @@ class Asked:
     target: str = "default"
     draft: str = "default"
     dtype: str = "float32"
+    speculator: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,13 @@ class CellAnswers:
 
 
 def speculators_of(asked: Asked) -> tuple[str, ...]:
-    """Kinds of speculators that the target has; it is loaded to see, and let go.
+    """Kinds of speculators that the target is given.
 
     Raises:
-        ModelError: the target cannot be loaded.
+        ModelError: a directory holds none.
     """
-    return TargetModel.load(asked.target, asked.dtype).speculators
+    held = chosen_speculators(asked.speculator or "", asked.target)
+    return tuple(SpeculatorFile.open(directory).config.kind for directory in held)
 
 
 def answers_alone(
@@ -124,6 +128,7 @@ async def answers_together(
         target=asked.target, draft=asked.draft, dtype=asked.dtype, link=installation.link,
         drafter=installation.drafter, threads=installation.threads,
         middle=int(methods.need_middle(cell.method for cell in cells)),
+        speculator=asked.speculator,
     )  # fmt: skip
     async with AsyncExitStack() as exits:
         env = _PASSIVE | {"E2SCI_LEASE_S": str(_LEASE_S)}

@@ -245,6 +245,20 @@ def test_rows_of_a_batch_are_those_of_sessions_alone(places: dict[str, Path], dt
             np.testing.assert_allclose(row.p1_at_q, other.p1_at_q, rtol=1e-3, atol=1e-6)
 
 
+def test_after_passes_together_each_session_proposes_as_alone(target: TargetModel) -> None:
+    """Hidden states of a pass go to the sessions whose rows they are."""
+    kinds = ("", *KINDS, *reversed(KINDS), "")
+    caches = [target.open(PLAIN, kind) for kind in kinds]
+    target.run([Segment(cache, tuple(TEXT[: 5 + n])) for n, cache in enumerate(caches)])
+    target.run([Segment(cache, tuple(TEXT[n : 2 * n + 2])) for n, cache in enumerate(caches)])
+    for n, (kind, cache) in enumerate(zip(kinds, caches, strict=True)):
+        if not kind:
+            continue
+        alone = prefilled(target, kind, [*TEXT[: 5 + n], *TEXT[n : 2 * n + 2], 7])
+        proposed, wanted = (target.propose(c, (7,), 6, rows=True) for c in (cache, alone))
+        assert _same(proposed, wanted)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_such_a_session_takes_no_shared_prefix_but_leaves_its_own(
     places: dict[str, Path], kind: str
