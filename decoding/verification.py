@@ -96,7 +96,8 @@ class Plan(Struct, frozen=True):
             wanted, or None.
         path: the drafted tokens that are verified.
         prehit: judges the first of them by the kept row; where it rejects, nothing is run.
-        top, entropy: of each row the most probable tokens, its entropy are wanted too.
+        top, entropy, features: of each row the most probable tokens, its entropy, the features of
+            its position are wanted too.
         most: tokens that a speculator may propose after the feed; 0: none is asked.
         tree: what it has proposed, at the end of the feed; parents: of each token of the feed then,
             as in `decoding.engine.Segment`.
@@ -112,6 +113,7 @@ class Plan(Struct, frozen=True):
     most: int = 0
     tree: ProposedTree | None = None
     parents: tuple[int, ...] = ()
+    features: bool = False
 
 
 class Judged(Struct, frozen=True):
