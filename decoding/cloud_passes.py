@@ -115,7 +115,7 @@ def _tree_room(state: CloudState) -> int:
 
 
 def _prehit(state: CloudState, kept: Kept, place: Place[Arrived]) -> PreHit:
-    return PreHit(kept.index, _test(state, place, 0))
+    return PreHit(kept.index, _test(state, place, 0), state.features)
 
 
 def _test(state: CloudState, place: Place[Arrived], index: int) -> Test:

@@ -424,7 +424,7 @@ class FeatureDrafter(Drafter[Cache], Protocol[Cache]):
     def learn(self, cache: Cache, start: int, features: Float16Array) -> None:
         """The target's features, float16[n, 3, hidden] (`TargetRow.features`), of the absolute
         positions from `start` on. They are final, as are the text's tokens up to start + n; the
-        cache may not have read all of these yet.
+        cache may not have read all of these yet, and what it reads again is the same.
 
         Raises:
             LocalError: features of another target.

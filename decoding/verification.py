@@ -72,18 +72,21 @@ class PreHit(Struct, frozen=True):
     """The test of a drafted token by the row kept from the pass before, the same as in a pass.
 
     Attributes:
-        index: of the kept row among the last pass's rows.
+        index: of the kept row among the last pass's rows. features: as in `Plan`.
     """
 
     index: int
     test: Test
+    features: bool = False
 
     @property
     def want(self) -> Want:
         """What of the kept row the test needs."""
         test = self.test
         choice_at = None if test.sampling.greedy else test.position
-        return Want(0, test.proposal.ids, choice_at, entropy=test.rule.entropy)
+        return Want(
+            0, test.proposal.ids, choice_at, entropy=test.rule.entropy, features=self.features
+        )
 
 
 class Plan(Struct, frozen=True):

@@ -5,9 +5,10 @@
     layer       skip  read  …    read     goes on with its own states
 
 A position is read with its features and the token after it (`engines.torch.speculators.eagle3`).
-Features come together with that token, so what has been read is final. Positions before the last
-one known whose features never came are left out of attention. Those after it have the layer's own
-state of the position before in place of features, and are run again once features have come.
+Features come together with that token, both final; they are held, as an interrupted draft takes
+back tokens that it has read. Positions before the last one known whose features never came are left
+out of attention. Those after it have the layer's own state of the position before in place of
+features, and are run again once features have come.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Eagle3Cache(SessionCache):
 
     Attributes:
         tokens: read so far.
-        features: float16[3, hidden] by position, that have come and were not read yet.
+        features: float16[3, hidden] by position, those that have come.
         keys: of the positions `places`, rising, each before the last token read; the first
             `num_read` with the target's features, the others one by one after them.
         states: float32[1, hidden], a of the last of the former and of each of the latter; none
@@ -64,11 +65,8 @@ class Eagle3Cache(SessionCache):
         return len(self.tokens)
 
     def keep(self, length: int) -> None:
-        """Forget every position from `length` on. Where that takes positions read with features,
-        which no session does, nothing is drafted before more come."""
+        """Forget every token from `length` on, and what was run with it."""
         del self.tokens[length:]
-        for position in [position for position in self.features if position >= length]:
-            del self.features[position]
         self._cut(bisect_right(self.places, length - 2))
 
     def _cut(self, size: int) -> None:
@@ -83,6 +81,8 @@ class Eagle3Cache(SessionCache):
         where features have never come."""
         text = [*self.tokens, *feed]
         last = len(text) - 2
+        if self.num_read and not self.states:
+            self._cut(self.num_read - 1)
         newest = self.places[self.num_read - 1] if self.num_read else -1
         known = sorted(position for position in self.features if newest < position <= last)
         if known:
@@ -93,7 +93,6 @@ class Eagle3Cache(SessionCache):
             g = layer.features(torch.from_numpy(normed).float())
             a = self.run(layer, [text[place + 1] for place in places], g, places)
             self.num_read, self.states = len(self.places), [a[-1:]]
-        self.features = {place: x for place, x in self.features.items() if place > last}
         if not self.states:
             return None
         for place in range(self.places[-1] + 1, last + 1):
