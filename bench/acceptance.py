@@ -56,7 +56,7 @@ class Plan:
     Attributes:
         draft: spec of a draft model, with its own head and with `heads` of so many tokens, the most
             frequent ones (FR-Spec).
-        depth: tokens of a chain. tree_tokens: of a tree, for the speculators.
+        depth: tokens of a chain. tree_tokens: of trees, for the speculators.
         speculators: their directories.
         answers: file of recorded answers; what is missing there is written, an answer at a time.
     """
@@ -67,7 +67,7 @@ class Plan:
     prompts: tuple[str, ...]
     max_new_tokens: int
     depth: int = 4
-    tree_tokens: int = 8
+    tree_tokens: tuple[int, ...] = (3, 8)
     speculators: tuple[Path, ...] = ()
     answers: Path | None = None
 
@@ -295,8 +295,10 @@ def proposers(
         rows += [
             (kind, f"chain of {n}", Speculating(target, kind, n, n, branches=1)) for n in lengths
         ]
-        tree = Speculating(target, kind, plan.tree_tokens, most, BRANCHES)
-        rows.append((kind, f"tree of {plan.tree_tokens}", tree))
+        rows += [
+            (kind, f"tree of {n}", Speculating(target, kind, n, min(n, most), BRANCHES))
+            for n in plan.tree_tokens
+        ]
     return rows
 
 

@@ -190,7 +190,10 @@ def bench_acceptance(
     limit: Annotated[int, typer.Option(min=1, help="Most prompts of each file.")] = 5,
     max_new_tokens: Annotated[int, typer.Option(min=8, help="Longest answer, in tokens.")] = 96,
     depth: Annotated[int, typer.Option(min=1, max=16, help="Tokens of a chain.")] = 4,
-    tree_tokens: Annotated[int, typer.Option(min=1, max=64, help="Tokens of a tree.")] = 8,
+    tree_tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=64, help="Tokens of a tree; may be given several times. 3 and 8."),
+    ] = None,
     speculator: options.Speculator = None,
     answers: Annotated[
         Path | None,
@@ -214,7 +217,8 @@ def bench_acceptance(
     prompts = tuple(question.prompt for question in asked) or own_prompts(20)
     held = chosen_speculators(options.speculator_setting(speculator) or "", specs.target)
     plan = Plan(
-        specs.target, specs.draft, sizes, prompts, max_new_tokens, depth, tree_tokens,
+        specs.target, specs.draft, sizes, prompts, max_new_tokens, depth,
+        tuple(tree_tokens or (3, 8)),
         tuple(held), answers,
     )  # fmt: skip
     run_acceptance(plan, json)

@@ -16,8 +16,9 @@ MAX_PASS_TOKENS = 256
 """Drafted tokens of one pass; others' passes come between [ours]."""
 MAX_JUDGED = 64
 """Numbers of judged windows that are kept, so that a repeated one is not judged again [ours]."""
-TREE_TOKENS = 8
-"""Proposed tokens of one pass by default [ours]."""
+TREE_TOKENS = 3
+"""Most tokens of a proposed tree, where nothing is set [ours]: a pass of int8 on a CPU takes little
+longer for four rows than for one, and about twice as long for nine (docs/results.md)."""
 LEASE_MS = 2000.0
 LEASE_TOKENS, LEAST_LEASE = 256, 8
 """How far the target writes beyond what the edge has acknowledged: for so long at its own pace, and

@@ -89,7 +89,7 @@ from decoding.edge_state import (
     Step,
 )
 from decoding.prefix_hash import extended, prompt_hash
-from decoding.timing import pause_before
+from decoding.timing import opening_timeout_ms, pause_before
 from decoding.token_rows import carried
 
 __all__ = [
@@ -348,9 +348,7 @@ def _acknowledge(state: EdgeState, now_ms: float) -> Step:
 
 def _tick(state: EdgeState, now_ms: float) -> Step:
     match state.stage:
-        case Opening() as stage if now_ms - stage.sent_ms >= state.timer.timeout_ms(
-            stage.num_sends
-        ):
+        case Opening() as stage if now_ms - stage.sent_ms >= opening_timeout_ms(stage.num_sends):
             if stage.num_sends >= GIVE_UP_AFTER_SENDS:
                 return _seek(state, "the cloud worker does not answer")
             state, effects = _send_open(state, stage, now_ms)

@@ -9,6 +9,9 @@ INITIAL_TIMEOUT_MS = 1000.0
 MIN_TIMEOUT_MS = 200.0
 MAX_TIMEOUT_MS = 5000.0
 MAX_BACKOFF = 5
+OPENING_TIMEOUT_MS = 100.0
+"""Before `OpenSession` is repeated for the first time [ours]: a worker answers it without a pass,
+and its first answer to an edge that has just subscribed may be lost."""
 FIRST_PAUSE_MS = 100.0
 LONGEST_PAUSE_MS = 2000.0
 """Before a worker that has just refused is asked again [ours]."""
@@ -17,6 +20,11 @@ LONGEST_PAUSE_MS = 2000.0
 def pause_before(num_setbacks: int) -> float:
     """Milliseconds to wait after that many refusals before this one; doubles each time."""
     return min(FIRST_PAUSE_MS * 2.0 ** min(num_setbacks, 16), LONGEST_PAUSE_MS)
+
+
+def opening_timeout_ms(num_sends: int) -> float:
+    """How long to wait after send number `num_sends` (from 1) of `OpenSession`; doubles."""
+    return min(OPENING_TIMEOUT_MS * 2.0 ** (num_sends - 1), MAX_TIMEOUT_MS)
 
 
 class ReplyTimer(Struct, frozen=True):

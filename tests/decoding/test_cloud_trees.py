@@ -89,7 +89,7 @@ def test_an_end_token_on_the_path_ends_the_text_and_is_not_run() -> None:
 
 def test_a_tree_leaves_room_for_the_own_token() -> None:
     for left, most in ((1, 0), (2, 1), (5, 4), (40, 8)):
-        session = treed(replace(OPEN, max_new_tokens=left))
+        session = treed(replace(OPEN, max_new_tokens=left), tree_tokens=8)
         assert session.pass_begins().most == most
     assert treed(tree_tokens=0).pass_begins().most == 0
 

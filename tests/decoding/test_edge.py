@@ -29,7 +29,7 @@ from decoding.edge_events import (
     Started,
     Tick,
 )
-from decoding.timing import INITIAL_TIMEOUT_MS, MAX_TIMEOUT_MS
+from decoding.timing import MAX_TIMEOUT_MS, OPENING_TIMEOUT_MS
 from tests.decoding.edge_session import (
     ALL_ACCEPTED,
     EOS,
@@ -158,14 +158,14 @@ def test_opening_is_repeated_with_backoff_and_the_peer_looked_up_when_it_drags_o
     session = opening()
     now_ms, waits = 0.0, []
     for number in range(1, GIVE_UP_AFTER_SENDS):
-        timeout_ms = min(INITIAL_TIMEOUT_MS * 2 ** (number - 1), MAX_TIMEOUT_MS)
+        timeout_ms = min(OPENING_TIMEOUT_MS * 2 ** (number - 1), MAX_TIMEOUT_MS)
         assert session.tell(Tick(now_ms + timeout_ms - 0.001)) == ()
         now_ms += timeout_ms
         waits.append(timeout_ms)
         check = (CheckPeer(),) if number >= CHECK_PEER_AFTER_SENDS else ()
         assert session.tell(Tick(now_ms)) == (Send(OPEN), *check)
         assert session.tell(Tick(now_ms)) == ()
-    assert waits[:4] == [1000.0, 2000.0, 4000.0, 5000.0]
+    assert waits[:4] == [100.0, 200.0, 400.0, 800.0]
     effects = session.tell(Tick(now_ms + MAX_TIMEOUT_MS))
     assert effects == (SeekPeer("the cloud worker does not answer"),)
     assert session.state.stage == edge.Seeking()

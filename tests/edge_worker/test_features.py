@@ -1,4 +1,4 @@
-"""An edge worker that drafts by EAGLE-3's layer and a cloud worker, with tiny models on loopback."""
+"""An edge worker that drafts by EAGLE-3's layer, and a cloud worker, with tiny models."""
 
 from __future__ import annotations
 

@@ -31,6 +31,12 @@ async def usage_of(house: House, name: str) -> Usage:
             await asyncio.sleep(0.01)
 
 
+async def meets_the_middle(house: House) -> None:
+    """An answer, during which the edge subscribes to the middle worker's feedback: the first
+    message to a new subscriber may be lost, and is repeated only after a timeout."""
+    await house.answers("r9", method="pipespec")
+
+
 def opens(house: House, name: str) -> list[OpenSession]:
     return [opened for opened in house.opens() if opened.session == name]
 
@@ -39,6 +45,7 @@ async def test_the_middle_workers_text_are_the_drafts(house: House) -> None:
     house.cloud(pass_s=SLOW_S)
     house.middle(closeness=0.95)
     house.start()
+    await meets_the_middle(house)
     await asyncio.gather(*(house.answers(f"r{i}", method="pipespec") for i in range(3)))
     usage = await usage_of(house, "r0")
     assert usage.lossless
@@ -58,6 +65,7 @@ async def test_a_mismatch_opens_the_inner_session_again(house: House) -> None:
     house.cloud(pass_s=SLOW_S)
     house.middle(closeness=0.6)
     house.start()
+    await meets_the_middle(house)
     await house.answers("r1", method="pipespec")
     usage = await usage_of(house, "r1")
     inner = opens(house, inner_session_id(session_id("r1")))
@@ -156,15 +164,16 @@ async def test_the_timeline_has_the_middles_passes_and_the_story_its_own_name(ho
     house.cloud(pass_s=SLOW_S)
     house.middle(pass_s=0.002, closeness=0.95)
     house.start(timeline=True)
+    await meets_the_middle(house)
     await house.answers("r1", method="pipespec")
     async with asyncio.timeout(PATIENCE_S):
         while True:
             entries = [entry for _, entry in await house.store.telemetry.read()]
             timelines = [entry for entry in entries if isinstance(entry, TimelineEntry)]
-            if timelines:
+            if len(timelines) == 2:
                 break
             await asyncio.sleep(0.01)
-    spans = [event for event in timelines[0].events if isinstance(event, StageSpan)]
+    spans = [event for event in timelines[1].events if isinstance(event, StageSpan)]
     assert spans
     assert {span.worker for span in spans} == {"middle-1"}
     assert all(0 <= span.at_ms <= span.end_ms for span in spans)
@@ -211,6 +220,7 @@ async def test_e2sci_over_it_judges_by_the_middles_distributions(house: House) -
     house.cloud(pass_s=SLOW_S)
     house.middle(closeness=0.95)
     house.start()
+    await meets_the_middle(house)
     await house.submit("r1", method="e2sci+pipespec", max_new_tokens=60)
     tokens, _, end = await house.answer("r1")
     assert (len(tokens), end.end.error) == (60, "")

@@ -32,18 +32,16 @@ from engines.torch.speculators.base import BRANCHES, MOST_DEPTH, product
 from engines.torch.speculators.file import Eagle3Config, SpeculatorFile
 from engines.torch.speculators.history import History
 from engines.torch.speculators.layer import Floats, Nodes, WideLayer
-from engines.torch.speculators.tree import NUM_SPARSE, Candidates, Level, least_log
+from engines.torch.speculators.tree import NUM_SPARSE, Candidates, Level
 
 _CHUNK = 256  # positions of a text read at a time
-_LEAST_PATH = 0.0
 
 
 class Eagle3:
     """The layer on one target.
 
     Attributes:
-        least_path: a node is expanded only if its path is at least so probable.
-        Others as in `engines.torch.speculators.base.Speculator`.
+        As in `engines.torch.speculators.base.Speculator`.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class Eagle3:
         config = file.config
         assert isinstance(config, Eagle3Config)
         self.layers: tuple[int, ...] = config.feature_layers
-        self.branches, self.least_path = BRANCHES, _LEAST_PATH
+        self.branches = BRANCHES
         self.hidden, self._epsilon = config.hidden, config.rms_norm_eps
         self._vocab = file.vocab.numpy()
         tensors = file.tensors()
@@ -145,15 +143,11 @@ class Eagle3Memory:
         """Candidates after the text, whose last token is at `position`."""
         speculator = self._speculator
         size = max(NUM_SPARSE, speculator.branches) if rows else speculator.branches
-        found, least = Candidates(), least_log(speculator.least_path)
+        found = Candidates()
         found.add(speculator.level(a, size), 0, -1, speculator.branches)
         nodes, places, states = Nodes(self._cache.length), {-1: -1}, {-1: a[0]}
         for depth in range(1, min(MOST_DEPTH, most)):
-            leaves = sorted(
-                node
-                for node in found.best(most)
-                if found.depths[node] == depth and found.log_probs[node] >= least
-            )
+            leaves = sorted(node for node in found.best(most) if found.depths[node] == depth)
             if not leaves:
                 break
             for leaf in leaves:

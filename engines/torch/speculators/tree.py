@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -118,8 +117,3 @@ def best_by_depth(level: Level, most: int, branches: int) -> Candidates:
         for node in range(begin, len(found.tokens)):
             heappush(waiting, (-found.log_probs[node], node))
     return found
-
-
-def least_log(probability: float) -> float:
-    """ln of a probability that may be 0."""
-    return math.log(probability) if probability > 0 else -math.inf
