@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.protocol.arrays import TOKEN_DTYPE, Float16Array, Float32Array, Float64Array
+from bus.protocol.arrays import TOKEN_DTYPE, Float32Array, Float64Array
 from decoding.coupling import choose
 from decoding.engine import NO_PROBS, NUM_TOP, Choice, TargetRow, Want
 from decoding.sampling import SamplingParams, warp_dense
 
 
 def reduced(
-    logits: Float64Array, want: Want, sampling: SamplingParams, hidden: Float32Array | None = None,
-    features: Float16Array | None = None,
-) -> TargetRow:  # fmt: skip
+    logits: Float64Array, want: Want, sampling: SamplingParams, hidden: Float32Array | None = None
+) -> TargetRow:
     """What is wanted of a row.
 
     Args:
         logits: float64[V], V ≥ 2, real tokens only. hidden: float32[hidden], the state they were
-        computed from. features: float16[3, hidden] of the row's position.
+        computed from.
     """
     peak, best = float(logits.max()), int(np.argmax(logits))
     log_sum_exp = peak + float(np.log(np.exp(logits - peak).sum()))
@@ -46,7 +45,6 @@ def reduced(
         full=p if want.full else None,
         hidden=hidden if want.hidden else None,
         entropy=_entropy(log_p1) if want.entropy else None,
-        features=features if want.features else None,
     )
 
 

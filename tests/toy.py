@@ -134,6 +134,9 @@ class ToyDraft:
     def crop(self, length: int) -> None:
         self.cache = self.cache[:length]
 
+    def learn(self, start: int, features: Float16Array) -> None:
+        """Of no use to it."""
+
 
 @dataclass
 class ToyCache:
@@ -201,15 +204,21 @@ class ToyTarget:
         else:
             cache.tokens = texts[-1]
         return [
-            reduced(row, want, cache.sampling, features=self.pair.features(text))
+            self._reduced(row, want, cache, text)
             for row, want, text in zip(rows, segment.wants, before, strict=True)
         ]
 
     def row(self, cache: ToyCache, index: int, want: Want) -> TargetRow:
         if not 0 <= index < len(cache.rows):
             raise LocalError("the last pass left no such row")
-        features = self.pair.features(cache.texts[index]) if want.features else None
-        return reduced(cache.rows[index], want, cache.sampling, features=features)
+        text = cache.texts[index] if want.features else ()
+        return self._reduced(cache.rows[index], want, cache, text)
+
+    def _reduced(
+        self, logits: Float64Array, want: Want, cache: ToyCache, text: tuple[int, ...]
+    ) -> TargetRow:
+        row = reduced(logits, want, cache.sampling)
+        return replace(row, features=self.pair.features(text)) if want.features else row
 
     def keep(self, cache: ToyCache, length: int, path: Sequence[int] = ()) -> None:
         if not 0 <= length <= self.length(cache):

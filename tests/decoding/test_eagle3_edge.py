@@ -120,7 +120,7 @@ def test_text_that_is_sent_again_comes_without_and_drafting_goes_on() -> None:
 def test_other_methods_and_an_edge_without_drafts_ask_for_none() -> None:
     for name, drafts in (("auto", True), ("eagle3-edge", False)):
         run = session(LearningPair(agreement=1.0), name=name, drafts=drafts)
-        run._draft = ToyDraft(run.pair, GREEDY)  # type: ignore[arg-type]  # it cannot learn
+        run._draft = ToyDraft(run.pair, GREEDY)  # type: ignore[arg-type]  # drafts without
         run.run()
         assert not any(m.features for m in run.sent if isinstance(m, OpenSession | Feedback))
 
