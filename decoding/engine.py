@@ -66,7 +66,7 @@ class Capabilities(Struct, frozen=True):
     Attributes:
         trees: segments may be trees. batching: a batch of several segments costs less than one
             after the other.
-        full_rows, hidden_states: of a row on request.
+        full_rows, hidden_states: of a row on request, the latter as `hidden` and `features`.
         bitwise: a row has the same bits however tokens are cut into passes and batches.
         number_formats: that its models run in.
     """
