@@ -15,6 +15,7 @@ from decoding.engine import DrafterCapabilities
 from decoding.sampling import SamplingParams
 from edge_worker.server import _load
 from edge_worker.settings import EdgeSettings
+from engines.padding import LeastTimes, Padding
 from engines.torch.speculators.drafter import Eagle3Cache, Eagle3Drafter
 from engines.torch.speculators.file import EAGLE3
 from engines.torch.target import TargetModel
@@ -68,6 +69,7 @@ async def test_the_answer_is_the_targets_own_and_the_layer_learns_and_drafts(
     temperature: float,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(shell, "Serving", lambda _pass_s, _pair: target)
+    monkeypatch.setattr(target, "padding", Padding(LeastTimes.parse("10")))  # time to draft in
     house.cloud()
     model: Any = drafter
     house.start(model)
@@ -78,7 +80,7 @@ async def test_the_answer_is_the_targets_own_and_the_layer_learns_and_drafts(
     sampling = SamplingParams(temperature, seed=5)
     alone = generate_alone(target, prompt, sampling, LENGTH, target.eos_tokens)
     assert list(tokens) == list(alone)
-    assert [message.features for message in house.opens()] == [True]
+    assert {message.features for message in house.opens()} == {True}
     assert drafter.num_learnt > 1
     assert any(isinstance(message, DraftWindow) for message in house.sent)
     [session] = [e for e in await house.telemetry(1) if isinstance(e, SessionEntry)]
