@@ -148,6 +148,7 @@ def _opened(
         acknowledged=len(tokens),
         sent_length=len(tokens),
         rows=message.rows,
+        features=message.features,
     )
 
 

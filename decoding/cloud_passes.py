@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from bus.protocol.arrays import Float64Array, pack_tokens
 from bus.protocol.messages import Feedback, Outcome
+from decoding import token_features
 from decoding.cloud_events import (
     Crop,
     Effect,
@@ -102,7 +103,7 @@ def plan(state: CloudState, forward: Forward) -> Plan:
     own_at = None if state.sampling.greedy else length + len(path)
     return Plan(
         feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit, state.rows,
-        state.method.acceptance.entropy, 0 if path else _tree_room(state),
+        state.method.acceptance.entropy, 0 if path else _tree_room(state), features=state.features,
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def _tree_room(state: CloudState) -> int:
 
 
 def _prehit(state: CloudState, kept: Kept, place: Place[Arrived]) -> PreHit:
-    return PreHit(kept.index, _test(state, place, 0))
+    return PreHit(kept.index, _test(state, place, 0), state.features)
 
 
 def _test(state: CloudState, place: Place[Arrived], index: int) -> Test:
@@ -317,8 +318,12 @@ def committed(
     sent = feedback(state, state.sent_length, ran, queue_ms, prehit)
     if proposed:
         sent = replace(sent, proposed=proposed, depth=depth)
-    if state.rows and len(rows) == len(sent.token_ids):
-        sent = replace(sent, rows=packed(rows))
+    if len(rows) == len(sent.token_ids):
+        sent = replace(
+            sent,
+            rows=packed(rows) if state.rows else None,
+            features=token_features.packed(rows) if state.features else None,
+        )
     return replace(state, sent_length=len(state.tokens)), (Send(sent), *reports)
 
 

@@ -135,7 +135,7 @@ class CloudState(Struct, frozen=True):
         kept: the row after `tokens`, where no choice has been made of it: the next drafted token is
             judged by it.
         own: passes without drafts, not reported yet.
-        rows: feedback carries the distributions of its tokens.
+        rows, features: feedback carries the distributions of its tokens, the features there.
         pass_ms: a pass takes about so long; None before the first.
         threshold: as the latest acknowledgement gives it, for trees; below 0 is exact.
     """
@@ -164,6 +164,7 @@ class CloudState(Struct, frozen=True):
     kept: Kept | None = None
     own: OwnPasses = OwnPasses()
     rows: bool = False
+    features: bool = False
     pass_ms: float | None = None
     threshold: float = EXACT
 

@@ -41,7 +41,7 @@ from msgspec.structs import replace
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import CloseSession, Fault, FaultCode, Feedback, FinishReason
 from decoding.edge_branches import Rescue, rescue, turned, without_passed
-from decoding.edge_drafting import draft_more, drafted
+from decoding.edge_drafting import draft_more, drafted, learnt
 from decoding.edge_events import (
     CheckPeer,
     Commit,
@@ -314,7 +314,7 @@ def _committed(
     text_hash = extended(state.text_hash, new)
     rows = carried(feedback, len(state.tokens), len(new)) if state.spec.rows else ()
     state = replace(state, tokens=state.tokens + new, text_hash=text_hash, rows=state.rows + rows)
-    effects: tuple[Effect, ...] = (commit, *facts)
+    effects: tuple[Effect, ...] = (commit, *facts, *learnt(before, feedback, len(new)))
     if not text.rejected:
         numbers = {fact.number for fact in facts}
         state = replace(

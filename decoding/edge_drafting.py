@@ -5,14 +5,16 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bus.protocol.errors import ImpossibleEventError
+from bus.protocol.messages import Feedback
 from decoding.common import common_length
 from decoding.edge_branches import branched, feed_of, next_job
-from decoding.edge_events import Crop, Draft, Drafted, Effect
+from decoding.edge_events import Crop, Draft, Drafted, Effect, Learn
 from decoding.edge_flow import agreement_measured, draft_measured
 from decoding.edge_messages import new_window, sent_windows
 from decoding.edge_state import EdgeState, Opening, Running, Step
 from decoding.prefix_hash import extended
 from decoding.rescue import CERTAIN, Doubt, Fork, doubts
+from decoding.token_features import carried
 
 
 def draft_more(state: EdgeState, now_ms: float) -> Step:
@@ -30,6 +32,13 @@ def draft_more(state: EdgeState, now_ms: float) -> Step:
     if job.num_cached == state.num_cached:
         return state, (draft,)
     return replace(state, num_cached=job.num_cached), (Crop(job.num_cached), draft)
+
+
+def learnt(state: EdgeState, feedback: Feedback, count: int) -> tuple[Effect, ...]:
+    """What a feedback that brings `count` tokens after the text teaches a draft."""
+    start = len(state.tokens)
+    features = carried(feedback, start, count) if state.spec.reads_features else None
+    return () if features is None else (Learn(start - 1, features),)
 
 
 def drafted(state: EdgeState, event: Drafted) -> Step:

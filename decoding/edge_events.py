@@ -16,6 +16,7 @@ from bus.protocol.messages import (
     Message,
     Outcome,
     SessionReady,
+    TokenFeatures,
 )
 from decoding.pacing import Measures
 
@@ -148,6 +149,14 @@ class Crop(Struct, frozen=True):
     length: int
 
 
+class Learn(Struct, frozen=True):
+    """Give the draft the target's features of the positions from `start` on, before its next
+    `Draft`; of positions and tokens that are final (`decoding.token_features`)."""
+
+    start: int
+    features: TokenFeatures
+
+
 class Send(Struct, frozen=True):
     """Send to the session's cloud worker."""
 
@@ -231,4 +240,4 @@ class Finish(Struct, frozen=True):
     error: str = ""
 
 
-Effect = Draft | Crop | Send | Commit | WindowJudged | CheckPeer | SeekPeer | Finish
+Effect = Draft | Crop | Learn | Send | Commit | WindowJudged | CheckPeer | SeekPeer | Finish

@@ -32,6 +32,7 @@ def opening(state: EdgeState) -> OpenSession:
         coupling=spec.sampling.coupling,
         tokenizer_digest=spec.tokenizer_digest,
         rows=spec.rows,
+        features=spec.reads_features,
     )
 
 

@@ -91,6 +91,11 @@ class SessionSpec(Struct, frozen=True):
     draft_context: int = MAX_CONTEXT
     rows: bool = False
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether the draft reads the target's features."""
+        return self.drafts and self.method.reads_features
+
 
 class Control(Struct, frozen=True):
     """Threshold and window in force, when the controller last spoke, how long that holds."""

@@ -66,7 +66,7 @@ class Capabilities(Struct, frozen=True):
     Attributes:
         trees: segments may be trees. batching: a batch of several segments costs less than one
             after the other.
-        full_rows, hidden_states: of a row on request.
+        full_rows, hidden_states: of a row on request, the latter as `hidden` and `features`.
         bitwise: a row has the same bits however tokens are cut into passes and batches.
         number_formats: that its models run in.
     """
@@ -86,9 +86,11 @@ class DrafterCapabilities(Struct, frozen=True):
     Attributes:
         ranked_head: it writes only tokens of a ranking, the most frequent ones of the vocabulary,
             which makes a step cheaper.
+        features: it reads the target's features (`FeatureDrafter`), and writes nothing without.
     """
 
     ranked_head: bool = False
+    features: bool = False
 
 
 class Want(Struct, frozen=True):
@@ -102,7 +104,7 @@ class Want(Struct, frozen=True):
         gap: give the lead of the first logit over the second.
         entropy: give the entropy of the temperature-1 distribution.
         top: give the `NUM_TOP` most probable tokens. full: give the whole warped distribution.
-        hidden: give the hidden state after the last norm.
+        hidden: give the hidden state after the last norm. features: give those of three layers.
     """
 
     index: int
@@ -113,6 +115,7 @@ class Want(Struct, frozen=True):
     full: bool = False
     hidden: bool = False
     entropy: bool = False
+    features: bool = False
 
 
 class Choice(Struct, frozen=True):
@@ -133,9 +136,11 @@ class TargetRow(Struct, frozen=True):
             cut off. At temperature 0 it is not needed and empty.
         p1_max: temperature-1 probability of the argmax.
         log_sum_exp: of the logits, in nats.
-        gap, choice, top, full, hidden, entropy: None where not wanted. `top` is (ids int32[n],
-            temperature-1 log-probabilities float64[n]), falling, then by id; `full` float64[V],
-            warped; `hidden` float32[hidden]; `entropy` −Σ p₁ ln p₁ in nats.
+        gap, choice, top, full, hidden, entropy, features: None where not wanted. `top` is (ids
+            int32[n], temperature-1 log-probabilities float64[n]), falling, then by id; `full`
+            float64[V], warped; `hidden` float32[hidden]; `entropy` −Σ p₁ ln p₁ in nats; `features`
+            float16[3, hidden], the residual streams x of the position after a low, a middle and a
+            high layer, x / √(mean x²), in the model's own basis.
     """
 
     argmax: int
@@ -149,6 +154,7 @@ class TargetRow(Struct, frozen=True):
     full: Float64Array | None = None
     hidden: Float32Array | None = None
     entropy: float | None = None
+    features: Float16Array | None = None
 
 
 class Segment(Struct, Generic[Cache], frozen=True):
@@ -409,4 +415,18 @@ class Drafter(Protocol[Cache]):
 
     def close(self, cache: Cache) -> None:
         """The session has ended."""
+        ...
+
+
+class FeatureDrafter(Drafter[Cache], Protocol[Cache]):
+    """One that has `DrafterCapabilities.features`."""
+
+    def learn(self, cache: Cache, start: int, features: Float16Array) -> None:
+        """The target's features, float16[n, 3, hidden] (`TargetRow.features`), of the absolute
+        positions from `start` on. They are final, as are the text's tokens up to start + n; the
+        cache may not have read all of these yet, and what it reads again is the same.
+
+        Raises:
+            LocalError: features of another target.
+        """
         ...

@@ -61,7 +61,7 @@ class SessionPass(Generic[Cache]):
         wants = tuple(
             Want(
                 index - begin, row_ids[index - first], choices_at[index - first],
-                top=self.plan.top, entropy=self.plan.entropy,
+                top=self.plan.top, entropy=self.plan.entropy, features=self.plan.features,
             )
             for index in range(max(begin, first), end)
         )  # fmt: skip

@@ -72,18 +72,21 @@ class PreHit(Struct, frozen=True):
     """The test of a drafted token by the row kept from the pass before, the same as in a pass.
 
     Attributes:
-        index: of the kept row among the last pass's rows.
+        index: of the kept row among the last pass's rows. features: as in `Plan`.
     """
 
     index: int
     test: Test
+    features: bool = False
 
     @property
     def want(self) -> Want:
         """What of the kept row the test needs."""
         test = self.test
         choice_at = None if test.sampling.greedy else test.position
-        return Want(0, test.proposal.ids, choice_at, entropy=test.rule.entropy)
+        return Want(
+            0, test.proposal.ids, choice_at, entropy=test.rule.entropy, features=self.features
+        )
 
 
 class Plan(Struct, frozen=True):
@@ -96,7 +99,8 @@ class Plan(Struct, frozen=True):
             wanted, or None.
         path: the drafted tokens that are verified.
         prehit: judges the first of them by the kept row; where it rejects, nothing is run.
-        top, entropy: of each row the most probable tokens, its entropy are wanted too.
+        top, entropy, features: of each row the most probable tokens, its entropy, the features of
+            its position are wanted too.
         most: tokens that a speculator may propose after the feed; 0: none is asked.
         tree: what it has proposed, at the end of the feed; parents: of each token of the feed then,
             as in `decoding.engine.Segment`.
@@ -112,6 +116,7 @@ class Plan(Struct, frozen=True):
     most: int = 0
     tree: ProposedTree | None = None
     parents: tuple[int, ...] = ()
+    features: bool = False
 
 
 class Judged(Struct, frozen=True):

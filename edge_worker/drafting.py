@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from msgspec.structs import replace
 
 from decoding.cascade import Answer, Cascade
-from decoding.edge_events import Draft
+from decoding.edge_events import Draft, Learn
 from decoding.edge_state import SessionSpec
-from decoding.engine import DraftedWindow, Drafter
+from decoding.engine import DraftedWindow, Drafter, FeatureDrafter
 from decoding.sampling import SamplingParams
+from decoding.token_features import unpacked
 from decoding.token_rows import Rows
 from engines.row import given_rows
 from engines.thread import ModelThread, Turns, now_ms
@@ -51,6 +52,10 @@ class Drafting(Protocol):
         """Forget what was read or drafted from absolute position `length` on."""
         ...
 
+    def learn(self, effect: Learn) -> None:
+        """Take the target's features; only with a method that reads them."""
+        ...
+
     def close(self) -> None:
         """The session is over. A second call changes nothing."""
         ...
@@ -75,13 +80,14 @@ def answered(
 
 class ModelDrafting:
     """A drafter on the model thread, a chunk of prefill or one window at a time, so sessions take
-    turns; a crop rides along with the next job."""
+    turns; a crop and what is learnt ride along with the next job."""
 
     def __init__(self, drafter: Drafter[Any], thread: ModelThread) -> None:
         self._drafter = drafter
         self._thread = thread
         self._cache: Any = None
         self._crop_to: int | None = None
+        self._learnt: list[Learn] = []  # on the event loop until a job takes it
         self._turns: Turns
         self._deliver: Deliver
 
@@ -95,14 +101,18 @@ class ModelDrafting:
         """A long feed (a prompt) in chunks, so that other sessions get turns between them."""
         crop_to, self._crop_to = self._crop_to, None
         feed, crop_to = self._turns.prefill(effect.feed, crop_to, self._prefill)
+        learnt, self._learnt = self._learnt, []
         self._turns.submit(
-            partial(self._window, effect.count, feed, crop_to, eos, stop),
+            partial(self._window, effect.count, feed, crop_to, learnt, eos, stop),
             partial(self._deliver, effect.job),
         )
 
     def crop(self, length: int) -> None:
         pending = self._crop_to
         self._crop_to = length if pending is None else min(pending, length)
+
+    def learn(self, effect: Learn) -> None:
+        self._learnt.append(effect)
 
     def close(self) -> None:
         """A window that is being drafted ends at its next token. The cache then goes to the model's
@@ -116,12 +126,15 @@ class ModelDrafting:
         self._drafter.prefill(self._cache, tokens)
 
     def _window(
-        self, count: int, feed: tuple[int, ...], crop_to: int | None, eos: frozenset[int],
-        stop: Callable[[], bool],
+        self, count: int, feed: tuple[int, ...], crop_to: int | None, learnt: list[Learn],
+        eos: frozenset[int], stop: Callable[[], bool],
     ) -> DraftedWindow:  # fmt: skip
-        """Roll the cache back and draft; both are the model's time."""
+        """Roll the cache back, learn and draft; all is the model's time."""
         began_ms = now_ms()
         self._keep(crop_to)
+        for effect in learnt:
+            drafter = cast(FeatureDrafter[Any], self._drafter)
+            drafter.learn(self._cache, effect.start, unpacked(effect.features))
         window = self._drafter.draft(self._cache, feed, count, eos, stop=stop)
         return replace(window, draft_ms=now_ms() - began_ms)
 

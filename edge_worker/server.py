@@ -44,12 +44,14 @@ from edge_worker.specs import EdgeModel, spec_of
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
+from engines.catalog.sources import split_speculator
 from engines.kinds import DrafterKind, drafter_of
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
 from engines.torch.drafter import ModelDrafter
 from engines.torch.oracle import OracleDraft
 from engines.torch.prefixes import PrefixCache
+from engines.torch.speculators.drafter import Eagle3Drafter
 from engines.torch.thin import NoDrafter
 
 log = logging.getLogger(__name__)
@@ -97,8 +99,10 @@ def _load(settings: EdgeSettings) -> EdgeModel:
     spec, dtype, device = settings.draft, settings.dtype, settings.device
     if settings.drafter is DrafterKind.NONE and settings.oracle is None:
         return NoDrafter.load(spec)
-    model: ModelDrafter
-    if settings.oracle is None:
+    model: ModelDrafter | Eagle3Drafter
+    if split_speculator(spec) is not None and settings.oracle is None:
+        model = Eagle3Drafter.load(spec, settings.num_sparse)
+    elif settings.oracle is None:
         model = ModelDrafter.load(spec, dtype, device, settings.num_sparse)
     else:
         model = OracleDraft.load_oracle(

@@ -27,6 +27,7 @@ from decoding.edge_events import (
     Ended,
     Event,
     Finish,
+    Learn,
     PeerLost,
     SeekPeer,
     Send,
@@ -173,6 +174,8 @@ class EdgeSession:
                     self._draft(effect)
                 case Crop(length):
                     self._drafting.crop(length)
+                case Learn():
+                    self._drafting.learn(effect)
                 case Send(message):
                     self._send(message)
                 case SeekPeer():

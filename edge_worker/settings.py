@@ -27,7 +27,8 @@ class EdgeSettings(WorkerSettings):
         "",
         validate_default=True,
         description="Draft model: 'default' (shipped), a registered name, a Hugging Face id, a "
-        "directory, a .gguf; where empty, the pair's.",
+        "directory, a .gguf, the directory of an EAGLE-3 speculator (DIR or DIR@TARGET); where "
+        "empty, the pair's.",
     )
     drafter: DrafterKind = Field(
         DrafterKind.LOOKUP_MODEL,

@@ -8,17 +8,23 @@ from bus.protocol.requests import GenerationRequest, session_id
 from decoding import methods
 from decoding.edge_state import MAX_CONTEXT, SessionSpec
 from decoding.engine import DrafterCapabilities
+from decoding.methods import Method
 from decoding.sampling import SamplingParams
 from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
+from engines.torch.speculators.drafter import Eagle3Drafter
 from engines.torch.thin import NoDrafter
 
-EdgeModel = ModelDrafter | NoDrafter
+EdgeModel = ModelDrafter | Eagle3Drafter | NoDrafter
 
 HOW_TO_GET = {
     "ranked_head": (
         "a draft with a head of frequent tokens alone",
         "start the edge with --draft NAME@16384",
+    ),
+    "features": (
+        "a draft that reads the target's features",
+        "start the edge with --draft DIR, a directory of `e2sci train eagle3`",
     ),
 }
 """What each of `DrafterCapabilities` is to a user, and what to do for it."""
@@ -67,6 +73,11 @@ def spec_of(
             f"method {method.name!r} needs {what}; this edge drafts with {model.name} and has "
             f"none: {how}, or use another method"
         )
+    if drafter is not None and _gets_no_features(method, drafter):
+        raise RequestError(
+            f"method {method.name!r} gives a draft no features of the target, and {model.name} "
+            "drafts by these alone: use eagle3-edge, or start the edge with another --draft"
+        )
     if method.needs_draft and total > model.context_length:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens and max_new_tokens is "
@@ -88,3 +99,9 @@ def spec_of(
         drafts=(drafter is not None or staged) and not method.speculator,
         draft_context=MAX_CONTEXT if staged else model.context_length,
     )
+
+
+def _gets_no_features(method: Method, drafter: DrafterCapabilities) -> bool:
+    """Whether this edge's drafter would draft and have nothing to read."""
+    drafts = not method.speculator and not method.inner
+    return drafter.features and drafts and not method.reads_features

@@ -20,7 +20,7 @@ from bus.protocol.requests import inner_session_id
 from bus.store import Role
 from decoding import edge, methods
 from decoding.cascade import Cascade
-from decoding.edge_events import Commit, Draft, Finish, Read, Rebased, WindowJudged
+from decoding.edge_events import Commit, Draft, Finish, Learn, Read, Rebased, WindowJudged
 from decoding.edge_state import SessionSpec
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
@@ -125,6 +125,9 @@ class StageDrafting:
 
     def crop(self, length: int) -> None:
         self._cascade = self._cascade.cropped(length)
+
+    def learn(self, effect: Learn) -> None:
+        del effect  # it reads no features
 
     def close(self) -> None:
         session, self._session = self._session, None

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from bus.protocol.errors import LocalError
 from decoding.cascade import Cascade
 from decoding.common import common_length
-from decoding.edge_events import Draft
+from decoding.edge_events import Draft, Learn
 from decoding.edge_state import SessionSpec
 from decoding.engine import DraftedWindow, Drafter
 from decoding.steps import DraftStep
@@ -139,6 +139,9 @@ class GivenDrafting:
 
     def crop(self, length: int) -> None:
         self._cascade = self._cascade.cropped(length)
+
+    def learn(self, effect: Learn) -> None:
+        del effect  # it reads no features
 
     def close(self) -> None:
         self._cascade = self._cascade.dropped()

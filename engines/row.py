@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE, Float16Array, Int32Array
 from bus.protocol.errors import LocalError
-from decoding.engine import DraftedWindow, Drafter
+from decoding.engine import DraftedWindow, Drafter, FeatureDrafter
 from decoding.methods.base import Proposal
 from decoding.sampling import SamplingParams
 from decoding.token_rows import Rows
@@ -94,6 +94,10 @@ class DrafterRow:
             raise LocalError(f"cannot keep {length} positions of {self.length(cache)}")
         for drafter, own in zip(self._drafters, cache.caches, strict=True):
             drafter.keep(own, min(length, drafter.length(own)))
+
+    def learn(self, cache: RowCache, start: int, features: Float16Array) -> None:
+        """As `decoding.engine.FeatureDrafter.learn`, for the last drafter."""
+        cast(FeatureDrafter[Any], self._drafters[-1]).learn(cache.caches[-1], start, features)
 
     def close(self, cache: RowCache) -> None:
         """The session has ended."""

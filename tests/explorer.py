@@ -263,7 +263,7 @@ class Explorer:
     def _cache(self, world: World) -> ToyCache:
         return ToyCache(
             self.sampling, world.target_cache, world.target_tree, list(world.target_rows),
-            self.method.speculator,
+            speculator=self.method.speculator,
         )  # fmt: skip
 
     def _pass(self, world: World, forward: cloud_events.Forward) -> World:

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from msgspec.structs import replace
 
@@ -35,6 +35,7 @@ from decoding.methods.base import Flow, PaceView
 from decoding.passes import run_pass
 from decoding.prefix_hash import chain
 from decoding.sampling import SamplingParams
+from decoding.token_features import unpacked
 from decoding.tree_reports import JudgedTree, tree_report
 from decoding.verification import Judged, Reported, own_report, window_report
 
@@ -230,6 +231,8 @@ class EdgeCloudPair:
                     self._run_draft(job, feed, count)
                 case edge_events.Crop(length):
                     self._draft.crop(length)
+                case edge_events.Learn(at, features):
+                    cast(Any, self._draft).learn(at, unpacked(features))
                 case edge_events.Send(message):
                     self._transmit(message, self._arrive_at_cloud)
                 case edge_events.Commit(start, tokens, accepted):

@@ -69,6 +69,10 @@ class ToyPair:
     def target_logits(self, prefix: tuple[int, ...]) -> Float64Array:
         return self._noise(prefix, 1) * 2.0
 
+    def features(self, text: tuple[int, ...]) -> Float16Array:
+        """float16[3, 2] of the text's last position; other texts have others."""
+        return _noise(6, self.seed, 3, text).reshape(3, 2).astype(np.float16)
+
     def draft_probs(self, prefix: tuple[int, ...]) -> tuple[Int32Array, Float16Array]:
         logits = self.agreement * self.target_logits(prefix) + (
             1 - self.agreement
@@ -130,15 +134,20 @@ class ToyDraft:
     def crop(self, length: int) -> None:
         self.cache = self.cache[:length]
 
+    def learn(self, start: int, features: Float16Array) -> None:
+        """Of no use to it."""
+
 
 @dataclass
 class ToyCache:
-    """A session's tokens, the paths of a tree that has not been kept, and the last pass's rows."""
+    """A session's tokens, the paths of a tree that has not been kept, and the last pass's rows with
+    the texts before them."""
 
     sampling: SamplingParams
     tokens: tuple[int, ...] = ()
     branches: tuple[tuple[int, ...], ...] = ()
     rows: list[Float64Array] = field(default_factory=list)
+    texts: list[tuple[int, ...]] = field(default_factory=list)
     speculator: str = ""
 
 
@@ -187,20 +196,29 @@ class ToyTarget:
         for token, parent in zip(segment.tokens, parents, strict=True):
             texts.append((*(texts[parent] if parent >= 0 else cache.tokens), token))
         rows = [self.pair.target_logits(texts[want.index]) for want in segment.wants]
+        before = [texts[want.index] for want in segment.wants]
         cache.rows = cache.rows + rows if segment.continues else rows
+        cache.texts = cache.texts + before if segment.continues else before
         if segment.parents:
             cache.branches = tuple(texts)
         else:
             cache.tokens = texts[-1]
         return [
-            reduced(row, want, cache.sampling)
-            for row, want in zip(rows, segment.wants, strict=True)
+            self._reduced(row, want, cache, text)
+            for row, want, text in zip(rows, segment.wants, before, strict=True)
         ]
 
     def row(self, cache: ToyCache, index: int, want: Want) -> TargetRow:
         if not 0 <= index < len(cache.rows):
             raise LocalError("the last pass left no such row")
-        return reduced(cache.rows[index], want, cache.sampling)
+        text = cache.texts[index] if want.features else ()
+        return self._reduced(cache.rows[index], want, cache, text)
+
+    def _reduced(
+        self, logits: Float64Array, want: Want, cache: ToyCache, text: tuple[int, ...]
+    ) -> TargetRow:
+        row = reduced(logits, want, cache.sampling)
+        return replace(row, features=self.pair.features(text)) if want.features else row
 
     def keep(self, cache: ToyCache, length: int, path: Sequence[int] = ()) -> None:
         if not 0 <= length <= self.length(cache):

@@ -132,8 +132,8 @@ def lossless_methods() -> tuple[str, ...]:
 def usual_methods(speculators: Collection[str] = ()) -> tuple[str, ...]:
     """The lossless ones, but for those that can do nothing that another cannot: variants of one
     of them (`auto-chain` is `auto` without branches), and those that need what need not be here: a
-    draft with a ranked head (`fr-spec`, which is `sd` by one), a middle worker (`pipespec`), a
-    speculator beside the target (`medusa`).
+    draft with a ranked head (`fr-spec`, which is `sd` by one) or that reads features
+    (`eagle3-edge`), a middle worker (`pipespec`), a speculator beside the target (`medusa`).
 
     Args:
         speculators: those that the target has.

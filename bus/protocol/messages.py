@@ -46,6 +46,7 @@ __all__ = [
     "SessionClosed",
     "SessionOpened",
     "SessionReady",
+    "TokenFeatures",
     "TokenRows",
     "WindowReport",
 ]
@@ -55,6 +56,8 @@ HASH_BYTES = 8
 """Of `decoding.prefix_hash`."""
 MAX_SPARSE = 1024
 """Most probabilities a draft may send for one token (K)."""
+NUM_LEVELS = 3
+"""Layers of a target whose residual streams are its features (`TokenFeatures`)."""
 
 _MAX_MS = 1e9
 _ONE_BITS = 0x3C00
@@ -121,7 +124,8 @@ class OpenSession(Message, frozen=True, tag=1):
 
     `temperature` and `top_p` are float64: both ends must warp the very same distribution.
     `top_k` 0 and `top_p` 1.0 mean "off"; `temperature` 0 is greedy. With `rows` feedback
-    carries the distributions that its tokens were chosen from.
+    carries the distributions that its tokens were chosen from, with `features` the target's
+    features there.
     """
 
     session: Identifier
@@ -139,6 +143,7 @@ class OpenSession(Message, frozen=True, tag=1):
     coupling: SessionCoupling
     tokenizer_digest: Annotated[str, Meta(min_length=1, max_length=128)]
     rows: bool = False
+    features: bool = False
 
     def __post_init__(self) -> None:
         _check_tokens(self.prompt, "prompt")
@@ -169,6 +174,25 @@ class TokenRows(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
             raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
         if not all(0 < first <= _ONE_BITS for first in bits[:, 0].tolist()):
             raise ValueError("q_probs: a row must begin with a probability in (0, 1]")
+
+
+class TokenFeatures(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The target's features at the positions whose rows n tokens were chosen from, each one before
+    its token: hidden states of three levels, x / √(mean x²), as int8 × the scale of their level."""
+
+    levels: bytes  # i8[n, 3, d], d ≥ 1
+    scales: bytes  # f16[n, 3]
+
+    def check(self, num_tokens: int) -> None:
+        """Raises ValueError where they are not features of so many tokens."""
+        num_levels = num_tokens * NUM_LEVELS
+        if not self.levels or not num_levels or len(self.levels) % num_levels:
+            raise ValueError(f"levels: expected i8[{num_tokens}, {NUM_LEVELS}, d] with n, d ≥ 1")
+        if len(self.scales) != num_levels * PROB_DTYPE.itemsize:
+            raise ValueError(f"scales: expected f16[{num_tokens}, {NUM_LEVELS}]")
+        scales = np.frombuffer(self.scales, PROB_DTYPE)
+        if not (np.isfinite(scales) & (scales >= 0)).all():
+            raise ValueError("scales: expected finite numbers of at least 0")
 
 
 class DraftRows(TokenRows, frozen=True):
@@ -277,8 +301,9 @@ class Feedback(Message, frozen=True, tag=5):
     Whether they are drafted ones, the edge sees by its own drafts. `number` is that of the window
     or acknowledgement that came last, `held_ms` the time since then, so that any feedback measures
     the round trip; None where none has come. `pass_tokens` is the session's share of the pass, 0
-    where none was run. `prehit` where a window was rejected of which no token was run. `rows` where
-    the session asks for them and the pass has them: text that is sent again comes without.
+    where none was run. `prehit` where a window was rejected of which no token was run. `rows` and
+    `features` where the session asks for them and the pass has them: text that is sent again comes
+    without.
     `proposed` tokens of a speculator, a tree of `depth`, were in the pass; all tokens but the last
     are then accepted ones.
     """
@@ -297,11 +322,13 @@ class Feedback(Message, frozen=True, tag=5):
     rows: TokenRows | None = None
     proposed: Counter = 0
     depth: Counter = 0
+    features: TokenFeatures | None = None
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")
-        if self.rows is not None:
-            self.rows.check(len(self.tokens) // TOKEN_DTYPE.itemsize)
+        for carried in (self.rows, self.features):
+            if carried is not None:
+                carried.check(len(self.tokens) // TOKEN_DTYPE.itemsize)
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from decoding.methods import (
     auto,
     e2sci,
     eagle3,
+    eagle3_edge,
     fr_spec,
     fsd,
     lookahead,
@@ -39,7 +40,7 @@ _METHODS: dict[str, Method] = {
     for method in (
         auto.METHOD, auto.CHAIN, sd.METHOD, plc.METHOD, plc_literal.METHOD, fsd.METHOD, fsd.AHEAD,
         amusd.METHOD, *pipespec.METHODS, fr_spec.METHOD, lookahead.METHOD, lookahead.SIMILAR,
-        *medusa.METHODS, eagle3.METHOD, *e2sci.METHODS,
+        *medusa.METHODS, eagle3.METHOD, eagle3_edge.METHOD, *e2sci.METHODS,
     )
 }  # fmt: skip
 

@@ -221,6 +221,11 @@ class Method:
         return not self.acceptance.lossless or sampling.coupling is SessionCoupling.RESIDUAL
 
     @property
+    def reads_features(self) -> bool:
+        """Whether its draft reads the target's features, which feedback then carries."""
+        return "features" in self.drafter_needs
+
+    @property
     def sends_threshold(self) -> bool:
         """Whether acknowledgements carry the threshold: the target's speculator drafts, so no
         window does."""

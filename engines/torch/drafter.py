@@ -119,7 +119,7 @@ class ModelDrafter(RunningModel[DraftCache]):
             step_began = time.perf_counter()
             logits = self._run(cache, pending)
             q_ids[index], q_probs[index] = self._proposal(logits, cache, start + index)
-            token = _draw(q_ids[index], q_probs[index], cache.sampling, start + index)
+            token = draw(q_ids[index], q_probs[index], cache.sampling, start + index)
             if len(pending) <= _LONGEST_STEP:  # one that reads a prompt takes its own time
                 self.padding.wait(step_began)
             tokens.append(token)
@@ -157,7 +157,7 @@ class ModelDrafter(RunningModel[DraftCache]):
         return canonical(indices if vocab is None else vocab[indices], probs)
 
 
-def _draw(ids: Int32Array, probs: Float16Array, sampling: SamplingParams, position: int) -> int:
+def draw(ids: Int32Array, probs: Float16Array, sampling: SamplingParams, position: int) -> int:
     """The seed's choice from exactly what is sent, or could be; with residual coupling a draw."""
     q = warp(from_wire(ids, probs), sampling)
     if sampling.greedy:

@@ -14,10 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUM_LEVELS = 3
-"""Layers whose residual streams are read: a low, a middle and a high one (EAGLE-3, Li et al. 2025,
-arXiv 2503.01840)."""
-
 
 def feature_layers(num_layers: int) -> tuple[int, int, int]:
     """After how many of L layers the residual stream is read: (2, L//2, L−3), within 1 … L and

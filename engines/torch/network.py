@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bus.protocol.errors import LocalError
@@ -151,12 +152,25 @@ class CausalNetwork(Network):
     def features(self, tokens: Sequence[int]) -> Features:
         """Of a whole text, run on its own."""
         body, _ = self.own
-        layers = feature_layers(int(body.config.num_hidden_layers))
+        layers = self.feature_layers
         cache, taps = KVCache(), list[Tap]()
         for begin in range(0, len(tokens), _CHUNK):
             taps.append(Tap(layers))
             body.forward([Part(tokens[begin : begin + _CHUNK], cache)], taps[-1])
         return Features.of(taps, layers, body.basis)
+
+    @property
+    def feature_layers(self) -> tuple[int, int, int]:
+        """After how many layers the residual stream is a feature."""
+        return feature_layers(int(self.own[0].config.num_hidden_layers))
+
+    def levels(self, tap: Tap, rows: Sequence[int]) -> Tensor:
+        """float16[n, 3, hidden]: features of n rows of a pass, x / √(mean x²), in the
+        model's own basis."""
+        body, _ = self.own
+        streams = tap.after(self.feature_layers)[rows]
+        streams = F.rms_norm(streams, streams.shape[-1:], eps=float(body.config.rms_norm_eps))
+        return (streams if body.basis is None else streams @ body.basis.T).half()
 
     def embedding_rows(self, ids: Tensor) -> Tensor:
         """float32[n, hidden]: the input embedding of tokens int64[n], in the model's own basis."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bus.protocol.arrays import Float32Array, Float64Array, Int32Array
+from bus.protocol.arrays import Float16Array, Float32Array, Float64Array, Int32Array
 from bus.protocol.errors import LocalError
 from decoding.coupling import choose
 from decoding.engine import NO_PROBS, NUM_TOP, Choice, TargetRow, Want
@@ -48,7 +48,8 @@ class Rows:
         mass: float64[R], sums over kept tokens of exp((logit − peak)/T); unused when greedy.
         cutoff: float32[R] and int64[R]: a token is kept if its logit is above the cutoff, or
             equal to it with an id not above the second number. None where nothing is cut.
-        states: float[R, hidden] after the last norm, or None.
+        states: float[R, hidden] after the last norm, or None. features: float16[R, 3, hidden] of
+            their positions (`decoding.engine.TargetRow`), None where the pass was not asked.
     """
 
     logits: Tensor
@@ -57,10 +58,14 @@ class Rows:
     mass: Tensor
     cutoff: tuple[Tensor, Tensor] | None
     states: Tensor | None = None
+    features: Tensor | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, sampling: SamplingParams, states: Tensor | None = None) -> Rows:
-        """From float[R, V] logits, R ≥ 1, and float[R, hidden] states if there are any."""
+    def of(
+        cls, logits: Tensor, sampling: SamplingParams, states: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Rows:  # fmt: skip
+        """From float[R, V] logits, R ≥ 1, with states and features if there are any."""
         wide = logits.float()
         peak = wide.amax(dim=1)
         mass, cutoff = torch.ones_like(peak, dtype=torch.float64), None
@@ -68,7 +73,7 @@ class Rows:
             mass = _mass(wide, peak, sampling.temperature)
         elif not sampling.greedy:
             mass, cutoff = _truncate(wide, peak, sampling)
-        return cls(wide, sampling, peak, mass, cutoff, states)
+        return cls(wide, sampling, peak, mass, cutoff, states, features)
 
     def __len__(self) -> int:
         return int(self.logits.shape[0])
@@ -78,7 +83,11 @@ class Rows:
         one = slice(index, index + 1)
         cutoff = None if self.cutoff is None else (self.cutoff[0][one], self.cutoff[1][one])
         states = None if self.states is None else self.states[one]
-        return Rows(self.logits[one], self.sampling, self.peak[one], self.mass[one], cutoff, states)
+        features = None if self.features is None else self.features[one]
+        return Rows(
+            self.logits[one], self.sampling, self.peak[one], self.mass[one], cutoff, states,
+            features,
+        )  # fmt: skip
 
     def reduce(self, wants: Sequence[Want]) -> list[TargetRow]:
         """One `TargetRow` for each row."""
@@ -98,6 +107,7 @@ class Rows:
                 full=self.dense(row) if want.full else None,
                 hidden=self._hidden(row) if want.hidden else None,
                 entropy=self._entropy(row) if want.entropy else None,
+                features=self._features(row) if want.features else None,
             )
             for row, want in enumerate(wants)
         ]
@@ -157,6 +167,11 @@ class Rows:
         if self.states is None:
             raise LocalError("this architecture gives no hidden states")
         return self.states[row].float().cpu().numpy()
+
+    def _features(self, row: int) -> Float16Array:
+        if self.features is None:
+            raise LocalError("this architecture or this pass gives no features")
+        return self.features[row].cpu().numpy()
 
     def _entropy(self, row: int) -> float:
         """In nats at temperature 1: ln Z − Σ p·x over x = logit − peak, Z = Σ exp x, in float64."""

@@ -32,7 +32,7 @@ from engines.torch.features import Features, Tap
 from engines.torch.linears import integer, packed
 from engines.torch.loading import Loaded, LoadedModel, load_model
 from engines.torch.network import CausalNetwork, Network
-from engines.torch.parts import Part
+from engines.torch.parts import Part, wanted_rows
 from engines.torch.precision import NumberFormat
 from engines.torch.prefixes import Prefix
 from engines.torch.probe import probe
@@ -55,6 +55,15 @@ class TargetCache(SessionCache):
     rows: list[Rows] = field(default_factory=list)
     speculator: str = ""
     memory: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What a pass gives, of the rows wanted: as `Network.run`, and as `Rows.features`."""
+
+    logits: Tensor
+    states: Tensor | None
+    features: Tensor | None = None
 
 
 class TargetModel(RunningModel[TargetCache]):
@@ -171,11 +180,11 @@ class TargetModel(RunningModel[TargetCache]):
             for prefix, part in left:
                 if part.tokens:
                     running.enter_context(prefix.running(part.tokens, part.parents))
-            logits, states = self._forward(batch, parts) if parts else (None, None)
+            ran = self._forward(batch, parts) if parts else None
         rows, first = list[list[TargetRow]](), 0
         for segment in batch:
             own = slice(first, first + len(segment.wants))
-            rows.append(self._reduced(segment, own, logits, states))
+            rows.append(self._reduced(segment, own, ran))
             first = own.stop
         judged = sum(part.size for part in parts if part.wanted)
         if judged:  # a pass that only reads a prompt takes its own time
@@ -229,26 +238,27 @@ class TargetModel(RunningModel[TargetCache]):
         (rows,) = self.run([Segment(cache, tuple(feed), wants)])
         return rows, 1e3 * (time.perf_counter() - began)
 
-    def _forward(
-        self, batch: Sequence[Segment[TargetCache]], parts: Sequence[Part]
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `Network.run`; speculators of the sessions receive the hidden states they read."""
+    def _forward(self, batch: Sequence[Segment[TargetCache]], parts: Sequence[Part]) -> _Ran:
+        """Speculators of the sessions receive the hidden states they read."""
         memories = {id(x.cache.prefix.keys_values): x.cache for x in batch if x.cache.memory}
-        if not memories:
-            return self.network.run(parts)
+        asked = any(want.features for segment in batch for want in segment.wants)
+        if not memories and not asked:
+            return _Ran(*self.network.run(parts))
         layers = {
             cache.speculator: self.speculator(cache.speculator).layers
             for cache in memories.values()
         }
-        tap = Tap([count for counts in layers.values() for count in counts])
-        given = self.causal.run(parts, tap)
+        read = self.causal.feature_layers if asked else ()
+        tap = Tap([count for counts in (*layers.values(), read) for count in counts])
+        logits, states = self.causal.run(parts, tap)
+        features = self.causal.levels(tap, wanted_rows(parts)) if asked else None
         first = 0
         for part in parts:
             rows, first = slice(first, first + part.size), first + part.size
             cache = memories.get(id(part.cache))
             if cache is not None and cache.memory is not None:
                 cache.memory.ran(tap.after(layers[cache.speculator], rows), tap.last[rows])
-        return given
+        return _Ran(logits, states, features)
 
     def _part(self, segment: Segment[TargetCache]) -> Part:
         """What is left to run of a segment after what other sessions have run; maybe nothing, where
@@ -264,17 +274,14 @@ class TargetModel(RunningModel[TargetCache]):
         return Part(tokens, prefix.keys_values, segment.parents, wanted)
 
     def _reduced(
-        self,
-        segment: Segment[TargetCache],
-        own: slice,
-        logits: Tensor | None,
-        states: Tensor | None,
+        self, segment: Segment[TargetCache], own: slice, ran: _Ran | None
     ) -> list[TargetRow]:
         """A segment's rows, which are also kept to be asked for again."""
         cache = segment.cache
-        if not segment.wants or logits is None:
+        if not segment.wants or ran is None:
             cache.rows = []
             return []
-        rows = Rows.of(logits[own], cache.sampling, None if states is None else states[own])
+        given = (None if part is None else part[own] for part in (ran.states, ran.features))
+        rows = Rows.of(ran.logits[own], cache.sampling, *given)
         cache.rows = [*cache.rows, rows] if segment.continues else [rows]
         return rows.reduce(segment.wants)

@@ -9,7 +9,7 @@ from bus.protocol.errors import LocalError
 from decoding.engine import DraftedWindow, DrafterCapabilities
 from decoding.sampling import SamplingParams
 from engines.catalog.registry import split_head
-from engines.catalog.sources import ModelSource
+from engines.catalog.sources import ModelSource, split_speculator
 from engines.tokenizer import num_real_tokens, tokenizer_digest
 from engines.torch.draft import is_trimmed, trimmed_location
 from engines.torch.loading import (
@@ -40,6 +40,8 @@ class NoDrafter(RunningModel[SessionCache]):
             ModelError: no such model, or it cannot be read.
         """
         quiet_transformers()
+        speculator = split_speculator(spec)
+        spec = speculator[1] if speculator else spec
         if is_trimmed(spec):
             location = str(trimmed_location(spec)[1])
             source = ModelSource(spec, location, is_local=True)

@@ -92,7 +92,7 @@ def test_the_usual_design_has_every_usual_method_and_level() -> None:
     }  # fmt: skip
     check(cells, levels)
     assert (
-        {*usual_methods(), "auto-chain", "fr-spec", "pipespec", "medusa", "eagle3"}
+        {*usual_methods(), "auto-chain", "fr-spec", "pipespec", "medusa", "eagle3", "eagle3-edge"}
         == set(lossless_methods())
         == {name for name in methods.names() if getattr(methods.find(name), "lossless", False)}
     )

@@ -34,6 +34,7 @@ from bus.protocol.messages import (
     SessionClosed,
     SessionOpened,
     SessionReady,
+    TokenFeatures,
     TokenRows,
     WindowReport,
 )
@@ -50,6 +51,13 @@ FEEDBACK_WITH_ROWS = Feedback(
         pack_tokens((9, 5, 7, 300)), np.array([0.75, 0.25, 0.5, 0.5], dtype="<f2").tobytes()
     ),
 )  # fmt: skip
+FEEDBACK_WITH_FEATURES = Feedback(
+    7, 5, pack_tokens((9,)), None, 1.5, 10.5, 0.25, 3, False,
+    features=TokenFeatures(
+        np.array([1, -1, 127, -127, 0, 2], np.int8).tobytes(),
+        np.array([0.5, 0.25, 0], "<f2").tobytes(),
+    ),
+)  # fmt: skip
 ROWS = DraftRows(
     pack_tokens((7, 1, 9, 5)), np.array([0.5, 0.25, 1.0, 0.0], dtype="<f2").tobytes(), 0.15, 6, 2.5,
     0.5,
@@ -62,8 +70,8 @@ REPORT = WindowReport(
 GOLDEN: list[tuple[Message, str]] = [
     (
         OPEN,
-        ("dc00110801a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
-         "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2"),
+        ("dc00120801a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
+         "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2c2"),
     ),
     (
         WINDOW,
@@ -88,16 +96,21 @@ GOLDEN: list[tuple[Message, str]] = [
     ),
     (
         FEEDBACK,
-        ("9e08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c00000"),
+        ("9f08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c00000c0"),
     ),
     (
         FEEDBACK_OF_TREE,
-        ("9e08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000009c2c00803"),
+        ("9f08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000009c2c00803c0"),
     ),
     (
         FEEDBACK_WITH_ROWS,
-        ("9e08050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c410090000000500"
-         "0000070000002c010000c408003a0034003800380000"),
+        ("9f08050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c410090000000500"
+         "0000070000002c010000c408003a0034003800380000c0"),
+    ),
+    (
+        FEEDBACK_WITH_FEATURES,
+        ("9f08050705c40409000000c0ca3fc00000ca41280000ca3e80000003c2c0000092c40601ff7f810002c406"
+         "003800340000"),
     ),
     (
         REPORT,

@@ -13,7 +13,7 @@ import pytest
 from bus.protocol.arrays import PROB_DTYPE, TOKEN_DTYPE
 from bus.protocol.messages import Fault, FaultCode, FinishReason, Message, SessionReady
 from decoding import edge, methods
-from decoding.edge_events import Commit, Draft, Finish
+from decoding.edge_events import Commit, Draft, Finish, Learn
 from decoding.engine import DraftedWindow
 from decoding.sampling import SamplingParams
 from decoding.story import Story
@@ -84,6 +84,9 @@ class Given:
     def crop(self, length: int) -> None:
         self.cropped.append(length)
         self._read = min(self._read, length)
+
+    def learn(self, effect: Learn) -> None:
+        raise AssertionError(f"{effect} for a draft that reads no features")
 
     def close(self) -> None:
         self.closed += 1

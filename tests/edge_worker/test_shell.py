@@ -106,6 +106,8 @@ async def test_where_the_target_proposes_trees_the_edge_reads(house: House, meth
 async def test_credit_s_threshold_reaches_the_cloud_and_is_in_telemetry(house: House) -> None:
     house.cloud(pair=dataclasses.replace(PAIR, speculator=likely_tree), tree_tokens=1)
     house.start(timeline=True)
+    await house.answers("r0", method="medusa")  # the listener hears from now on
+    house.sent.clear()
     await house.submit("r1", method="e2sci+medusa")
     _, _, end = await house.answer("r1")
     assert (end.end.error, end.end.usage.lossless) == ("", False)

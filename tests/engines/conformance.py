@@ -171,6 +171,23 @@ class TargetConformance:
         assert len(shapes) == 1
         assert all(row.hidden is not None and np.isfinite(row.hidden).all() for row in rows)
 
+    def test_features_come_with_hidden_states_and_are_normalised(self, target: Target[Any]) -> None:
+        if not target.capabilities.hidden_states:
+            return
+        cache = target.open(GREEDY)
+        what = (Want(0, features=True), Want(3), Want(7, features=True))
+        first, without, last = target.run([Segment(cache, PROMPT, what)])[0]
+        assert without.features is None
+        for row in (first, last):
+            assert row.features is not None
+            assert row.features.dtype == np.float16
+            assert row.features.shape[0] == 3
+            squares = row.features.astype(np.float32) ** 2
+            np.testing.assert_allclose(squares.mean(axis=1), 1, atol=0.02)
+        again = target.row(cache, 1, Want(0)), target.row(cache, 2, Want(0, features=True))
+        assert again[0].features is None
+        np.testing.assert_array_equal(again[1].features, last.features)
+
     def test_the_entropy_is_that_of_the_whole_row_at_temperature_1(
         self, target: Target[Any]
     ) -> None:

@@ -73,9 +73,11 @@ def normed(x: Tensor, epsilon: float) -> Tensor:
 
 
 def expected_probs(
-    file: SpeculatorFile, target: TargetModel, text: Sequence[int], path: Sequence[int]
-) -> Tensor:
-    """float32[H]: after a text, whose last token has not run, and a path of drafted tokens."""
+    file: SpeculatorFile, target: TargetModel, text: Sequence[int], path: Sequence[int],
+    first: int = 0,
+) -> Tensor:  # fmt: skip
+    """float32[H]: after a text, whose last token has not run, and a path of drafted tokens; with
+    the features of positions from `first` on alone, for EAGLE-3."""
     tensors = file.tensors()
     if isinstance(file.config, MedusaConfig):
         h = target.features(text[:-1]).last[-1]
@@ -84,17 +86,17 @@ def expected_probs(
         logits: Tensor = target.causal.head_rows(file.vocab) @ y
         return logits.softmax(dim=0)
     assert isinstance(file.config, Eagle3Config)
-    return _eagle3(file.config, tensors, target, text, path)
+    return _eagle3(file.config, tensors, target, text, path, first)
 
 
 def _eagle3(
     config: Eagle3Config, tensors: Mapping[str, Tensor], target: TargetModel, text: Sequence[int],
-    path: Sequence[int],
+    path: Sequence[int], first: int,
 ) -> Tensor:  # fmt: skip
     epsilon = config.rms_norm_eps
-    streams = normed(target.features(text[:-1]).low_mid_high, epsilon).flatten(1)
+    streams = normed(target.features(text[:-1]).low_mid_high[first:], epsilon).flatten(1)
     g = streams @ tensors["fc.weight"].T
-    following = [*text[1:], *path]
+    following = [*text[first + 1 :], *path]
     a = torch.empty(0)
     while True:  # once for each token of the path, and once before it
         size = len(g)

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from bus.protocol.errors import LocalError, ModelError
 from decoding.sampling import SamplingParams
 from engines.catalog import speculators as catalog
+from engines.catalog.sources import SPECULATOR_CONFIG
 from engines.catalog.speculators import as_setting, chosen_speculators
 from engines.torch.speculators.file import EAGLE3, MEDUSA, WEIGHTS, SpeculatorFile, save_speculator
 from engines.torch.target import TargetModel
 from tests.engines.speculating import KINDS, random_config, random_tensors, save_random
 from tests.engines.tiny import byte_level_tokenizer, random_model, save_tiny
 
-CONFIG = catalog.SPECULATOR_CONFIG
+CONFIG = SPECULATOR_CONFIG
 Spoil = Callable[[Path], None]
 
 

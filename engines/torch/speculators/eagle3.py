@@ -28,7 +28,6 @@ from torch import Tensor
 
 from decoding.engine import ProposedTree
 from engines.torch.cache import KVCache
-from engines.torch.network import CausalNetwork
 from engines.torch.speculators.base import BRANCHES, MOST_DEPTH, product
 from engines.torch.speculators.file import Eagle3Config, SpeculatorFile
 from engines.torch.speculators.history import History
@@ -45,16 +44,23 @@ class Eagle3:
         As in `engines.torch.speculators.base.Speculator`.
     """
 
-    def __init__(self, file: SpeculatorFile, network: CausalNetwork) -> None:
-        """Of a file whose config fits the target."""
+    def __init__(
+        self, file: SpeculatorFile, embedding: Tensor, basis: Tensor | None = None
+    ) -> None:
+        """Of a file whose config fits the target.
+
+        Args:
+            embedding: float[V, hidden], the target's input embedding. basis: float32[hidden,
+                hidden], Q of the rotated rows x·Q that it and the features have; None: they are in
+                the model's own basis.
+        """
         config = file.config
         assert isinstance(config, Eagle3Config)
-        body, _ = network.own
         self.layers: tuple[int, ...] = config.feature_layers
         self.branches = BRANCHES
         self.hidden, self._epsilon = config.hidden, config.rms_norm_eps
         self._vocab = file.vocab.numpy()
-        tensors, basis = file.tensors(), body.basis
+        tensors = file.tensors()
 
         def reading(weight: Tensor) -> Tensor:
             return weight if basis is None else weight @ basis
@@ -66,7 +72,7 @@ class Eagle3:
         gate_up = torch.cat([tensors["gate_proj.weight"], tensors["up_proj.weight"]])
         read = reading(embedded * tensors["embed_norm"]), feature * tensors["feature_norm"]
         self.layer = WideLayer(
-            config, body.embedding, torch.cat(read, dim=1), tensors["o_proj.weight"],
+            config, embedding, torch.cat(read, dim=1), tensors["o_proj.weight"],
             gate_up * tensors["mlp_norm"], tensors["down_proj.weight"],
         )  # fmt: skip
         self._head = product(tensors["head.weight"] * tensors["out_norm"])

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bus.protocol.errors import ModelError
-from engines.catalog.speculators import SPECULATOR_CONFIG
+from engines.catalog.sources import SPECULATOR_CONFIG
 from engines.torch.draft_file import dequantise, quantise
 from engines.torch.sources import first_line
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bus.protocol.errors import ModelError
@@ -55,10 +55,14 @@ class Speculators:
             ModelError: its weights cannot be read.
         """
         if kind not in self._ready:
-            make: Callable[[SpeculatorFile, CausalNetwork], Speculator]
-            make = Eagle3 if kind == EAGLE3 else Medusa
-            self._ready[kind] = make(self._files[kind], self._network)
+            self._ready[kind] = self._read(self._files[kind])
         return self._ready[kind]
+
+    def _read(self, file: SpeculatorFile) -> Speculator:
+        if file.config.kind != EAGLE3:
+            return Medusa(file, self._network)
+        body, _ = self._network.own
+        return Eagle3(file, body.embedding, body.basis)
 
     def _check(self, file: SpeculatorFile, vocab_size: int, digest: str) -> None:
         given, model = file.config, self._network.own[0].config
