@@ -117,7 +117,8 @@ async def test_a_speculator_is_given_by_its_directory(
 ) -> None:
     target = TargetModel.load(pair[1], "float32", "cpu")
     directory = save_random(tmp_path / "made", kind, target)
-    flags = ["the cat", "--json", "--max-new-tokens", "16", *pair]
+    # more tokens than the target writes before the edge hears it
+    flags = ["the cat", "--json", "--max-new-tokens", "400", *pair]
     done = await e2sci("generate", "--method", kind, "--speculator", str(directory), *flags)
     assert (done.status, done.err) == (0, "")
     answer = json.loads(done.out)
