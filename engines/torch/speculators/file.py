@@ -188,6 +188,7 @@ def save_speculator(directory: Path, config: AnyConfig, tensors: Mapping[str, Te
             stored[name] = plain
     directory.mkdir(parents=True, exist_ok=True)
     save_file(stored, directory / WEIGHTS)
+    (directory / WEIGHTS).chmod(0o644)  # safetensors makes it the owner's alone
     text = msgspec.json.format(msgspec.json.encode(config), indent=2)
     (directory / SPECULATOR_CONFIG).write_bytes(text + b"\n")
 
