@@ -35,7 +35,8 @@ from bench.passes import GREEDY
 from bench.progress import counting_bar
 from bench.ranges import Interval, paired_interval
 from bench.recorded import Tick, recorded_answers
-from decoding.engine import NO_IDS, Drafter, ProposedTree, Segment
+from decoding.engine import NO_ROWS, Drafter, ProposedTree, Segment
+from decoding.trees import ROOT, children
 from engines.lookup import LookupDrafter
 from engines.torch.heads import load_wide
 from engines.torch.oracle import RecordedAnswer
@@ -43,7 +44,6 @@ from engines.torch.speculators.base import BRANCHES
 from engines.torch.speculators.file import MEDUSA
 from engines.torch.target import TargetModel
 
-_NO_PROBS = np.empty(0, np.float16)
 _NEVER: frozenset[int] = frozenset()
 
 Tokens = tuple[int, ...]
@@ -114,22 +114,18 @@ class Proposer(Protocol):
 
 def chain(tokens: Sequence[int]) -> ProposedTree:
     """One token after the other."""
-    return ProposedTree(tuple(tokens), tuple(range(-1, len(tokens) - 1)), NO_IDS, _NO_PROBS)
+    return ProposedTree(tuple(tokens), tuple(range(-1, len(tokens) - 1)), *NO_ROWS)
 
 
 def accepted_path(tree: ProposedTree, text: Sequence[int]) -> list[int]:
     """Indices of the tree's tokens that equal the text, from its first token on."""
-    path: list[int] = []
+    path, below = list[int](), children(tree.parents)
     for token in text:
-        parent = path[-1] if path else -1
-        found = [
-            index
-            for index, (candidate, above) in enumerate(zip(tree.tokens, tree.parents, strict=True))
-            if above == parent and candidate == token
-        ]
-        if not found:
+        nodes = below.get(path[-1] if path else ROOT, [])
+        found = next((node for node in nodes if tree.tokens[node] == token), None)
+        if found is None:
             break
-        path.append(found[0])
+        path.append(found)
     return path
 
 

@@ -17,6 +17,12 @@ from cli.group import INTERRUPTED, say
 __all__ = ["bench_acceptance", "bench_draft", "bench_fr_spec", "distill"]
 
 
+AnswersFile = Annotated[
+    Path | None,
+    typer.Option(help="File of the target's answers, which need not be written again."),
+]
+
+
 def distill(
     out: Annotated[
         Path, typer.Option(help="Directory of the draft; one that is there is gone on with.")
@@ -149,10 +155,7 @@ def bench_fr_spec(
     repeats: Annotated[
         int, typer.Option(min=1, help="Timings of each head, of eight steps each.")
     ] = 40,
-    answers: Annotated[
-        Path | None,
-        typer.Option(help="File of the target's answers, which need not be written again."),
-    ] = None,
+    answers: AnswersFile = None,
     json: options.Json = False,
 ) -> None:
     """What a head of the most frequent tokens saves in a draft's step and costs in acceptance.
@@ -195,10 +198,7 @@ def bench_acceptance(
         typer.Option(min=1, max=64, help="Tokens of a tree; may be given several times. 3 and 8."),
     ] = None,
     speculator: options.Speculator = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(help="File of the target's answers, which need not be written again."),
-    ] = None,
+    answers: AnswersFile = None,
     json: options.Json = False,
 ) -> None:
     """How many drafted tokens a pass accepts: lookup, draft model, FR-Spec, Medusa, EAGLE-3.

@@ -166,7 +166,7 @@ class Send(Struct, frozen=True):
 class Commit(Struct, frozen=True):
     """Promise `tokens` to the user; the first is generated token number `start` (from 0).
 
-    `accepted[i]` tells whether token i had been drafted by then, or proposed by the target's
+    `accepted[i]`: whether token i had been drafted by then, or proposed by the target's
     speculator (else it is the target's own).
     """
 

@@ -27,7 +27,20 @@ def divergence(proposal: Proposal, row: TargetRow) -> float:
     return jensen_shannon(row.p1_at_q[: q1.ids.size], q1.probs)
 
 
-class DivergenceRule:
+class DrawsFromTarget:
+    """At a rejection the target's own distribution is drawn from: there is no residual."""
+
+    def recover(
+        self,
+        proposal: Proposal,  # noqa: ARG002 - the target's distribution alone
+        target: Float64Array,
+        params: SamplingParams,
+        position: int,
+    ) -> int:
+        return draw_dense(target, uniform(params.seed, position, Purpose.RESIDUAL))
+
+
+class DivergenceRule(DrawsFromTarget):
     """Fuzzy speculative decoding (Holsman et al., 2025), with the textbook divergence."""
 
     lossless, compares = False, True
@@ -42,15 +55,6 @@ class DivergenceRule:
         threshold: float,
     ) -> bool:
         return divergence(proposal, row) <= threshold
-
-    def recover(
-        self,
-        proposal: Proposal,  # noqa: ARG002 - no residual: the target's own distribution
-        target: Float64Array,
-        params: SamplingParams,
-        position: int,
-    ) -> int:
-        return draw_dense(target, uniform(params.seed, position, Purpose.RESIDUAL))
 
 
 class ElasticRule(ExactRule):

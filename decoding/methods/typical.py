@@ -13,11 +13,10 @@ import math
 
 import numpy as np
 
-from bus.protocol.arrays import Float64Array
 from decoding.engine import TargetRow
 from decoding.methods.base import Proposal
-from decoding.sampling import SamplingParams, draw_dense
-from decoding.uniforms import Purpose, uniform
+from decoding.methods.divergence import DrawsFromTarget
+from decoding.sampling import SamplingParams
 
 EPSILON, ALPHA = 0.09, 0.3
 """As published: the hard bound and the entropy-dependent one."""
@@ -28,7 +27,7 @@ def bound(entropy: float) -> float:
     return min(EPSILON, ALPHA * math.exp(-entropy))
 
 
-class TypicalRule:
+class TypicalRule(DrawsFromTarget):
     """Lossy at every temperature. The proposal's ids must hold its token."""
 
     lossless = compares = False
@@ -45,12 +44,3 @@ class TypicalRule:
         assert row.entropy is not None
         p_x = float(row.p1_at_q[np.flatnonzero(proposal.ids == proposal.token)[0]])
         return p_x > bound(row.entropy)
-
-    def recover(
-        self,
-        proposal: Proposal,  # noqa: ARG002 - no residual: the target's own distribution
-        target: Float64Array,
-        params: SamplingParams,
-        position: int,
-    ) -> int:
-        return draw_dense(target, uniform(params.seed, position, Purpose.RESIDUAL))

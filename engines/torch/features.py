@@ -3,7 +3,7 @@
 A *tap* receives the hidden states of all rows of a pass: the residual stream after chosen layers,
 and after the last norm without its gain, x / √(mean x² + ε). They are in the basis of the body that
 runs the pass: an int8 body's is rotated (`engines.torch.rotation`). `Features` are in the model's
-own basis whatever body computed them, so that weights trained on one fit the other.
+own basis, from every body alike, so that weights trained on one fit the other.
 """
 
 from __future__ import annotations

@@ -18,22 +18,13 @@ from engines.torch.draft import DRAFT_WEIGHTS
 from engines.torch.drafter import ModelDrafter
 from engines.torch.loading import LoadedModel, load_causal_lm
 from tests.engines.tiny import save_tiny
+from tests.training.silent import Silent
 from training.distill.records import load_shards
 from training.distill.run import DistillSettings, distill
 from training.distill.state import RunState
 from training.distill.training import TrainingSettings
 
 HEAD_SIZE = 150
-
-
-class Silent:
-    """Shows no progress."""
-
-    def phase(self, name: str) -> None:
-        pass
-
-    def advance(self, share: float, tokens: int, loss: float | None = None) -> None:
-        pass
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from bus.protocol.errors import ConfigurationError
 from cli.main import app
 from engines.torch.target import TargetModel
 from tests.engines.tiny import save_tiny
+from tests.training.silent import Silent
 from training.distill.answers import Prompt
 from training.optimiser import Optimiser
 from training.speculators import run
@@ -37,16 +38,6 @@ from training.speculators.texts import Text, labels
 
 KINDS: tuple[Kind, ...] = ("medusa", "eagle3")
 DEPTH = 3
-
-
-class Silent:
-    """Shows no progress."""
-
-    def phase(self, name: str) -> None:
-        pass
-
-    def advance(self, share: float, tokens: int, loss: float | None = None) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

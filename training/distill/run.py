@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
@@ -40,6 +39,7 @@ from training.distill.student import (
 )
 from training.distill.training import Training, TrainingSettings, rows_of_tokens
 from training.distill.vocabulary import expected_counts, prompt_counts, rank_vocabulary
+from training.runs import Progress
 
 ANSWERS, TEXTS = "answers", "texts"
 CHECKPOINT = "checkpoint.safetensors"
@@ -94,16 +94,6 @@ class Result:
     seen_tokens: int
     steps: int
     seconds: float
-
-
-class Progress(Protocol):
-    """Whoever shows how far it is."""
-
-    def phase(self, name: str) -> None:
-        """A phase begins."""
-
-    def advance(self, share: float, tokens: int, loss: float | None = None) -> None:
-        """The phase is done to `share`, 0 … 1, with `tokens` more since the last call."""
 
 
 def distill(settings: DistillSettings, target: LoadedModel, progress: Progress) -> Result:

@@ -12,6 +12,7 @@ from typing import Self
 
 from bus.protocol.errors import ConfigurationError
 from training.distill.evaluation import DraftQuality
+from training.runs import check_same_settings
 
 
 @dataclass(slots=True)
@@ -45,12 +46,7 @@ class RunState:
             began = now - float(kept["spent"])
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"{path} is damaged ({error}); use a new --out") from error
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise ConfigurationError(
-                    f"{path.parent.parent} was begun with {name} {found.get(name)!r}, not "
-                    f"{value!r}; repeat its settings to go on, or use a new --out"
-                )
+        check_same_settings(found, wanted, path.parent.parent, "--out")
         return cls(path, wanted, initial, began)
 
     @property

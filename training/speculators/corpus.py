@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -34,8 +35,9 @@ from training.distill.records import (
     save_shard,
     shard_path,
 )
+from training.runs import check_same_settings
 from training.speculators.answers import answered, made_up_prompts
-from training.speculators.texts import Text, unit
+from training.speculators.texts import Text
 
 ANSWERS = "answers"
 GROUP = 64
@@ -75,12 +77,7 @@ def check_identity(path: Path, wanted: dict[str, Any], option: str) -> None:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise ConfigurationError(f"{path} is damaged ({error}); use a new {option}") from None
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ConfigurationError(
-                f"{path.parent} was begun with {name} {found.get(name)!r}, not {value!r}; "
-                f"repeat its settings to go on, or use a new {option}"
-            )
+    check_same_settings(found, wanted, path.parent, option)
 
 
 def collect_answers(settings: CorpusSettings, target: TargetModel, tick: Tick) -> None:
@@ -149,7 +146,9 @@ def _features(kind: str, target: TargetModel, record: Record) -> Tensor:
     features = target.features((record.prompt.tolist() + record.answer.tolist())[:-2])
     if kind == "medusa":
         return features.last[record.prompt.numel() - 2 :]
-    return unit(features.low_mid_high)
+    streams = features.low_mid_high
+    epsilon = float(target.causal.own[0].config.rms_norm_eps)
+    return F.rms_norm(streams, streams.shape[-1:], eps=epsilon)
 
 
 def load_texts(directory: Path, kind: str) -> tuple[list[Text], list[Text]]:

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.torch.rope import Rotation
+from engines.torch.rope import Rotation, turned
 from engines.torch.speculators.file import Eagle3Config
-from training.speculators.texts import Text, labels, unit
+from training.speculators.texts import Text, labels
 
 DECAY = 0.8
 _STANDARD_DEVIATION = 0.02
@@ -96,6 +96,10 @@ class Eagle3(nn.Module):
         """What a speculator's file holds, in float32."""
         return dict(self.state_dict()) | {"vocab": self._vocab.int()}
 
+    def _unit(self, states: Tensor) -> Tensor:
+        """n(x) of float32[…, d]."""
+        return F.rms_norm(states, states.shape[-1:], eps=self._epsilon)
+
     def _steps(self, texts: Sequence[Text]) -> list[tuple[Tensor, Tensor]]:
         """Of each step of the unrolling: logits float32[Σ A, H] and the rows int64[Σ A] that are
         right, −1: none. Texts lie side by side, padded on the right."""
@@ -110,7 +114,7 @@ class Eagle3(nn.Module):
         keys, values, steps = list[Tensor](), list[Tensor](), []
         for j in range(self.depth):
             g = self._layer(g, tokens[:, 1 + j : 1 + j + length], j, keys, values)
-            states = unit(g[where], self._epsilon) * self.out_norm
+            states = self._unit(g[where]) * self.out_norm
             steps.append((self.head(states), rows[:, j]))
         return steps
 
@@ -119,19 +123,19 @@ class Eagle3(nn.Module):
     ) -> Tensor:
         """a of step j; appends the step's keys and values, float32[B, key heads, L, w] each."""
         count, length = tokens.shape
-        embedded = unit(self._embedding[tokens], self._epsilon) * self.embed_norm
-        u = torch.cat((embedded, unit(g, self._epsilon) * self.feature_norm), dim=-1)
+        embedded = self._unit(self._embedding[tokens]) * self.embed_norm
+        u = torch.cat((embedded, self._unit(g) * self.feature_norm), dim=-1)
         cos, sin = (x[:, 0] for x in self._rotation.at(range(j, j + length)))
 
         def heads(rows: Tensor) -> Tensor:
             return rows.view(count, length, -1, self._head_dim).transpose(1, 2)
 
-        query = _turned(heads(self.q_proj(u)), cos, sin)
-        keys.append(_turned(heads(self.k_proj(u)), cos, sin))
+        query = turned(heads(self.q_proj(u)), cos, sin)
+        keys.append(turned(heads(self.k_proj(u)), cos, sin))
         values.append(heads(self.v_proj(u)))
         mixed = self._attention(query, keys, values).transpose(1, 2).reshape(count, length, -1)
         h: Tensor = g + self.o_proj(mixed)
-        m = unit(h, self._epsilon) * self.mlp_norm
+        m = self._unit(h) * self.mlp_norm
         raised: Tensor = self.down_proj(F.silu(self.gate_proj(m)) * self.up_proj(m))
         return h + raised
 
@@ -151,12 +155,6 @@ class Eagle3(nn.Module):
             share = weights[..., length + step, None]
             out = out + share * value.repeat_interleave(group, dim=1)
         return out
-
-
-def _turned(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """RoPE of float32[B, heads, L, w]."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((second, first), dim=-1) * signed_sin
 
 
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:

@@ -15,15 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from bus.protocol.errors import ConfigurationError
-from engines.torch.features import feature_layers
 from engines.torch.rope import head_dim
 from engines.torch.speculators.file import (
     AnyConfig,
@@ -35,6 +33,7 @@ from engines.torch.target import TargetModel
 from training.distill.batches import plan_batches
 from training.distill.vocabulary import expected_counts, prompt_counts, rank_vocabulary
 from training.optimiser import Optimiser
+from training.runs import Progress
 from training.speculators.card import write_card
 from training.speculators.corpus import (
     CorpusSettings,
@@ -104,16 +103,6 @@ class Report(msgspec.Struct, frozen=True):
     steps: int
     seconds: float
     settings: dict[str, Any]
-
-
-class Progress(Protocol):
-    """Shows how far a run is."""
-
-    def phase(self, name: str) -> None:
-        """A phase begins."""
-
-    def advance(self, share: float, tokens: int, loss: float | None = None) -> None:
-        """The phase is done to `share`, 0 … 1, with `tokens` more since the last call."""
 
 
 class Position(msgspec.Struct):
@@ -219,15 +208,15 @@ def _module(settings: TrainSettings, target: TargetModel) -> tuple[AnyConfig, Me
         "vocab_size": vocab_size,
         "tokenizer_digest": target.tokenizer_digest,
         "target": target.name,
-        "feature_layers": feature_layers(int(config.num_hidden_layers)),
+        "feature_layers": target.causal.feature_layers,
     }
-    with torch.inference_mode():
-        head_rows = target.causal.head_rows(vocab).clone()
-        embedding = target.causal.embedding_rows(torch.arange(vocab_size)).clone()
+    with torch.no_grad():
+        head_rows = target.causal.head_rows(vocab)
+        embedding = target.causal.embedding_rows(torch.arange(vocab_size))
     torch.manual_seed(settings.seed)
     if settings.kind == "medusa":
         medusa = MedusaConfig(**known, num_heads=settings.depth)
-        return medusa, Medusa(settings.depth, _plain(head_rows), vocab, vocab_size)
+        return medusa, Medusa(settings.depth, head_rows, vocab, vocab_size)
     eagle3 = Eagle3Config(
         **known,
         num_attention_heads=int(config.num_attention_heads),
@@ -237,13 +226,7 @@ def _module(settings: TrainSettings, target: TargetModel) -> tuple[AnyConfig, Me
         rope_theta=float(config.rope_parameters["rope_theta"]),
         rms_norm_eps=float(config.rms_norm_eps),
     )
-    module = Eagle3(eagle3, _plain(embedding), _plain(head_rows), vocab, settings.depth)
-    return eagle3, module
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Outside inference mode, so that autograd may read it."""
-    return torch.from_numpy(tensor.numpy().copy())
+    return eagle3, Eagle3(eagle3, embedding, head_rows, vocab, settings.depth)
 
 
 def _restored(settings: TrainSettings, optimiser: Optimiser) -> Position:

@@ -36,8 +36,3 @@ def labels(answer: Tensor, depth: int) -> Tensor:
     """int64[A, depth]: at [j, k] the answer's token j + k; −1 beyond its end."""
     padded = torch.cat([answer, torch.full((depth,), -1)])
     return padded.unfold(0, depth, 1)[: len(answer)]
-
-
-def unit(states: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """x / √(mean x² + ε) of float32[…, d]."""
-    return states * torch.rsqrt(states.square().mean(dim=-1, keepdim=True) + epsilon)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bus.protocol.errors import ModelError
-from engines.torch.features import feature_layers
 from engines.torch.network import CausalNetwork
 from engines.torch.speculators.base import Speculator
 from engines.torch.speculators.eagle3 import Eagle3
@@ -66,7 +65,7 @@ class Speculators:
 
     def _check(self, file: SpeculatorFile, vocab_size: int, digest: str) -> None:
         given, model = file.config, self._network.own[0].config
-        layers = feature_layers(int(model.num_hidden_layers))
+        layers = self._network.feature_layers
         if given.tokenizer_digest != digest:
             what = "its tokenizer is another"
         elif given.vocab_size != vocab_size:

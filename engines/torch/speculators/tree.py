@@ -101,7 +101,7 @@ class Candidates:
 
 
 def best_by_depth(level: Level, most: int, branches: int) -> Candidates:
-    """The most probable paths where each depth has one distribution whatever came before.
+    """The most probable paths where each depth has one distribution, the same after every path.
 
     Args:
         level: row d is the distribution at depth d + 1.
