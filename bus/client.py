@@ -10,6 +10,9 @@
         answer = await client.generate("Write a haiku about queues.", temperature=0.8, seed=7)
         print(answer.text, answer.finish_reason, answer.usage.tokens_per_s)
 
+        chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi!"}]
+        print((await client.chat(chat)).text)
+
 It needs nothing but Redis and works from any machine that reaches it. Reading waits through short
 outages of Redis. This module does not know workers.
 """
@@ -17,16 +20,17 @@ outages of Redis. This module does not know workers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from bus.protocol.chat import ChatMessage
 from bus.protocol.errors import LocalError, RequestFailedError, RequestTimeoutError
 from bus.protocol.requests import new_request
 from bus.settings import BusSettings
 from bus.store import Store
-from bus.store.entries import End, FinishReason, TokensEntry, Usage
+from bus.store.entries import End, FinishReason, ScoredToken, TokensEntry, Usage
 
 __all__ = ["Answer", "Chunk", "Client"]
 
@@ -42,6 +46,8 @@ class Chunk:
         text: what the piece adds to the text.
         lengths: characters of it that each token brought; empty where nobody said.
         end: how the answer ended: finish reason, error, usage.
+        scores: of each token, the target's log-probabilities; empty where not asked for.
+        prompt_scores: of the prompt's tokens, in the first piece, where asked for.
     """
 
     start: int
@@ -50,11 +56,14 @@ class Chunk:
     text: str = ""
     lengths: tuple[int, ...] = ()
     end: End | None = None
+    scores: tuple[ScoredToken, ...] = ()
+    prompt_scores: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. `error` is empty unless `finish_reason` is `error`."""
+    """A whole answer. `error` is empty unless `finish_reason` is `error`; `scores` and
+    `prompt_scores` are those of its chunks together."""
 
     request_id: str
     text: str
@@ -62,6 +71,8 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     error: str = ""
+    scores: tuple[ScoredToken, ...] = ()
+    prompt_scores: tuple[ScoredToken, ...] = ()
 
 
 class Client:
@@ -100,8 +111,10 @@ class Client:
 
     async def submit(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
+        messages: Sequence[ChatMessage | Mapping[str, str]] | None = None,
+        prompt_ids: Sequence[int] | None = None,
         method: str | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -112,9 +125,13 @@ class Client:
         stop: Sequence[str] | None = None,
         raw: bool | None = None,
         client: str | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: bool | None = None,
+        traceparent: str | None = None,
     ) -> str:
-        """Queue a prompt; returns the request id. None takes the default.
+        """Queue a prompt, chat messages or token ids; returns the request id.
 
+        One of the three must be given; None takes the default everywhere else.
         Meaning, range and default of each option: `bus.protocol.requests.GenerationRequest`. The
         seed is random where none is given.
 
@@ -125,6 +142,8 @@ class Client:
         """
         request = new_request(
             prompt,
+            messages=messages,
+            prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
             method=method,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -135,6 +154,9 @@ class Client:
             stop=stop,
             raw=raw,
             client=client,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            traceparent=traceparent,
         )
         return await self._connected.queue.submit(request)
 
@@ -152,7 +174,10 @@ class Client:
         position = 0
         async for entry in self._connected.results.read(request_id, timeout_s=timeout_s):
             if isinstance(entry, TokensEntry):
-                yield Chunk(entry.start, entry.tokens, entry.accepted, entry.text, entry.lengths)
+                yield Chunk(
+                    entry.start, entry.tokens, entry.accepted, entry.text, entry.lengths,
+                    scores=entry.scores, prompt_scores=entry.prompt_scores,
+                )  # fmt: skip
                 position = entry.start + len(entry.tokens)
             else:
                 yield Chunk(position, end=entry.end)
@@ -170,14 +195,31 @@ class Client:
             finish_reason=end.finish_reason,
             usage=end.usage,
             error=end.error,
+            scores=tuple(score for chunk in chunks for score in chunk.scores),
+            prompt_scores=tuple(score for chunk in chunks for score in chunk.prompt_scores),
         )
 
     async def cancel(self, request_id: str) -> None:
         """Cancel a request; its answer ends with the finish reason `cancelled`."""
         await self._connected.queue.cancel(request_id)
 
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage | Mapping[str, str]],
+        *,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Go on with a chat and return the answer; as `generate`.
+
+        Args:
+            messages: `{"role": …, "content": …}` each; roles are system, user and assistant, and
+                the last message is not the assistant's.
+        """
+        return await self.generate("", timeout_s=timeout_s, messages=messages, **options)
+
     async def generate(
-        self, prompt: str, *, timeout_s: float | None = None, **options: Any
+        self, prompt: str = "", *, timeout_s: float | None = None, **options: Any
     ) -> Answer:
         """Submit, wait, and return the answer; options as in `submit`.
 

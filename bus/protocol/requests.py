@@ -15,7 +15,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -25,16 +25,20 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from bus.protocol.bounds import SessionCoupling
+from bus.protocol.chat import ChatMessage, parse_messages
 from bus.protocol.errors import RequestError
 
 __all__ = [
+    "MAX_LOGPROBS",
     "MAX_PROMPT_BYTES",
     "GenerationRequest",
     "inner_session_id",
     "new_request",
+    "new_traceparent",
     "seed_from_id",
     "session_id",
 ]
@@ -45,12 +49,16 @@ MIN_TEMPERATURE = 1e-3
 MAX_TEMPERATURE = 100
 MAX_TOKENS = 2**31 - 1
 MAX_SEED = 2**63 - 1
+MAX_LOGPROBS = 20
+"""Most alternatives whose log-probabilities are given for a token [as OpenAI's API]."""
+MAX_PROMPT_TOKENS = 2**18
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1024
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,64}")
 _ENTRY_ID = re.compile(r"[0-9]+-[0-9]+")
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -78,10 +86,39 @@ def _method_name(text: str) -> str:
 
 def _prompt(text: str) -> str:
     if not text.strip():
-        raise ValueError("empty; give some text")
-    size = len(text.encode())
+        raise ValueError("empty; give some text, messages or prompt_ids")
+    _check_size(len(text.encode()))
+    return text
+
+
+def _messages(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    _check_size(sum(len(message.content.encode()) for message in messages))
+    return messages
+
+
+def _check_size(size: int) -> None:
     if size > MAX_PROMPT_BYTES:
         raise ValueError(f"{size} bytes, the limit is {MAX_PROMPT_BYTES}; shorten it")
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError(f"expected a JSON list of token ids, got {_quote(value)}") from None
+    if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
+        raise ValueError(f"expected a list of token ids, got {_quote(repr(value))}")
+    if len(value) > MAX_PROMPT_TOKENS:
+        raise ValueError(f"{len(value)} tokens, the limit is {MAX_PROMPT_TOKENS}; shorten it")
+    if not all(0 <= item <= MAX_TOKENS for item in value):
+        raise ValueError("a token id is at least 0 and below 2**31")
+    return tuple(value)
+
+
+def _traceparent(text: str) -> str:
+    if text and not _TRACEPARENT.fullmatch(text):
+        raise ValueError(f"expected a W3C traceparent of version 00, got {_quote(text)}")
     return text
 
 
@@ -169,11 +206,13 @@ _Real = Annotated[float, BeforeValidator(_real)]
 
 
 class GenerationRequest(BaseModel):
-    """One prompt and how to answer it.
+    """One prompt and how to answer it: exactly one of `prompt`, `messages` and `prompt_ids`.
 
     Attributes:
         id: names the result; `[A-Za-z0-9_.:-]{1,64}`.
-        prompt: what to answer, 1 byte … 1 MiB of UTF-8.
+        prompt: text to answer, 1 byte … 1 MiB of UTF-8.
+        messages: a chat to go on with (`bus.protocol.chat`), 1 MiB of UTF-8 in all.
+        prompt_ids: token ids that the model continues as they are, without a template.
         method: decoding method, by name; `[A-Za-z0-9_.:+-]{1,64}`.
         max_new_tokens: ≥ 1.
         temperature: 0 is greedy; else 0.001 … 100.
@@ -184,12 +223,20 @@ class GenerationRequest(BaseModel):
         stop: up to 16 strings that end the answer; they are not part of it.
         raw: True: the prompt goes to the model as it is, without the chat template.
         client: who asks; credit is carried between prompts of one client.
+        logprobs: give the target's log-probability of each token of the answer and of so many
+            most probable alternatives, 0 … 20; None gives none.
+        prompt_logprobs: give those of the prompt's tokens too; needs `logprobs`.
+        traceparent: the caller's trace, as W3C's header of that name; "" begins none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: _Identifier
-    prompt: Annotated[str, AfterValidator(_prompt)]
+    prompt: Annotated[str, AfterValidator(_prompt)] = ""
+    messages: Annotated[
+        tuple[ChatMessage, ...], BeforeValidator(parse_messages), AfterValidator(_messages)
+    ] = ()
+    prompt_ids: Annotated[tuple[int, ...], BeforeValidator(_token_ids)] = ()
     method: _MethodName = "auto"
     max_new_tokens: Annotated[_Whole, _within(1, MAX_TOKENS)] = 256
     temperature: Annotated[_Real, AfterValidator(_temperature)] = 0.0
@@ -200,6 +247,9 @@ class GenerationRequest(BaseModel):
     stop: Annotated[tuple[str, ...], BeforeValidator(_strings), AfterValidator(_stops)] = ()
     raw: Annotated[bool, BeforeValidator(_flag)] = False
     client: _Identifier = "anonymous"
+    logprobs: Annotated[_Whole, _within(0, MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[bool, BeforeValidator(_flag)] = False
+    traceparent: Annotated[str, AfterValidator(_traceparent)] = ""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -220,14 +270,43 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"{value} has the form of a stream entry id; choose another")
         return value
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        given = [name for name in ("prompt", "messages", "prompt_ids") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them")
+        if not given:
+            raise ValueError("prompt: empty; give some text, messages or prompt_ids")
+        if self.messages and self.raw:
+            raise ValueError("raw: messages need the chat template; give a prompt instead")
+        if self.prompt_logprobs and self.logprobs is None:
+            raise ValueError("prompt_logprobs: give logprobs too, 0 for the tokens' own alone")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The prompt, or the chat's last message; "" where token ids are given."""
+        return self.messages[-1].content if self.messages else self.prompt
+
+    @property
+    def size(self) -> int:
+        """About how long it is: characters, or token ids."""
+        chat = sum(len(message.content) for message in self.messages)
+        return len(self.prompt) + len(self.prompt_ids) + chat
+
     def to_fields(self) -> dict[str, str]:
-        """The fields of the stream entry."""
+        """The fields of the stream entry, those left out that are empty."""
         as_text: Mapping[type, Callable[[Any], str]] = {
             float: repr,
             bool: lambda value: "1" if value else "0",
-            tuple: lambda value: json.dumps(list(value), ensure_ascii=False),
+            list: lambda value: json.dumps(value, ensure_ascii=False),
         }
-        return {name: as_text.get(type(value), str)(value) for name, value in self}
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {
+            name: as_text.get(type(value), str)(value)
+            for name, value in values.items()
+            if value not in ("", [])
+        }
 
     @classmethod
     def from_fields(cls, entry_id: str, fields: Mapping[bytes, bytes]) -> GenerationRequest:
@@ -246,11 +325,11 @@ class GenerationRequest(BaseModel):
         return _checked({"id": entry_id, **given}, entry_id)
 
 
-def new_request(prompt: str, **options: Any) -> GenerationRequest:
-    """A request with a fresh id and, unless one is given, a random seed.
+def new_request(prompt: str = "", **options: Any) -> GenerationRequest:
+    """A request with a fresh id and, unless they are given, a random seed and a trace of its own.
 
     Args:
-        prompt: the text.
+        prompt: the text; "" where `messages` or `prompt_ids` are given.
         options: any field of `GenerationRequest` but `id`; None stands for the default.
 
     Raises:
@@ -260,12 +339,17 @@ def new_request(prompt: str, **options: Any) -> GenerationRequest:
         raise RequestError("id: it is made here and cannot be chosen")
     given = {name: value for name, value in options.items() if value is not None}
     given.setdefault("seed", secrets.randbits(63))
+    given.setdefault("traceparent", new_traceparent())
     request_id = uuid.uuid4().hex
     return _checked({"id": request_id, "prompt": prompt, **given}, request_id)
 
 
 def _checked(values: dict[str, Any], entry_id: str) -> GenerationRequest:
-    values.setdefault("prompt", "")
+    others = values.get("messages") or values.get("prompt_ids")
+    if not others:
+        values.setdefault("prompt", "")
+    elif values.get("prompt") == "":
+        del values["prompt"]
     try:
         request = GenerationRequest.model_validate(values, context={"entry_id": entry_id})
     except ValidationError as error:
@@ -277,11 +361,18 @@ def _checked(values: dict[str, Any], entry_id: str) -> GenerationRequest:
 
 def _problem(item: Any) -> str:
     """One of pydantic's errors in our words."""
+    if not item["loc"]:  # of several fields together; the text names them
+        return str(item["msg"]).removeprefix("Value error, ")
     name = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
         known = ", ".join(GenerationRequest.model_fields)
         return f"{_quote(name)}: no such field; known are {known}"
     return f"{name}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def new_traceparent() -> str:
+    """A W3C traceparent that begins a trace."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
 def session_id(request_id: str) -> str:

@@ -16,7 +16,15 @@ from typing import Self
 
 from bus.settings import BusSettings
 from bus.store.connection import MAX_BLOCK_MS, CommandRefusedError, Connection
-from bus.store.entries import End, EndEntry, FinishReason, TokensEntry, Usage
+from bus.store.entries import (
+    Alternative,
+    End,
+    EndEntry,
+    FinishReason,
+    ScoredToken,
+    TokensEntry,
+    Usage,
+)
 from bus.store.keys import Keys
 from bus.store.overview import MAX_HELD_REQUESTS, HeldRequest, Overview, Overviews, QueueState
 from bus.store.queue import Claim, Queue, QueueDepth
@@ -45,6 +53,7 @@ __all__ = [
     "MAX_BLOCK_MS",
     "MAX_HELD_REQUESTS",
     "TIME_TO_LIVE_S",
+    "Alternative",
     "Claim",
     "CommandRefusedError",
     "DraftSpan",
@@ -62,6 +71,7 @@ __all__ = [
     "ResultGapError",
     "Role",
     "Rollback",
+    "ScoredToken",
     "SessionEntry",
     "SessionRecord",
     "StageSpan",
@@ -134,11 +144,14 @@ class Store:
         entry: WindowEntry,
         lengths: Sequence[int] = (),
         probe: str = "",
+        scores: Sequence[ScoredToken] = (),
+        prompt_scores: Sequence[ScoredToken] = (),
     ) -> None:
         """`results.append` and the window's telemetry entry in one step and one round trip.
 
         A repeat doubles neither. Raises as `Results.append`; then neither is written.
         """
         await self.results.append(
-            claim, start, tokens, accepted, text, lengths, entry.to_fields(), probe
-        )
+            claim, start, tokens, accepted, text, lengths, entry.to_fields(), probe, scores,
+            prompt_scores,
+        )  # fmt: skip

@@ -15,9 +15,11 @@ from bus.protocol.errors import RemoteError
 from bus.protocol.messages import FinishReason
 
 __all__ = [
+    "Alternative",
     "End",
     "EndEntry",
     "FinishReason",
+    "ScoredToken",
     "TokensEntry",
     "Usage",
     "entry_time_s",
@@ -106,13 +108,38 @@ class End(msgspec.Struct, frozen=True):
     usage: Usage = Usage()
 
 
+class Alternative(msgspec.Struct, frozen=True, array_like=True):
+    """A token that could have come, with its log-probability at temperature 1, in nats, under the
+    target. `data` are the bytes that it stands for; half a character is possible."""
+
+    token: int
+    logprob: float
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """What it stands for, with U+FFFD for half characters."""
+        return self.data.decode("utf-8", "replace")
+
+
+class ScoredToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token and the target's log-probabilities where it stands: `chosen` is the token itself,
+    `top` the most probable ones, falling. The first token of a prompt has none: `chosen.logprob`
+    is 0 and `top` empty."""
+
+    chosen: Alternative
+    top: tuple[Alternative, ...] = ()
+
+
 class TokensEntry(msgspec.Struct, frozen=True):
     """A piece of an answer.
 
     `start` is the index of its first token within the answer; `accepted[i]` tells whether
     `tokens[i]` was drafted and accepted; `text` is what the piece adds to the text, and
     `lengths[i]` how many characters of it token i brought (empty: nobody said). `probe` is the
-    probe digest of the target that gave the tokens (empty: not known).
+    probe digest of the target that gave the tokens (empty: not known). `scores[i]` belongs to
+    `tokens[i]`, where the request asks for log-probabilities; `prompt_scores` to the prompt's
+    tokens, in the first entry of an answer whose request asks for them.
     """
 
     entry_id: str
@@ -123,6 +150,8 @@ class TokensEntry(msgspec.Struct, frozen=True):
     term: int
     lengths: tuple[int, ...] = ()
     probe: str = ""
+    scores: tuple[ScoredToken, ...] = ()
+    prompt_scores: tuple[ScoredToken, ...] = ()
 
 
 class EndEntry(msgspec.Struct, frozen=True):
@@ -165,6 +194,8 @@ def parse_result_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Tokens
                 term=term,
                 lengths=msgspec.json.decode(text.get("lengths", "[]"), type=tuple[int, ...]),
                 probe=text.get("probe", ""),
+                scores=_scores(text.get("scores", "[]")),
+                prompt_scores=_scores(text.get("prompt_scores", "[]")),
             )
         usage = msgspec.json.decode(text["usage"], type=Usage)
         end = End(FinishReason(text["finish_reason"]), text["error"], usage)
@@ -174,6 +205,10 @@ def parse_result_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Tokens
             f"result entry {entry_id.decode()} cannot be read: {error!r}; "
             "is another program writing to this key?"
         ) from error
+
+
+def _scores(text: str) -> tuple[ScoredToken, ...]:
+    return msgspec.json.decode(text or "[]", type=tuple[ScoredToken, ...])
 
 
 def _flags(text: str) -> tuple[bool, ...]:

@@ -144,7 +144,8 @@ class Overviews:
             [("XRANGE", self._keys.prompts, entry_id, entry_id) for entry_id in missing]
         ):
             for entry_id, fields in reply:  # none where it has ended meanwhile
-                fields.pop(b"prompt", None)
+                for name in (b"prompt", b"messages", b"prompt_ids"):
+                    fields.pop(name, None)
                 found[entry_id.decode()] = text_fields(fields)
         self._entries = {entry_id: found[entry_id] for entry_id in entry_ids if entry_id in found}
 

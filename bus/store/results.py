@@ -19,7 +19,7 @@ from bus.protocol.errors import (
     StoreUnavailableError,
 )
 from bus.store.connection import Connection
-from bus.store.entries import EndEntry, TokensEntry, parse_result_entry
+from bus.store.entries import EndEntry, ScoredToken, TokensEntry, parse_result_entry
 from bus.store.keys import Keys
 from bus.store.queue import Claim
 from bus.store.telemetry import MAX_TELEMETRY
@@ -60,6 +60,8 @@ class Results:
         lengths: Sequence[int] = (),
         telemetry: Mapping[str, str] | None = None,
         probe: str = "",
+        scores: Sequence[ScoredToken] = (),
+        prompt_scores: Sequence[ScoredToken] = (),
     ) -> None:
         """Add a piece to the result; a repeat of the last piece changes nothing.
 
@@ -72,6 +74,7 @@ class Results:
             lengths: characters of it that each token brought; none where nobody knows.
             telemetry: fields of an entry to add to the telemetry in the same step.
             probe: probe digest of the target that gave the tokens, where known.
+            scores, prompt_scores: see `TokensEntry`.
 
         Raises:
             OwnershipLostError: another term has begun, or the request has ended.
@@ -95,6 +98,8 @@ class Results:
                 text,
                 msgspec.json.encode(list(lengths)),
                 probe,
+                msgspec.json.encode(list(scores)) if scores else "",
+                msgspec.json.encode(list(prompt_scores)) if prompt_scores else "",
                 MAX_TELEMETRY,
                 *(word for pair in (telemetry or {}).items() for word in pair),
             ],

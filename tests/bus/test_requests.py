@@ -198,3 +198,54 @@ def test_garbage_is_an_error_and_never_a_crash(fields: dict[bytes, bytes]) -> No
 def test_session_id_is_short_and_stable() -> None:
     assert session_id("abc") == "13c9497c2425"  # an edge of another release must agree
     assert seed_from_id("abc") == 2672624945957891161
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi <|im_end|>"},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": "Again"},
+]
+
+
+def test_a_chat_travels_as_json() -> None:
+    request = new_request(messages=CHAT)
+    fields = request.to_fields()
+    assert json.loads(fields["messages"]) == CHAT
+    assert "prompt" not in fields
+    assert parse(**fields).messages == request.messages
+    assert request.text == "Again"
+
+
+def test_token_ids_and_log_probabilities_travel() -> None:
+    request = new_request(prompt_ids=(5, 0, 7), logprobs=0, prompt_logprobs=True)
+    again = parse(**request.to_fields())
+    assert again == request
+    assert (again.prompt_ids, again.logprobs, again.prompt_logprobs) == ((5, 0, 7), 0, True)
+    assert new_request("Hi").logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"messages": "{"}, "messages: expected a JSON list"),
+        ({"messages": "[]"}, "prompt: empty"),
+        ({"messages": '[{"role": "user"}]'}, "message 0: expected an object"),
+        ({"messages": '[{"role": "tool", "content": "x"}]'}, "message 0: role must be one of"),
+        ({"messages": '[{"role": "user", "content": 3}]'}, "message 0: content must be text"),
+        ({"messages": '[{"role": "user", "content": "\\ud800"}]'}, "half of a surrogate pair"),
+        ({"messages": '[{"role": "user", "content": " "}]'}, "the last message is empty"),
+        ({"messages": '[{"role": "assistant", "content": "x"}]'}, "the last message is the ass"),
+        ({"messages": json.dumps(CHAT), "prompt": "x"}, "prompt and messages: give one"),
+        ({"messages": json.dumps(CHAT), "raw": "1"}, "raw: messages need the chat template"),
+        ({"prompt_ids": "[1, -1]"}, "a token id is at least 0"),
+        ({"prompt_ids": "[true]"}, "expected a list of token ids"),
+        ({"prompt_ids": "x"}, "expected a JSON list of token ids"),
+        ({"prompt": "x", "logprobs": "21"}, "expected 0 … 20"),
+        ({"prompt": "x", "prompt_logprobs": "1"}, "prompt_logprobs: give logprobs too"),
+        ({"prompt": "x", "traceparent": "00-0-0-0"}, "expected a W3C traceparent"),
+    ],
+)
+def test_a_bad_chat_says_what_is_wrong(fields: dict[str, str], problem: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(problem)):
+        parse(**fields)

@@ -4,7 +4,8 @@
 --
 -- KEYS  request, result, telemetry
 -- ARGV  term, start, number of tokens, tokens, accepted, text, lengths, probe,
---       telemetry limit, then the telemetry entry's fields and values, if any
+--       scores, scores of the prompt ('' where there are none), telemetry limit,
+--       then the telemetry entry's fields and values, if any
 -- reply {'ok'} | {'lost'} | {'gap', next}
 local request, result = KEYS[1], KEYS[2]
 local term, start, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -13,6 +14,8 @@ if known[1] ~= term or known[2] ~= 'running' then return {'lost'} end
 local next = tonumber(known[3])
 local piece = {'kind', 'tokens', 'start', ARGV[2], 'tokens', ARGV[4], 'text', ARGV[6],
   'accepted', ARGV[5], 'lengths', ARGV[7], 'probe', ARGV[8], 'term', term}
+if ARGV[9] ~= '' then piece[#piece + 1] = 'scores'; piece[#piece + 1] = ARGV[9] end
+if ARGV[10] ~= '' then piece[#piece + 1] = 'prompt_scores'; piece[#piece + 1] = ARGV[10] end
 
 if start + count == next then
   local last = redis.call('XREVRANGE', result, '+', '-', 'COUNT', 1)
@@ -26,7 +29,7 @@ if start ~= next then return {'gap', next} end
 
 redis.call('XADD', result, '*', unpack(piece))
 redis.call('HSET', request, 'next', start + count)
-if #ARGV > 9 then
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', unpack(ARGV, 10))
+if #ARGV > 11 then
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[11], '*', unpack(ARGV, 12))
 end
 return {'ok'}
