@@ -284,8 +284,8 @@ class Stack:
         return {
             process.name: record
             for process, record in mine
-            # An older record is of an earlier process of the same id.
-            if record is not None and process.running and record.started_at >= process.started_at
+            # Another boot is that of an earlier process of the same id.
+            if record is not None and process.running and record.boot == process.boot
         }
 
     async def _ready_names(self) -> set[str]:

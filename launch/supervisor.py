@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Self
 
 from bus.protocol.errors import ConfigurationError, LocalError
 from launch import guard
+from launch.stall import StallWatch
 
 __all__ = ["ManagedProcess", "ProcessSpec", "ProcessTree", "RestartPolicy"]
 
@@ -32,6 +34,7 @@ Probe = Callable[[], Awaitable[set[str]]]
 EXIT_CONFIGURATION = 2
 """A child that exits so is told wrongly what to do; starting it again cannot help."""
 _PROBE_INTERVAL_S = 0.1
+_STACKS_S = 0.5
 _READ_BYTES = 2**16
 _LONGEST_LINE = 2**20
 _KEPT_LINES = 200
@@ -58,13 +61,15 @@ class ProcessSpec:
 class RestartPolicy:
     """How long a dead child waits: `first_s`, doubling to `max_s`, as new after `reset_after_s` up.
 
-    Before the tree is ready a child that dies `start_attempts` times in a row ends the start.
+    Before the tree is ready a child that makes no progress for `stall_s` is killed
+    (`launch.stall`), and one that dies `start_attempts` times in a row ends the start.
     """
 
     first_s: float = 0.5
     max_s: float = 10.0
     reset_after_s: float = 30.0
     start_attempts: int = 3
+    stall_s: float = 60.0
 
     def next_delay_s(self, previous_s: float | None, uptime_s: float) -> float:
         """Seconds until the next start, from the delay before this run and how long it ran."""
@@ -78,10 +83,10 @@ class ManagedProcess:
 
     def __init__(self, spec: ProcessSpec, policy: RestartPolicy, log: Log) -> None:
         self.spec = spec
+        self.boot = ""
+        """Random, new at each start: what the child finds as E2SCI_BOOT."""
         self.starts = 0
         """How often it has been started, the first time included."""
-        self.started_at = 0.0
-        """Wall clock of the last start, seconds since the epoch."""
         self.exit_status: int | None = None
         """How the last run ended: exit status, or minus the signal; None while it never has."""
         self.last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -147,6 +152,14 @@ class ManagedProcess:
         if not self._task.cancelled():
             self._task.result()  # an error of the supervision itself is a bug and must show
 
+    async def restart_stalled(self, stall_s: float) -> None:
+        """SIGKILL; it is started again as one that has died. Its stacks are logged first, where it
+        writes them on SIGUSR1, as our workers do."""
+        self._say(f"no progress for {stall_s:g} s while it starts; killed")
+        self._signal(signal.SIGUSR1)
+        await asyncio.sleep(_STACKS_S)
+        self._signal(signal.SIGKILL)
+
     def kill(self) -> None:
         """SIGKILL at once; it is not started again."""
         self._stopping = True
@@ -185,6 +198,7 @@ class ManagedProcess:
 
     async def _run_once(self) -> None:
         read_fd, write_fd = os.pipe()
+        self.boot = secrets.token_hex(8)
         try:
             # Our own pipe, not asyncio's: with that, wait() lasts until every heir of the pipe
             # has closed it (CPython before 3.12.4), and a grandchild could hide a death.
@@ -193,7 +207,7 @@ class ManagedProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_fd,
                 stderr=write_fd,
-                env={**os.environ, "E2SCI_PARENT_PID": str(os.getpid()), **self.spec.env},
+                env={**os.environ, **_start_env(self.boot), **self.spec.env},
                 start_new_session=True,
             )
         except BaseException:
@@ -202,7 +216,6 @@ class ManagedProcess:
         finally:
             os.close(write_fd)
         relay = asyncio.create_task(self._relay(read_fd))
-        self.started_at = time.time()
         self.starts += 1
         try:
             await self._announce(process)
@@ -253,6 +266,10 @@ class ManagedProcess:
         return f"exited with status {status}"
 
 
+def _start_env(boot: str) -> dict[str, str]:
+    return {"E2SCI_PARENT_PID": str(os.getpid()), "E2SCI_BOOT": boot}
+
+
 def _guarded(command: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command)
 
@@ -277,6 +294,7 @@ class ProcessTree:
         self._processes = {spec.name: ManagedProcess(spec, policy, log) for spec in specs}
         if len(self._processes) != len(specs):
             raise LocalError("two processes of one tree have the same name")
+        self._stall = StallWatch(policy.stall_s)
         self._probe = probe or self._running
         self._grace_s = grace_s
 
@@ -313,13 +331,19 @@ class ProcessTree:
         Raises:
             ConfigurationError: a child cannot be brought up; the text holds its last line.
         """
-        while not (await self._probe()).issuperset(self._processes):
+        while not (ready := await self._probe()).issuperset(self._processes):
             for process in self.processes:
                 if process.failed:
                     raise ConfigurationError(_failure_text(process))
+                if process.name not in ready:
+                    await self._restart_if_stalled(process)
             await asyncio.sleep(_PROBE_INTERVAL_S)
         for process in self.processes:
             process.settle()
+
+    async def _restart_if_stalled(self, process: ManagedProcess) -> None:
+        if process.running and self._stall.stalled(process.name, process.pid):
+            await process.restart_stalled(self._stall.limit_s)
 
     async def stop(self) -> None:
         """SIGTERM to all, up to the grace period to finish, SIGKILL to the rest.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -50,6 +51,9 @@ class WorkerSettings(BusSettings):
         "", description="Address others reach this worker at; where empty, bind_host."
     )
     parent_pid: int = Field(0, description="Leave when this process is gone; 0: never.")
+    boot: Annotated[str, Field(pattern=r"^[0-9a-f]{0,32}$")] = Field(
+        "", description="Identifies this start of the process; where empty, random."
+    )
 
     def id_for(self, role: str) -> str:
         """The worker's id: as set, else `<role>-<host name>`, unique among containers."""
@@ -170,7 +174,8 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
 def new_record(settings: WorkerSettings, role: str) -> WorkerRecord:
     """A registry record with a fresh boot number; the worker adds endpoints and model."""
     return WorkerRecord(
-        worker_id=settings.id_for(role), role=Role(role), boot=secrets.token_hex(8),
+        worker_id=settings.id_for(role), role=Role(role),
+        boot=settings.boot or secrets.token_hex(8),
         started_at=time.time(),
     )  # fmt: skip
 
@@ -197,6 +202,7 @@ def run_worker(
 ) -> None:
     """The main function of a worker; our own errors become one line and exit status 1, or 2 for a
     wrong configuration."""
+    faulthandler.register(signal.SIGUSR1)  # all threads' stacks, to see where it hangs
     try:
         settings = settings_class.from_cli()
     except ConfigurationError as error:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -139,6 +140,43 @@ async def test_a_child_that_cannot_start_ends_ready_with_its_last_words(log: Kep
         with pytest.raises(ConfigurationError, match=r"(?s)cloud-1.*no such model: nonsense"):
             await tree.ready()
         assert tree.process("cloud-1").starts == QUICK.start_attempts
+
+
+HANG = (
+    "import faulthandler, os, pathlib, signal, time; faulthandler.register(signal.SIGUSR1);"
+    "pathlib.Path(os.environ['BOOTS']).open('a').write(os.environ['E2SCI_BOOT'] + '\\n');"
+)
+
+
+async def test_a_child_that_hangs_while_it_starts_is_killed_and_started_again(
+    log: KeptLog, tmp_path: Path
+) -> None:
+    boots = tmp_path / "boots"
+    once = "if len(pathlib.Path(os.environ['BOOTS']).read_text().split()) > 1: print('up')"
+    code = HANG + "\n" + once + "\ntime.sleep(600)"
+    policy = RestartPolicy(first_s=0.01, stall_s=0.5)
+    started = python("cloud-1", code, BOOTS=str(boots))
+
+    async def probe() -> set[str]:
+        return {"cloud-1"} if "up" in log.of("cloud-1") else set()
+
+    async with ProcessTree([started], log=log, policy=policy, probe=probe) as tree:
+        await tree.ready()
+        assert tree.process("cloud-1").boot == boots.read_text().split()[-1]
+    said = log.of("cloud-1")
+    assert said[0] == "no progress for 0.5 s while it starts; killed"
+    assert any("most recent call first" in line for line in said)
+    assert "killed by SIGKILL; starting it again in 0.01 s" in said
+    assert len(set(boots.read_text().split())) == 2
+
+
+async def test_a_child_that_works_while_it_starts_has_not_stalled(log: KeptLog) -> None:
+    code = "import time\nwhile True: open('/dev/null', 'wb').write(bytes(2**20)); time.sleep(0.01)"
+    policy = RestartPolicy(first_s=0.01, stall_s=0.5)
+    async with ProcessTree([python("w", code)], log=log, policy=policy, probe=_never) as tree:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(tree.ready(), 2.0)
+        assert tree.process("w").starts == 1
 
 
 async def test_a_misconfigured_child_is_not_tried_again(log: KeptLog) -> None:
