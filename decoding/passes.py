@@ -62,6 +62,7 @@ class SessionPass(Generic[Cache]):
             Want(
                 index - begin, row_ids[index - first], choices_at[index - first],
                 top=self.plan.top, entropy=self.plan.entropy, features=self.plan.features,
+                scored=self.plan.scored[index - first] if self.plan.scored else (),
             )
             for index in range(max(begin, first), end)
         )  # fmt: skip

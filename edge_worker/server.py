@@ -38,6 +38,7 @@ from edge_worker.answer import AnswerOutput
 from edge_worker.context import SessionContext
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
+from edge_worker.scores import Scorer
 from edge_worker.sessions import RequestSession, session_of
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
@@ -236,7 +237,11 @@ class EdgeWorker:
         await self._aside(len(streamed), answer.push, streamed)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
-        output = AnswerOutput(answer, meter, writer, self._settings.timeline)
+        scorer = None
+        if spec.logprobs is not None:
+            prompt = spec.prompt if spec.prompt_logprobs else ()
+            scorer = Scorer(self._model.tokenizer, prompt)
+        output = AnswerOutput(answer, meter, writer, self._settings.timeline, scorer)
         session = session_of(
             self._context, output, meter, self._model, spec, self._control(), claim.term
         )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _MOST_HELD = 4
 """A UTF-8 character has at most four bytes, and a token at least one of them."""
@@ -165,6 +167,20 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
+
+
+def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes that a token stands for in the middle of a text; half a character is possible. A
+    special token stands for its name."""
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    if token in tokenizer.added_tokens_decoder:
+        return name.encode()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "decoder", None)).__name__ == "ByteLevel":
+        return bytes(_BYTES[letter] for letter in name)
+    if _BYTE_TOKEN.fullmatch(name):
+        return bytes([int(name[3:5], 16)])
+    return name.replace(_SPACE, " ").encode()
 
 
 class _ByteStream:

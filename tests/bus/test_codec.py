@@ -36,6 +36,7 @@ from bus.protocol.messages import (
     SessionReady,
     TokenFeatures,
     TokenRows,
+    TokenScores,
     WindowReport,
 )
 
@@ -58,6 +59,12 @@ FEEDBACK_WITH_FEATURES = Feedback(
         np.array([0.5, 0.25, 0], "<f2").tobytes(),
     ),
 )  # fmt: skip
+SCORES = np.array([-0.5, -2.0, -0.25, -1.0], dtype="<f4")
+FEEDBACK_WITH_SCORES = Feedback(
+    7, 5, pack_tokens((9, 300)), 3, 1.5, 10.5, 0.25, 3,
+    scores=TokenScores(SCORES[:2].tobytes(), pack_tokens((9, 7)), SCORES[2:].tobytes()),
+    prompt_scores=TokenScores(SCORES[:1].tobytes(), b"", b""),
+)  # fmt: skip
 ROWS = DraftRows(
     pack_tokens((7, 1, 9, 5)), np.array([0.5, 0.25, 1.0, 0.0], dtype="<f2").tobytes(), 0.15, 6, 2.5,
     0.5,
@@ -70,69 +77,75 @@ REPORT = WindowReport(
 GOLDEN: list[tuple[Message, str]] = [
     (
         OPEN,
-        ("dc00120801a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
-         "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2c2"),
+        ("dc00150901a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
+         "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2c2c0"
+         "c2a0"),
     ),
     (
         WINDOW,
-        ("9a080207030405c4080001020304050607c408070000000900000096c410070000000100000009000000"
+        ("9a090207030405c4080001020304050607c408070000000900000096c410070000000100000009000000"
          "05000000c40800380034003c0000ca3e19999a06ca40200000ca3f000000c2"),
     ),
     (
         Ack(7, 4, 6, True),
-        ("97080b070406c3c0"),
+        ("97090b070406c3c0"),
     ),
     (
         Ack(7, 5, 6, False, 0.25),
-        ("97080b070506c2ca3e800000"),
+        ("97090b070506c2ca3e800000"),
     ),
     (
         CloseSession("s1", 1, "length"),
-        ("950803a2733101a66c656e677468"),
+        ("950903a2733101a66c656e677468"),
     ),
     (
         SessionReady("s1", 1, "cloud-1", 7),
-        ("960804a2733101a7636c6f75642d3107"),
+        ("960904a2733101a7636c6f75642d3107"),
     ),
     (
         FEEDBACK,
-        ("9f08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c00000c0"),
+        ("dc001109050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c00000c0c0c0"),
     ),
     (
         FEEDBACK_OF_TREE,
-        ("9f08050705c408090000002c01000003ca3fc00000ca41280000ca3e80000009c2c00803c0"),
+        ("dc001109050705c408090000002c01000003ca3fc00000ca41280000ca3e80000009c2c00803c0c0c0"),
     ),
     (
         FEEDBACK_WITH_ROWS,
-        ("9f08050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c410090000000500"
-         "0000070000002c010000c408003a0034003800380000c0"),
+        ("dc001109050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c41009000000"
+         "05000000070000002c010000c408003a0034003800380000c0c0c0"),
     ),
     (
         FEEDBACK_WITH_FEATURES,
-        ("9f08050705c40409000000c0ca3fc00000ca41280000ca3e80000003c2c0000092c40601ff7f810002c406"
-         "003800340000"),
+        ("dc001109050705c40409000000c0ca3fc00000ca41280000ca3e80000003c2c0000092c40601ff7f8100"
+         "02c406003800340000c0c0"),
+    ),
+    (
+        FEEDBACK_WITH_SCORES,
+        ("dc001109050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c2c00000c093c408"
+         "000000bf000000c0c4080900000007000000c408000080be000080bf93c404000000bfc400c400"),
     ),
     (
         REPORT,
-        ("dc00190806a273310103a6656467652d31a26331a27364a77061727469616c020101ca3e19999aca3fc0"
+        ("dc00190906a273310103a6656467652d31a26331a27364a77061727469616c020101ca3e19999aca3fc0"
          "0000ca3e000000ca41a40000ca41440000ca40600000ca41280000ca3e800000c002cabf00000001ca3e"
          "800000"),
     ),
     (
         SessionOpened("s1", "c1", "edge-1", "cloud-1", "sd", 1),
-        ("980807a27331a26331a6656467652d31a7636c6f75642d31a2736401"),
+        ("980907a27331a26331a6656467652d31a7636c6f75642d31a2736401"),
     ),
     (
         SessionClosed("s1", "cloud-1", 1, "expired"),
-        ("96080aa27331a7636c6f75642d3101a765787069726564"),
+        ("96090aa27331a7636c6f75642d3101a765787069726564"),
     ),
     (
         ControlUpdate("s1", 1, 2, 0.15, 4, 0.5, -0.25),
-        ("990808a273310102cb3fc333333333333304cb3fe0000000000000cbbfd0000000000000"),
+        ("990908a273310102cb3fc333333333333304cb3fe0000000000000cbbfd0000000000000"),
     ),
     (
         Fault("-", FaultCode.BAD_TOKENS, "why", 7),
-        ("960809a12daa6261645f746f6b656e73a377687907"),
+        ("960909a12daa6261645f746f6b656e73a377687907"),
     ),
 ]  # fmt: skip
 """Bytes that other versions of this code, and other programs, read. A change here is a change of
@@ -200,7 +213,8 @@ messages = st.one_of(
         token_bytes.filter(bool), token_bytes, st.integers(0, 2**63 - 1),
         st.integers(1, 2**31 - 1), st.floats(0, 100), st.floats(0, 1, exclude_min=True), counters,
         st.sampled_from(SessionCoupling),
-        st.text(min_size=1, max_size=128),
+        st.text(min_size=1, max_size=128), st.booleans(), st.booleans(),
+        st.none() | st.integers(0, 20), st.booleans(), st.text(max_size=64),
     ),
     draft_windows(),
     st.builds(CloseSession, names, counters, st.text(max_size=200)),
@@ -361,10 +375,10 @@ def test_text_is_no_array() -> None:
         decode(msgpack.packb(array))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, -1, 2**40])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, 8, -1, 2**40])
 def test_another_version_is_named(version: int) -> None:
     frame = msgpack.packb([version, *array_of(FEEDBACK)[1:]])
-    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 8"):
+    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 9"):
         decode(frame)
 
 
