@@ -26,7 +26,7 @@ from cloud_worker.costs import PassCosts
 from decoding.cloud_events import Crop, Event, FetchRow, Forward, FullRowReady, Prefill, Prefilled
 from decoding.cloud_state import CloudState
 from decoding.engine import Cache, Segment, Target, TargetRow, Want
-from decoding.passes import SessionPass, begin_pass
+from decoding.passes import SessionPass, begin_pass, prompt_segment
 from engines.energy import PowerGauge
 from engines.thread import ModelThread, now_ms
 
@@ -101,15 +101,9 @@ class Work(Generic[Cache]):
         """Its next rows."""
         if self.begun is not None:
             return self.begun.segment(num_rows)
-        tokens = self.tokens[:num_rows]
-        return Segment(self.client.cache, tokens, self._prompt_wants(len(tokens)))
-
-    def _prompt_wants(self, count: int) -> tuple[Want, ...]:
-        """Of the next tokens of a prompt, where its log-probabilities are wanted."""
         assert isinstance(self.effect, Prefill)
         first = len(self.effect.tokens) - len(self.tokens)
-        following = self.effect.scored[first : first + count]
-        return tuple(Want(i, top=True, scored=(token,)) for i, token in enumerate(following))
+        return prompt_segment(self.client.cache, self.effect, first, num_rows)
 
     def add(self, segment: Segment[Cache], rows: list[TargetRow], num_rows: int, ms: float) -> None:
         """Its rows of a pass of `num_rows` rows."""
