@@ -138,9 +138,9 @@ def _answer_alone(model: Any, request: GenerationRequest, stream: bool) -> Gener
     from bench.reference import generate_alone
     from decoding.sampling import SamplingParams
     from edge_worker.text import AnswerText
-    from engines.tokenizer import encode_prompt
+    from engines.chat import encode_request
 
-    prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
+    prompt = encode_request(model.tokenizer, request)
     if len(prompt) + request.max_new_tokens > model.context_length:
         raise RequestError(
             f"{len(prompt)} prompt tokens and {request.max_new_tokens} new ones are more than the "

@@ -228,9 +228,7 @@ class EdgeWorker:
             raise RequestError(claim.problem or "it cannot be read")
         thin = isinstance(self._model, NoDrafter)
         drafter = None if thin else self._context.drafter.capabilities
-        spec = await self._aside(
-            len(request.prompt), spec_of, request, self._model, self.name, drafter
-        )
+        spec = await self._aside(request.size, spec_of, request, self._model, self.name, drafter)
         answer = AnswerText(self._model.tokenizer, request.stop)
         streamed = claim.streamed_tokens
         await self._aside(len(streamed), answer.push, streamed)

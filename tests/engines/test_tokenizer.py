@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 
 from bus.protocol.errors import RequestError
 from engines import tokenizer as tokenizer_module
+from engines.chat import encode_prompt
 from engines.tokenizer import (
     Detokenizer,
     decode,
-    encode_prompt,
     eos_token_ids,
     num_real_tokens,
     tokenizer_digest,
