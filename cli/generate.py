@@ -43,7 +43,8 @@ class Generated(msgspec.Struct, frozen=True):
 
 
 def parse_prompts(text: str, sampling: Sampling) -> list[GenerationRequest]:
-    """Requests from JSON lines: each an object with `prompt` and any option that differs.
+    """Requests from JSON lines: each an object with `prompt` or `messages`, and any option that
+    differs.
 
     Raises:
         RequestError: a line is wrong; the text says which.
@@ -57,7 +58,8 @@ def parse_prompts(text: str, sampling: Sampling) -> list[GenerationRequest]:
             prompt = fields.pop("prompt", "")
             if not isinstance(prompt, str):
                 raise RequestError("prompt: expected text")
-            requests.append(sampling.updated(fields).request(prompt))
+            messages = fields.pop("messages", None)
+            requests.append(sampling.updated(fields).request(prompt, messages))
         except msgspec.DecodeError as error:
             raise RequestError(f"line {number}: expected a JSON object, {error}") from None
         except RequestError as error:

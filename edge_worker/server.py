@@ -45,6 +45,7 @@ from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
 from engines.catalog.sources import split_speculator
+from engines.chat import prepare
 from engines.kinds import DrafterKind, drafter_of
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
@@ -78,6 +79,7 @@ async def serve(settings: EdgeSettings) -> None:
     thread = ModelThread(settings.threads)
     try:
         model = await thread.call(_load, settings)
+        await thread.call(prepare, model.tokenizer)
         store = await connect_store(settings)
         worker = EdgeWorker(settings, model, thread, sockets, store)
         controller = ControllerLink(store, sockets, worker.name, worker.on_message)

@@ -2,9 +2,9 @@
 
 Special tokens come from the chat template alone, whatever users, systems and assistants write;
 where there is no template, from the tokenizer alone (a leading `<s>`). The template is rendered
-with contents in which the punctuation of control tokens is replaced with private characters, one
-for one. The control tokens that the result holds are the template's. Then the characters are put
-back, and `engines.controls` encodes the text as a whole.
+with contents in which the first and last characters of control tokens (`<`, `>`) are replaced
+with private characters, one for one. The control tokens that the result holds are the template's.
+Then the characters are put back, and `engines.controls` encodes the text as a whole.
 
 Knows chat templates. Does not know models' weights.
 """
@@ -27,7 +27,7 @@ from engines.controls import Controls
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-__all__ = ["encode_messages", "encode_prompt", "encode_request"]
+__all__ = ["encode_messages", "encode_prompt", "encode_request", "prepare"]
 
 _PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 _PROBE = "Answer in rhymes"
@@ -49,6 +49,16 @@ class _Known:
 
 _known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def prepare(tokenizer: Tokenizer) -> None:
+    """Work out what later calls share, which takes about as long as loading the tokenizer; else
+    the first of them does.
+
+    Raises:
+        ModelError: the tokenizer cannot be copied.
+    """
+    _of(tokenizer)
 
 
 def encode_request(tokenizer: Tokenizer, request: GenerationRequest) -> tuple[int, ...]:

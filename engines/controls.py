@@ -37,8 +37,8 @@ def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Text and id of each control token.
 
     An added token is one if it is special, or if it holds a character that is neither a letter, a
-    digit nor white space. The others are vocabulary, such as Gemma's runs of spaces. So are tokens
-    of one or two characters, and those of SentencePiece for single bytes.
+    digit nor white space. The others are vocabulary, such as Gemma's runs of spaces. So are white
+    space, tokens of one or two characters, and those of SentencePiece for single bytes.
     """
     added = tokenizer.added_tokens_decoder.items()
     return {token.content: int(number) for number, token in added if _is_control(token)}
@@ -46,7 +46,7 @@ def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 def _is_control(token: Any) -> bool:
     text = token.content
-    if len(text) < _SHORTEST or _BYTE_TOKEN.fullmatch(text):
+    if len(text.strip()) < _SHORTEST or _BYTE_TOKEN.fullmatch(text):
         return False
     return bool(token.special) or any(map(_is_mark, text))
 
@@ -60,8 +60,8 @@ class Controls:
 
     Attributes:
         ids: of the control tokens, by their text.
-        marks: characters without which no control token can be written: its punctuation, or its
-            first character where it has none.
+        marks: the characters that control tokens begin and end with. A text without them holds no
+            control token, nor completes one at the end or the beginning of another text.
         num_tokens: one more than the tokenizer's largest id.
     """
 
@@ -73,16 +73,13 @@ class Controls:
         """
         self.ids = control_tokens(tokenizer)
         self.num_tokens = max(map(int, tokenizer.get_vocab().values())) + 1
-        self.marks = {mark for text in self.ids for mark in filter(_is_mark, text)}
-        self.marks |= {text[0] for text in self.ids if not any(map(_is_mark, text))}
+        self.marks = {text.strip()[end] for text in self.ids for end in (0, -1)}
         self._pattern = _pattern_of(tokenizer, self.ids)
         aliases = {text: f"e2sci{_NONCE}x{number:06d}" for number, text in enumerate(self.ids)}
         self._aliases = aliases
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            self._encode = _by_pieces(
-                tokenizer, {aliases[text]: self.ids[text] for text in aliases}
-            )
+            self._encode = _by_pieces(tokenizer, aliases)
         else:
             copy = _renamed(backend, aliases)
             if any(copy.token_to_id(aliases[text]) != self.ids[text] for text in aliases):
@@ -151,15 +148,22 @@ def _makes(merge: Any, names: dict[str, str]) -> bool:
     return left in names or right in names or left + right in names
 
 
-def _by_pieces(tokenizer: Tokenizer, ids: dict[str, int]) -> Callable[[str, bool], list[int]]:
-    """For tokenizers written in Python: these encode piece by piece between added tokens anyway."""
-    pattern = re.compile("(" + ("|".join(ids) or "(?!)") + ")")
+def _by_pieces(tokenizer: Tokenizer, aliases: dict[str, str]) -> Callable[[str, bool], list[int]]:
+    """For tokenizers written in Python, which encode piece by piece between added tokens."""
+    added = {token.content: (number, token) for number, token in
+             tokenizer.added_tokens_decoder.items()}  # fmt: skip
+    ids = {alias: int(added[text][0]) for text, alias in aliases.items()}
+    choices = (
+        r"\s*" * added[text][1].lstrip + alias + r"\s*" * added[text][1].rstrip
+        for text, alias in aliases.items()
+    )
+    pattern = re.compile("(" + ("|".join(choices) or "(?!)") + ")")
 
     def encode(text: str, add_special_tokens: bool) -> list[int]:
         found: list[int] = []
         for piece in pattern.split(text):
-            if piece in ids:
-                found.append(ids[piece])
+            if piece.strip() in ids:
+                found.append(ids[piece.strip()])
             elif piece:
                 tokens = tokenizer.tokenize(piece, split_special_tokens=True)
                 found += tokenizer.convert_tokens_to_ids(tokens)
