@@ -33,6 +33,7 @@ def opening(state: EdgeState) -> OpenSession:
         tokenizer_digest=spec.tokenizer_digest,
         rows=spec.rows,
         features=spec.reads_features,
+        traceparent=spec.traceparent,
     )
 
 

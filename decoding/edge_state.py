@@ -77,6 +77,7 @@ class SessionSpec(Struct, frozen=True):
         drafts: whether there is anything to draft with. draft_context: how much text that holds;
             beyond, the target goes on by itself.
         rows: the text's distributions are wanted (`EdgeState.rows`).
+        traceparent: the trace it belongs to, for logs and spans.
     """
 
     session: str
@@ -90,6 +91,7 @@ class SessionSpec(Struct, frozen=True):
     drafts: bool = True
     draft_context: int = MAX_CONTEXT
     rows: bool = False
+    traceparent: str = ""
 
     @property
     def reads_features(self) -> bool:

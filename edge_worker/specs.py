@@ -98,6 +98,7 @@ def spec_of(
         tokenizer_digest=model.tokenizer_digest,
         drafts=(drafter is not None or staged) and not method.speculator,
         draft_context=MAX_CONTEXT if staged else model.context_length,
+        traceparent=request.traceparent,
     )
 
 

@@ -51,7 +51,7 @@ __all__ = [
     "WindowReport",
 ]
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 HASH_BYTES = 8
 """Of `decoding.prefix_hash`."""
 MAX_SPARSE = 1024
@@ -125,7 +125,7 @@ class OpenSession(Message, frozen=True, tag=1):
     `temperature` and `top_p` are float64: both ends must warp the very same distribution.
     `top_k` 0 and `top_p` 1.0 mean "off"; `temperature` 0 is greedy. With `rows` feedback
     carries the distributions that its tokens were chosen from, with `features` the target's
-    features there.
+    features there. `traceparent` is the request's (W3C), "" where it has none.
     """
 
     session: Identifier
@@ -144,6 +144,7 @@ class OpenSession(Message, frozen=True, tag=1):
     tokenizer_digest: Annotated[str, Meta(min_length=1, max_length=128)]
     rows: bool = False
     features: bool = False
+    traceparent: Annotated[str, Meta(max_length=64)] = ""
 
     def __post_init__(self) -> None:
         _check_tokens(self.prompt, "prompt")
