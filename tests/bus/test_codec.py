@@ -361,10 +361,10 @@ def test_text_is_no_array() -> None:
         decode(msgpack.packb(array))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, -1, 2**40])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, 8, -1, 2**40])
 def test_another_version_is_named(version: int) -> None:
     frame = msgpack.packb([version, *array_of(FEEDBACK)[1:]])
-    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 8"):
+    with pytest.raises(VersionError, match=f"protocol version {version}, this side speaks 9"):
         decode(frame)
 
 
