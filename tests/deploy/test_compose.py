@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # comes with transformers
 
 from bus.runtime.monitor import Monitor
+from bus.runtime.worker import WorkerSettings
 from bus.transport.sockets import Sockets, Traffic
 from cloud_worker.settings import CloudSettings, MiddleSettings
 from cloud_worker.watch import CloudTally
@@ -28,10 +29,10 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 BOARD: dict[str, Any] = json.loads(
     (FOLDER / "grafana" / "dashboards" / "e2sci.json").read_text("utf-8")
 )
-SCRAPED: list[dict[str, Any]] = yaml.safe_load(
-    (FOLDER / "prometheus.yml").read_text("utf-8")
-)["scrape_configs"]
-WORKERS = {
+SCRAPED: list[dict[str, Any]] = yaml.safe_load((FOLDER / "prometheus.yml").read_text("utf-8"))[
+    "scrape_configs"
+]
+WORKERS: dict[str, type[WorkerSettings]] = {
     "controller": ControllerSettings, "cloud": CloudSettings, "cloud-gpu": CloudSettings,
     "middle": MiddleSettings, "edge": EdgeSettings,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -91,7 +92,8 @@ async def test_promtool_finds_nothing(records: dict[str, WorkerRecord], worker: 
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("no promtool; scripts/install-debian-packages.sh installs it")
-    checked = subprocess.run(
+    checked = await asyncio.to_thread(
+        subprocess.run,
         [promtool, "check", "metrics"], input=read(records[worker].metrics_url), text=True,
         capture_output=True, check=False, timeout=60,
     )  # fmt: skip
