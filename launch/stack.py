@@ -249,6 +249,7 @@ class Stack:
             "E2SCI_DRAFT": options.draft or "",
             "E2SCI_DTYPE": options.dtype,
             "E2SCI_THREADS": str(options.threads_each),
+            "E2SCI_METRICS_PORT": "0",  # any free one, as the registry's record says
         }
         if options.speculator is not None:
             env["E2SCI_SPECULATOR"] = options.speculator
