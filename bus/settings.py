@@ -40,7 +40,7 @@ __all__ = ["BusSettings", "LogLevel"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 _DEFAULT_FILE = "e2sci.toml"
-TOML_TABLES = frozenset(("cloud", "controller", "dashboard", "edge", "middle"))
+TOML_TABLES = frozenset(("cloud", "controller", "dashboard", "edge", "gateway", "middle"))
 """Every worker's `toml_table`; a table of another name is a slip of the pen."""
 _Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
