@@ -15,7 +15,17 @@ import typer
 
 from bus.protocol.errors import ConfigurationError, RequestError
 from bus.protocol.requests import GenerationRequest
-from cli import __version__, benches, calibration, drafts, methods, options, ranking, training
+from cli import (
+    __version__,
+    benches,
+    calibration,
+    drafts,
+    keys,
+    methods,
+    options,
+    ranking,
+    training,
+)
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 from decoding.methods import need_middle
@@ -32,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(benches.app, name="bench")
 app.add_typer(training.app, name="train", help="Train a speculator: Medusa or EAGLE-3.")
+app.add_typer(keys.app, name="keys", help="Keys of the gateway's API.")
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
 app.command()(ranking.rank)
@@ -91,6 +102,13 @@ def up(
         int,
         typer.Option(min=1, max=65535, help="Port of the dashboard; if taken, the next free one."),
     ] = 8501,
+    gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="Also serve OpenAI's API.")
+    ] = True,
+    gateway_port: Annotated[
+        int,
+        typer.Option(min=1, max=65535, help="Port of OpenAI's API; if taken, the next free one."),
+    ] = 8000,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Keep the embedded Valkey's data here.", show_default="gone at the end"),
@@ -99,8 +117,8 @@ def up(
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C.
 
-    Valkey (unless a Redis is given), controller, cloud and edge workers, dashboard, each in a
-    process of its own. One that dies is started again.
+    Valkey (unless a Redis is given), controller, cloud and edge workers, gateway, dashboard, each
+    in a process of its own. One that dies is started again.
     """
     from cli.up import up as run_up
     from engines.catalog.registry import chosen_models
@@ -132,6 +150,7 @@ def up(
         redis_url=url,
         data_dir=data_dir,
         dashboard_port=dashboard_port if dashboard else None,
+        gateway_port=gateway_port if gateway else None,
         link=options.checked_link(link),
     )
     run(lambda: run_up(stack, json), interrupted=0)

@@ -160,9 +160,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 """Of the routes under /v1."""
 
+_EVENT = {
+    "type": "object",
+    "description": "A server-sent event; its data is a chunk as JSON, an error object, or [DONE].",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 GENERATION: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {
         "description": "The object, or with `stream` events of chunks that end with [DONE].",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }

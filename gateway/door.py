@@ -28,6 +28,8 @@ _API = "/v1/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _MAX_LOGGED_IDS = 16
+_MAX_DROPPED = 2**24
+"""Bytes beyond the limit."""
 
 
 class Door:
@@ -136,9 +138,13 @@ def _address(scope: MutableMapping[str, Any]) -> str:
 
 
 def _limited(receive: Receive, headers: Headers, limit: int) -> Receive:
-    """`receive`, which raises ApiError (413) where the body is longer than `limit` bytes."""
+    """`receive`, which raises ApiError (413) where the body is longer than `limit` bytes.
+
+    What is too long is read and dropped up to a bound: a client that is still sending would lose
+    the response with the connection.
+    """
     announced = headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
+    if announced.isdecimal() and int(announced[:20]) > limit + _MAX_DROPPED:
         raise _too_large(limit)
     num_bytes = 0
 
@@ -146,15 +152,16 @@ def _limited(receive: Receive, headers: Headers, limit: int) -> Receive:
         nonlocal num_bytes
         message = await receive()
         num_bytes += len(message.get("body", b""))
-        if num_bytes > limit:
-            raise _too_large(limit)
-        return message
+        if num_bytes <= limit:
+            return message
+        while message.get("more_body") and num_bytes <= limit + _MAX_DROPPED:
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+        raise _too_large(limit)
 
     return counted
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413, f"the body is longer than {limit} bytes; shorten it", code="request_too_large",
-        headers={"Connection": "close"},
-    )  # fmt: skip
+    text = f"the body is longer than {limit} bytes; shorten it"
+    return ApiError(413, text, code="request_too_large", headers={"Connection": "close"})

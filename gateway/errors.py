@@ -51,6 +51,8 @@ RETRY_S = 1.0
 
 _OWN_FAULT = ("internal error", "given up after")
 """How the end of an answer begins that failed before its first token by no fault of its author."""
+_NO_OBJECT = ("missing", "model_attributes_type", "model_type", "dict_type")
+"""pydantic's words for a body that is absent, or no object."""
 _OPENAI_NAMES = {
     "max_new_tokens": "max_tokens",
     "client": "user",
@@ -158,14 +160,16 @@ def end_error(end: End, started: bool) -> ApiError:
 
 def validation_error(problems: Sequence[Any]) -> ApiError:
     """400 from pydantic's list of problems: all are named, `param` is the first."""
+    if any(item["type"] == "json_invalid" for item in problems):
+        return invalid("the body is not JSON")
+    if any(tuple(item["loc"]) == ("body",) and item["type"] in _NO_OBJECT for item in problems):
+        return invalid("expected a JSON object, sent with Content-Type: application/json")
     found = [(_place(item["loc"]), _reason(item)) for item in problems]
     text = "; ".join(f"{place}: {why}" if place else why for place, why in found)
     return invalid(text, found[0][0] or None)
 
 
 def _reason(problem: Any) -> str:
-    if problem["type"] == "json_invalid":
-        return "the body is not JSON"
     return str(problem["msg"]).removeprefix("Value error, ")
 
 

@@ -7,6 +7,7 @@ change nothing are accepted (`NEUTRAL`). Ranges are checked where every request 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -81,6 +82,26 @@ _MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Of a message: the API's own answers may be sent back as they came."""
 
 
+def _document(neutral: dict[str, tuple[Any, ...]]) -> Callable[[dict[str, Any]], None]:
+    """Writes fields of no effect into a model's JSON schema, and that there are no others."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        schema["additionalProperties"] = False
+        for name, values in neutral.items():
+            free = any(value is _ANY for value in values)
+            schema["properties"].setdefault(
+                name,
+                {"description": "Accepted, without effect."}
+                if free
+                else {
+                    "description": "Not supported; these values are accepted, without effect.",
+                    "enum": [None, *values],
+                },
+            )
+
+    return extend
+
+
 class _Body(BaseModel):
     # strict: "5" is no number. Infinity and NaN are not JSON, though Python reads them.
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -98,7 +119,7 @@ class TextPart(_Body):
 class Message(_Body):
     """What a participant said. `developer` is another name of `system`; tools are not supported."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_document(_MESSAGE_NEUTRAL))
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -140,7 +161,7 @@ class Extension(_Body):
 class GenerationBody(_Body):
     """What both ways to generate share. An absent `temperature` is 1, as in OpenAI's API."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_document(NEUTRAL))
 
     model: str
     stream: bool | None = None
