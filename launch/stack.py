@@ -306,6 +306,17 @@ class Stack:
             if record is not None and process.running and record.boot == process.boot
         }
 
+    async def metrics_urls(self) -> dict[str, str]:
+        """Process name → address of its `/metrics`, of those that run and have one.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        found = {name: record.metrics_url for name, record in (await self.records()).items()}
+        if self.gateway_url is not None:
+            found[GATEWAY] = f"{self.gateway_url}/metrics"
+        return {name: url for name, url in found.items() if url}
+
     async def _ready_names(self) -> set[str]:
         try:
             ready = set(await self.records())
