@@ -1,4 +1,4 @@
-"""`/metrics` and `/health` of one worker, served by threads of their own.
+"""`/metrics` and `/health` of one worker, served by threads of their own, and its spans.
 
 A scrape reads and renders in its thread, and the event loop does not wait for it. Health is what
 the loop has noted last:

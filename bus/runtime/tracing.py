@@ -35,7 +35,7 @@ Value = str | int | float | bool
 
 
 class Span:
-    """A span that nobody records.
+    """A span that is not recorded.
 
     Attributes:
         traceparent: what its children name as their parent.
