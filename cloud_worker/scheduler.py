@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -26,7 +26,7 @@ from cloud_worker.costs import PassCosts
 from decoding.cloud_events import Crop, Event, FetchRow, Forward, FullRowReady, Prefill, Prefilled
 from decoding.cloud_state import CloudState
 from decoding.engine import Cache, Segment, Target, TargetRow, Want
-from decoding.passes import SessionPass, begin_pass
+from decoding.passes import SessionPass, begin_pass, prompt_segment
 from engines.energy import PowerGauge
 from engines.thread import ModelThread, now_ms
 
@@ -57,7 +57,8 @@ class Work(Generic[Cache]):
 
     Attributes:
         crops: what is cut off its cache first, in this order. number: rises from work to work.
-        tokens: of a prompt, left to run. begun: its pass.
+        tokens: of a prompt, left to run; rows: of those that have run, where wanted. begun: its
+            pass.
         model_ms: duration of its beginning and its passes; share_ms: its rows' share of them.
     """
 
@@ -67,6 +68,7 @@ class Work(Generic[Cache]):
     number: int
     is_new: bool = True
     tokens: tuple[int, ...] = ()
+    rows: list[TargetRow] = field(default_factory=list)
     begun: SessionPass[Cache] | None = None
     model_ms: float = 0.0
     share_ms: float = 0.0
@@ -99,7 +101,9 @@ class Work(Generic[Cache]):
         """Its next rows."""
         if self.begun is not None:
             return self.begun.segment(num_rows)
-        return Segment(self.client.cache, self.tokens[:num_rows])
+        assert isinstance(self.effect, Prefill)
+        first = len(self.effect.tokens) - len(self.tokens)
+        return prompt_segment(self.client.cache, self.effect, first, num_rows)
 
     def add(self, segment: Segment[Cache], rows: list[TargetRow], num_rows: int, ms: float) -> None:
         """Its rows of a pass of `num_rows` rows."""
@@ -107,6 +111,8 @@ class Work(Generic[Cache]):
         self.share_ms += ms * len(segment.tokens) / num_rows
         if self.begun is not None:
             self.begun.add(segment, rows)
+        else:
+            self.rows += rows
         self.tokens = self.tokens[len(segment.tokens) :]
 
     def event(self, target: Target[Cache]) -> Event:
@@ -117,7 +123,7 @@ class Work(Generic[Cache]):
             assert row.full is not None
             return FullRowReady(job, row.full, now_ms())
         if self.begun is None:
-            return Prefilled(job, now_ms())
+            return Prefilled(job, now_ms(), tuple(self.rows))
         share = self.share_ms / self.model_ms if self.model_ms else 1.0
         return self.begun.event(self.model_ms, now_ms(), share)
 

@@ -40,6 +40,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bus.protocol.arrays import unpack_tokens
+from bus.protocol.bounds import SessionCoupling
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import (
     Ack,
@@ -90,9 +91,11 @@ from decoding.cloud_state import (
 from decoding.cloud_trees import judge_tree
 from decoding.common import common_length
 from decoding.draft_tree import drafted
+from decoding.engine import TargetRow
 from decoding.methods import Method
 from decoding.prefix_hash import chain, prompt_hash
 from decoding.sampling import SamplingParams
+from decoding.token_scores import scored
 from decoding.verification import Arrived, arrived
 
 __all__ = [
@@ -149,6 +152,8 @@ def _opened(
         sent_length=len(tokens),
         rows=message.rows,
         features=message.features,
+        logprobs=message.logprobs,
+        prompt_logprobs=message.prompt_logprobs and not message.committed,
     )
 
 
@@ -170,6 +175,12 @@ def check_open(message: OpenSession, digest: str, limits: Limits) -> Fault | Non
             message.session,
             FaultCode.BAD_TOKENS,
             f"token ids must lie in 0 … {limits.vocab_size - 1}",
+        )
+    if message.logprobs is not None and message.coupling is not SessionCoupling.GUMBEL:
+        return refusal(
+            message.session,
+            FaultCode.UNKNOWN_METHOD,
+            f"log-probabilities need coupling 'gumbel', got {message.coupling.value!r}",
         )
     length = len(unpack_tokens(message.prompt)) + message.max_new_tokens
     if length > limits.context_length:
@@ -211,8 +222,8 @@ def step(state: CloudState, event: Event) -> Step:
     if event.job < state.job:  # opened again meanwhile
         return state, ()
     match event, state.stage:
-        case Prefilled(job=state.job), Prefilling():
-            return next_pass(replace(state, stage=Idle()))
+        case Prefilled(job=state.job, rows=rows), Prefilling():
+            return next_pass(_prompt_scored(replace(state, stage=Idle()), rows))
         case RowsReady(job=state.job), Verifying():
             return judge(state, event) if event.plan.tree is None else judge_tree(state, event)
         case PrehitFailed(job=state.job), Verifying():
@@ -241,6 +252,7 @@ def _prefill(state: CloudState) -> Step:
     """Run what the cache lacks, all but the last token: that one yields the first pass's row."""
     job = state.job + 1
     missing = state.tokens[state.num_run : -1]
+    following = state.tokens[1:] if _prompt_waits(state) else ()
     state = replace(
         state, job=job, stage=Prefilling(), num_run=max(state.num_run, len(state.tokens) - 1)
     )
@@ -252,7 +264,20 @@ def _prefill(state: CloudState) -> Step:
         method=state.method.name,
         incarnation=state.incarnation,
     )
-    return state, (_ready(state), Report(opened), Prefill(job, missing))
+    return state, (_ready(state), Report(opened), Prefill(job, missing, following))
+
+
+def _prompt_waits(state: CloudState) -> bool:
+    """Whether log-probabilities of the prompt are wanted and not known yet."""
+    return state.prompt_logprobs and not state.prompt_scores
+
+
+def _prompt_scored(state: CloudState, rows: tuple[TargetRow, ...]) -> CloudState:
+    """With the prompt's log-probabilities, where its rows were wanted."""
+    if not rows or state.logprobs is None:
+        return state
+    found = scored(rows, state.tokens[1 : state.num_prompt], state.logprobs)
+    return replace(state, prompt_scores=found)
 
 
 def _open_again(state: CloudState, message: OpenSession, handle: int) -> Step:
@@ -271,9 +296,13 @@ def _open_again(state: CloudState, message: OpenSession, handle: int) -> Step:
         job=state.job,
         own=state.own,
         pass_ms=state.pass_ms,
+        prompt_scores=state.prompt_scores,
     )
+    if _prompt_waits(state):
+        state = replace(state, num_run=0)
+    crop = Crop(state.num_run)
     state, effects = _prefill(state)
-    return state, (Crop(num_run), *effects)
+    return state, (crop, *effects)
 
 
 # --- windows and acknowledgements ---------------------------------------------------------------
@@ -317,7 +346,10 @@ def _heard(
 ) -> CloudState:
     if state.heard is None or message.number > state.heard.number:
         state = replace(state, heard=Heard(message.number, now_ms))
-    return replace(state, acknowledged=max(state.acknowledged, acknowledged))
+    acknowledged = max(state.acknowledged, acknowledged)
+    unknown = len(state.tokens) - acknowledged  # to the edge
+    scores = state.scores[max(0, len(state.scores) - unknown) :]
+    return replace(state, acknowledged=acknowledged, scores=scores)
 
 
 def _check(state: CloudState, window: Arrived) -> Fault | None:

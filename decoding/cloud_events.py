@@ -34,10 +34,11 @@ class AckArrived(Struct, frozen=True):
 
 
 class Prefilled(Struct, frozen=True):
-    """The prompt has run."""
+    """The prompt has run; `rows` are those after its tokens, where they were wanted."""
 
     job: int
     now_ms: float
+    rows: tuple[TargetRow, ...] = ()
 
 
 class RowsReady(Struct, frozen=True):
@@ -83,10 +84,16 @@ Event = (
 
 
 class Prefill(Struct, frozen=True):
-    """Run `tokens` (maybe none) and answer `Prefilled`."""
+    """Run `tokens` (maybe none) and answer `Prefilled`.
+
+    Attributes:
+        scored: for each of them the one that follows it, whose log-probability is wanted, with
+            those of the most probable; none: no rows are wanted.
+    """
 
     job: int
     tokens: tuple[int, ...]
+    scored: tuple[int, ...] = ()
 
 
 class Forward(Struct, frozen=True):

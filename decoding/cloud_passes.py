@@ -49,6 +49,7 @@ from decoding.draft_tree import Drafted, DraftTree, Place
 from decoding.engine import NO_IDS, TargetRow
 from decoding.prefix_hash import chain
 from decoding.token_rows import packed
+from decoding.token_scores import TokenScore, joined, scored
 from decoding.verification import (
     OWN_PASSES,
     Arrived,
@@ -73,7 +74,7 @@ def next_pass(state: CloudState) -> Step:
         return state, ()
     if state.kept is None:
         return _forward(state)
-    state, effects = committed(state, (state.kept.own,), None)
+    state, effects = committed(state, (state.kept.own,), None, scores=state.kept.scores)
     state, more = next_pass(state)
     return state, (*effects, *more)
 
@@ -102,9 +103,22 @@ def plan(state: CloudState, forward: Forward) -> Plan:
     choices_at = tuple(first + i if choosing else None for i in range(len(row_ids)))
     own_at = None if state.sampling.greedy else length + len(path)
     return Plan(
-        feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit, state.rows,
+        feed, (*row_ids, NO_IDS), (*choices_at, own_at), path, prehit, wants_top(state),
         state.method.acceptance.entropy, 0 if path else _tree_room(state), features=state.features,
+        scored=_scored(state, path[prehit is not None :]),
     )  # fmt: skip
+
+
+def wants_top(state: CloudState) -> bool:
+    """Whether the most probable tokens of each row are wanted."""
+    return state.rows or state.logprobs is not None
+
+
+def _scored(state: CloudState, path: Path) -> tuple[tuple[int, ...], ...]:
+    """For each row of a pass the drafted token after it, where log-probabilities are wanted."""
+    if state.logprobs is None:
+        return ()
+    return (*((place.token,) for place in path), ())
 
 
 def _tree_room(state: CloudState) -> int:
@@ -115,7 +129,7 @@ def _tree_room(state: CloudState) -> int:
 
 
 def _prehit(state: CloudState, kept: Kept, place: Place[Arrived]) -> PreHit:
-    return PreHit(kept.index, _test(state, place, 0), state.features)
+    return PreHit(kept.index, _test(state, place, 0), state.features, wants_top(state))
 
 
 def _test(state: CloudState, place: Place[Arrived], index: int) -> Test:
@@ -173,7 +187,9 @@ def _judge_from(
     if exact or state.method.lockstep or not done.path:
         return _conclude(state, done, accepted, rows, ran, own)
     state, effects = _conclude_path(state, done, accepted, rows, ran, None)
-    state = replace(state, kept=Kept(len(rows) - 1 - num_kept, own))
+    state = replace(
+        state, kept=Kept(len(rows) - 1 - num_kept, own, _scores(state, rows[-1:], (own,)))
+    )
     return go_on(state, effects)
 
 
@@ -292,16 +308,21 @@ def _outcome(rejected: bool, ran: Ran) -> Outcome:
 def committed(
     state: CloudState, new: tuple[int, ...], ran: Ran | None, rows: tuple[TargetRow, ...] = (),
     queue_ms: float = 0.0, prehit: bool = False, proposed: int = 0, depth: int = 0,
+    scores: tuple[TokenScore, ...] | None = None,
 ) -> Step:  # fmt: skip
     """The text goes on with `new`, chosen from `rows`: send it, and judge by it the windows it has
     passed.
 
     Args:
+        scores: of the new tokens, where they are known without rows.
         proposed, depth: of the tree that the pass has judged.
     """
     now_ms = 0.0 if ran is None else ran.now_ms
+    if scores is None:
+        scores = _scores(state, rows, new)
     state = replace(
         state,
+        scores=state.scores + scores,
         tokens=state.tokens + new,
         hashes=(*state.hashes, *tuple(chain(state.hashes[-1], new))[1:]),
         kept=None,
@@ -325,6 +346,13 @@ def committed(
             features=token_features.packed(rows) if state.features else None,
         )
     return replace(state, sent_length=len(state.tokens)), (Send(sent), *reports)
+
+
+def _scores(
+    state: CloudState, rows: tuple[TargetRow, ...], tokens: tuple[int, ...]
+) -> tuple[TokenScore, ...]:
+    """Of tokens by their rows; none where the session does not ask for them."""
+    return () if state.logprobs is None else scored(rows, tokens, state.logprobs)
 
 
 def compared(state: CloudState, window: Drafted[Arrived], now_ms: float) -> Judged | None:
@@ -369,6 +397,9 @@ def feedback(
 ) -> Feedback:  # fmt: skip
     """The text from `start` on. It measures a round trip only where a pass was run."""
     heard = None if ran is None else state.heard
+    num_tokens = len(state.tokens) - start
+    scores = state.scores[-num_tokens:] if 0 < num_tokens <= len(state.scores) else ()
+    first = start == state.num_prompt and state.prompt_logprobs
     return Feedback(
         handle=state.handle,
         start=start,
@@ -379,6 +410,8 @@ def feedback(
         queue_ms=queue_ms,
         pass_tokens=0 if ran is None else ran.num_tokens,
         prehit=prehit,
+        scores=joined(scores) if scores else None,
+        prompt_scores=joined(state.prompt_scores) if first else None,
     )
 
 

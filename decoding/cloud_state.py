@@ -10,6 +10,7 @@ from decoding.draft_tree import DraftTree
 from decoding.engine import TargetRow
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
+from decoding.token_scores import TokenScore
 from decoding.verification import Arrived, OwnPasses, Plan
 
 MAX_PASS_TOKENS = 256
@@ -83,11 +84,13 @@ class Kept(Struct, frozen=True):
     """The row after the text, of which no token has been decided yet.
 
     Attributes:
-        index: among the rows of the last pass. own: the target's own choice there.
+        index: among the rows of the last pass. own: the target's own choice there, with its
+            log-probabilities where the session asks for them.
     """
 
     index: int
     own: int
+    scores: tuple[TokenScore, ...] = ()
 
 
 class Limits(Struct, frozen=True):
@@ -136,6 +139,10 @@ class CloudState(Struct, frozen=True):
             judged by it.
         own: passes without drafts, not reported yet.
         rows, features: feedback carries the distributions of its tokens, the features there.
+        logprobs: it carries log-probabilities, of so many most probable tokens each; None: none.
+        prompt_logprobs: the prompt's too.
+        scores: of the last tokens of the text, back to what is acknowledged at least.
+        prompt_scores: of the prompt's tokens from the second on, once they have run.
         pass_ms: a pass takes about so long; None before the first.
         threshold: as the latest acknowledgement gives it, for trees; below 0 is exact.
     """
@@ -165,6 +172,10 @@ class CloudState(Struct, frozen=True):
     own: OwnPasses = OwnPasses()
     rows: bool = False
     features: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
     pass_ms: float | None = None
     threshold: float = EXACT
 

@@ -40,6 +40,7 @@ from msgspec.structs import replace
 
 from bus.protocol.errors import ImpossibleEventError
 from bus.protocol.messages import CloseSession, Fault, FaultCode, Feedback, FinishReason
+from decoding import token_scores
 from decoding.edge_branches import Rescue, rescue, turned, without_passed
 from decoding.edge_drafting import draft_more, drafted, learnt
 from decoding.edge_events import (
@@ -91,6 +92,7 @@ from decoding.edge_state import (
 from decoding.prefix_hash import extended, prompt_hash
 from decoding.timing import opening_timeout_ms, pause_before
 from decoding.token_rows import carried
+from decoding.token_scores import TokenScore
 
 __all__ = [
     "CHECK_PEER_AFTER_SENDS", "CURABLE", "GIVE_UP_AFTER_FAILURES", "GIVE_UP_AFTER_SENDS",
@@ -261,8 +263,7 @@ def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
     if not isinstance(stage, Running) or feedback.handle != stage.handle:
         return state, ()
     state = feedback_measured(state, feedback, now_ms)
-    missing = feedback.start > len(state.tokens)
-    if missing:
+    if feedback.start > len(state.tokens) or _without_scores(state, feedback):
         return _gap(state, stage, now_ms)
     stage = replace(stage, heard_ms=now_ms, waits_ms=now_ms, num_asks=0)
     state = replace(state, stage=stage, setbacks=0, failures=0)
@@ -272,6 +273,14 @@ def _feedback(state: EdgeState, feedback: Feedback, now_ms: float) -> Step:
         return _start_over(state, "the cloud worker's text is not ours", now_ms)
     new = state.until_end(tokens[len(known) :])
     return _extended(state, feedback, new, now_ms) if new else (state, ())
+
+
+def _without_scores(state: EdgeState, feedback: Feedback) -> bool:
+    """Whether it lacks log-probabilities that are wanted; text that is sent again has them."""
+    if state.spec.logprobs is None or not feedback.tokens:
+        return False
+    first = state.spec.prompt_logprobs and not state.num_generated
+    return feedback.scores is None or (first and feedback.prompt_scores is None)
 
 
 def _gap(state: EdgeState, stage: Running, now_ms: float) -> Step:
@@ -309,7 +318,11 @@ def _committed(
     facts = judged_windows(state, text, feedback, now_ms, found is not None)
     state = text_measured(state, text, facts, now_ms)
     num_drafted = max(text.agreed, tree_accepted(before, text, feedback))
-    commit = Commit(state.num_generated, new, tuple(i < num_drafted for i in range(len(new))))
+    commit = Commit(
+        state.num_generated, new, tuple(i < num_drafted for i in range(len(new))),
+        token_scores.carried(feedback, len(state.tokens), len(new)),
+        _prompt_scores(state, feedback),
+    )  # fmt: skip
     beyond = text.rejected or len(new) >= len(state.drafted)
     text_hash = extended(state.text_hash, new)
     rows = carried(feedback, len(state.tokens), len(new)) if state.spec.rows else ()
@@ -331,6 +344,13 @@ def _committed(
     if state.job is None:
         effects += (Crop(state.num_cached),)
     return state, effects
+
+
+def _prompt_scores(state: EdgeState, feedback: Feedback) -> tuple[TokenScore, ...]:
+    """Of the prompt, with the first tokens of the answer."""
+    if state.num_generated or feedback.prompt_scores is None:
+        return ()
+    return token_scores.parted(feedback.prompt_scores)
 
 
 def _acknowledge(state: EdgeState, now_ms: float) -> Step:

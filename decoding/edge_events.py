@@ -19,6 +19,7 @@ from bus.protocol.messages import (
     TokenFeatures,
 )
 from decoding.pacing import Measures
+from decoding.token_scores import TokenScore
 
 # --- events -----------------------------------------------------------------------------------
 
@@ -167,12 +168,15 @@ class Commit(Struct, frozen=True):
     """Promise `tokens` to the user; the first is generated token number `start` (from 0).
 
     `accepted[i]`: whether token i had been drafted by then, or proposed by the target's
-    speculator (else it is the target's own).
+    speculator (else it is the target's own). `scores[i]` are its log-probabilities, where they are
+    wanted; `prompt_scores`, with the first tokens, those of the prompt from its second token on.
     """
 
     start: int
     tokens: tuple[int, ...]
     accepted: tuple[bool, ...]
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 class WindowJudged(Struct, frozen=True):

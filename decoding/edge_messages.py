@@ -33,6 +33,8 @@ def opening(state: EdgeState) -> OpenSession:
         tokenizer_digest=spec.tokenizer_digest,
         rows=spec.rows,
         features=spec.reads_features,
+        logprobs=spec.logprobs,
+        prompt_logprobs=spec.prompt_logprobs and not state.num_generated,
         traceparent=spec.traceparent,
     )
 

@@ -77,6 +77,8 @@ class SessionSpec(Struct, frozen=True):
         drafts: whether there is anything to draft with. draft_context: how much text that holds;
             beyond, the target goes on by itself.
         rows: the text's distributions are wanted (`EdgeState.rows`).
+        logprobs: log-probabilities of its tokens are wanted, with those of so many others each;
+            prompt_logprobs: those of the prompt's tokens too.
         traceparent: the trace it belongs to, for logs and spans.
     """
 
@@ -91,6 +93,8 @@ class SessionSpec(Struct, frozen=True):
     drafts: bool = True
     draft_context: int = MAX_CONTEXT
     rows: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
     traceparent: str = ""
 
     @property

@@ -103,7 +103,8 @@ class Want(Struct, frozen=True):
             session's sampling and seed is wanted; None: not wanted.
         gap: give the lead of the first logit over the second.
         entropy: give the entropy of the temperature-1 distribution.
-        top: give the `NUM_TOP` most probable tokens. full: give the whole warped distribution.
+        top: give the `NUM_TOP` most probable tokens, and the log-probabilities of the choice and of
+            the tokens in `scored`. full: give the whole warped distribution.
         hidden: give the hidden state after the last norm. features: give those of three layers.
     """
 
@@ -116,6 +117,7 @@ class Want(Struct, frozen=True):
     hidden: bool = False
     entropy: bool = False
     features: bool = False
+    scored: tuple[int, ...] = ()
 
 
 class Choice(Struct, frozen=True):
@@ -137,7 +139,8 @@ class TargetRow(Struct, frozen=True):
         p1_max: temperature-1 probability of the argmax.
         log_sum_exp: of the logits, in nats.
         gap, choice, top, full, hidden, entropy, features: None where not wanted. `top` is (ids
-            int32[n], temperature-1 log-probabilities float64[n]), falling, then by id; `full`
+            int32[n], temperature-1 log-probabilities float64[n]), falling, then by id; `scored` are
+            pairs of a token and its log-probability there, those asked for and the choice; `full`
             float64[V], warped; `hidden` float32[hidden]; `entropy` −Σ p₁ ln p₁ in nats; `features`
             float16[3, hidden], the residual streams x of the position after a low, a middle and a
             high layer, x / √(mean x²), in the model's own basis.
@@ -155,6 +158,7 @@ class TargetRow(Struct, frozen=True):
     hidden: Float32Array | None = None
     entropy: float | None = None
     features: Float16Array | None = None
+    scored: tuple[tuple[int, float], ...] = ()
 
 
 class Segment(Struct, Generic[Cache], frozen=True):

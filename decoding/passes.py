@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic
 
-from decoding.cloud_events import Event, Forward, PrehitFailed, RowsReady
+from decoding.cloud_events import Event, Forward, Prefill, PrehitFailed, RowsReady
 from decoding.cloud_passes import plan
 from decoding.cloud_state import CloudState
 from decoding.cloud_trees import planned
@@ -62,6 +62,7 @@ class SessionPass(Generic[Cache]):
             Want(
                 index - begin, row_ids[index - first], choices_at[index - first],
                 top=self.plan.top, entropy=self.plan.entropy, features=self.plan.features,
+                scored=self.plan.scored[index - first] if self.plan.scored else (),
             )
             for index in range(max(begin, first), end)
         )  # fmt: skip
@@ -114,6 +115,17 @@ def _with_tree(
     tree = target.propose(cache, made.feed, room, rows)
     tree.check(target.vocab_size, room, rows)
     return planned(state, made, tree)
+
+
+def prompt_segment(
+    cache: Cache, effect: Prefill, first: int = 0, count: int | None = None
+) -> Segment[Cache]:
+    """Tokens of a prompt from index `first` on, at most `count`, with rows where its
+    log-probabilities are wanted."""
+    part = slice(first, None if count is None else first + count)
+    following = effect.scored[part]
+    wants = tuple(Want(i, top=True, scored=(token,)) for i, token in enumerate(following))
+    return Segment(cache, effect.tokens[part], wants)
 
 
 def run_pass(

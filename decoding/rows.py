@@ -32,6 +32,7 @@ def reduced(
     elif want.choice_at is not None:
         kept = None if sampling.untruncated else np.flatnonzero(p)
         choice = choose(logits, sampling.temperature, sampling.seed, want.choice_at, kept)
+    scored = (*want.scored, *(() if choice is None else (choice.token,))) if want.top else ()
     order = np.lexsort((np.arange(logits.size), -logits))[:NUM_TOP]
     return TargetRow(
         argmax=best,
@@ -45,6 +46,7 @@ def reduced(
         full=p if want.full else None,
         hidden=hidden if want.hidden else None,
         entropy=_entropy(log_p1) if want.entropy else None,
+        scored=tuple((token, float(log_p1[token])) for token in scored),
     )
 
 

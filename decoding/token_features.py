@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bus.protocol.arrays import PROB_DTYPE, Float16Array
-from bus.protocol.messages import NUM_LEVELS, Feedback, TokenFeatures
+from bus.protocol.attachments import NUM_LEVELS, TokenFeatures
+from bus.protocol.messages import Feedback
 from decoding.engine import TargetRow
 
 _LARGEST = 127

@@ -126,6 +126,12 @@ class TreeJudge(Struct, frozen=True):
         places = range(ROOT, len(self.tree.tokens))
         return tuple(self._ids(below.get(place, [])) for place in places)
 
+    def scored(self) -> tuple[tuple[int, ...], ...]:
+        """For each of the n + 1 rows the children's tokens."""
+        below = children(self.tree.parents)
+        places = range(ROOT, len(self.tree.tokens))
+        return tuple(tuple(self.tree.tokens[n] for n in below.get(place, [])) for place in places)
+
     def _ids(self, nodes: Sequence[int]) -> Int32Array:
         if self.rule.lossless or not nodes:
             return NO_IDS
@@ -167,4 +173,5 @@ def with_tree(plan: Plan, judge: TreeJudge) -> Plan:
         choices_at=tuple(None if judge.sampling.greedy else at for at in positions),
         entropy=judge.rule.entropy,
         tree=tree,
+        scored=judge.scored() if plan.top else (),
     )

@@ -72,12 +72,13 @@ class PreHit(Struct, frozen=True):
     """The test of a drafted token by the row kept from the pass before, the same as in a pass.
 
     Attributes:
-        index: of the kept row among the last pass's rows. features: as in `Plan`.
+        index: of the kept row among the last pass's rows. features, top: as in `Plan`.
     """
 
     index: int
     test: Test
     features: bool = False
+    top: bool = False
 
     @property
     def want(self) -> Want:
@@ -85,8 +86,9 @@ class PreHit(Struct, frozen=True):
         test = self.test
         choice_at = None if test.sampling.greedy else test.position
         return Want(
-            0, test.proposal.ids, choice_at, entropy=test.rule.entropy, features=self.features
-        )
+            0, test.proposal.ids, choice_at, top=self.top, entropy=test.rule.entropy,
+            features=self.features, scored=(test.proposal.token,) if self.top else (),
+        )  # fmt: skip
 
 
 class Plan(Struct, frozen=True):
@@ -101,6 +103,7 @@ class Plan(Struct, frozen=True):
         prehit: judges the first of them by the kept row; where it rejects, nothing is run.
         top, entropy, features: of each row the most probable tokens, its entropy, the features of
             its position are wanted too.
+        scored: for each of the rows the drafted tokens that may follow it, where `top` is wanted.
         most: tokens that a speculator may propose after the feed; 0: none is asked.
         tree: what it has proposed, at the end of the feed; parents: of each token of the feed then,
             as in `decoding.engine.Segment`.
@@ -117,6 +120,7 @@ class Plan(Struct, frozen=True):
     tree: ProposedTree | None = None
     parents: tuple[int, ...] = ()
     features: bool = False
+    scored: tuple[tuple[int, ...], ...] = ()
 
 
 class Judged(Struct, frozen=True):

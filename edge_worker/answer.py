@@ -5,10 +5,11 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bus.protocol.messages import FinishReason, Message
-from bus.store import TelemetryEntry, Usage
+from bus.store import ScoredToken, TelemetryEntry, Usage
 from decoding.edge_events import Commit, Finish, WindowJudged
 from edge_worker.output import DecidedEffect
 from edge_worker.peers import Peer
+from edge_worker.scores import Scorer
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter, within
 from edge_worker.watch import RequestWatch
@@ -23,16 +24,18 @@ class AnswerOutput:
         meter: counts what `usage` reports.
         writer: stores pieces and the end.
         timelines: add the session's timeline to telemetry.
+        scorer: turns log-probabilities into entries; None where none are wanted.
         watch: follows the request for metrics and traces; None: nothing does.
     """
 
     def __init__(
-        self, answer: AnswerText, meter: UsageMeter, writer: ResultWriter, timelines: bool = False,
-        watch: RequestWatch | None = None,
+        self, answer: AnswerText, meter: UsageMeter, writer: ResultWriter,
+        timelines: bool = False, scorer: Scorer | None = None, watch: RequestWatch | None = None,
     ) -> None:  # fmt: skip
         self._answer = answer
         self._meter = meter
         self._writer = writer
+        self._scorer = scorer
         self._timelines = timelines
         self._watch = watch
         self._pieces: list[Piece] = []
@@ -79,8 +82,9 @@ class AnswerOutput:
         kept = len(texts)
         self._meter.committed(kept, None if peer is None else peer.record)
         self._committed = replace(
-            effect, tokens=effect.tokens[:kept], accepted=effect.accepted[:kept]
-        )
+            effect, tokens=effect.tokens[:kept], accepted=effect.accepted[:kept],
+            scores=effect.scores[:kept],
+        )  # fmt: skip
         self._texts = texts
 
     def _judged(self, effect: WindowJudged, peer: Peer | None) -> None:
@@ -96,14 +100,22 @@ class AnswerOutput:
             Piece(
                 committed.start, committed.tokens[:count], committed.accepted[:count],
                 "".join(texts[:count]), tuple(map(len, texts[:count])),
-                self._meter.entry(effect, peer), self._meter.probe,
+                self._meter.entry(effect, peer), self._meter.probe, *self._scores(count),
             )
         )  # fmt: skip
         self._committed = replace(
             committed, start=committed.start + count, tokens=committed.tokens[count:],
-            accepted=committed.accepted[count:],
+            accepted=committed.accepted[count:], scores=committed.scores[count:],
         )  # fmt: skip
         self._texts = texts[count:]
+
+    def _scores(self, count: int) -> tuple[tuple[ScoredToken, ...], tuple[ScoredToken, ...]]:
+        """Of the first tokens of what is committed, and of the prompt before the first of all."""
+        committed, scorer = self._committed, self._scorer
+        if committed is None or not committed.scores or scorer is None:
+            return (), ()
+        scores = scorer.scored(committed.tokens[:count], committed.scores[:count])
+        return scores, () if committed.start else scorer.prompt(committed.prompt_scores)
 
     def _finish(self, reason: FinishReason, error: str, peer: Peer | None) -> None:
         rest = "" if self._answer.stopped else self._answer.flush()

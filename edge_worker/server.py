@@ -41,6 +41,7 @@ from edge_worker.context import SessionContext
 from edge_worker.loading import drafter_for, load_model
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
+from edge_worker.scores import Scorer
 from edge_worker.sessions import RequestSession, session_of
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
@@ -48,6 +49,7 @@ from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.watch import EdgeTally, RequestWatch, register_worker, why_not_ready
 from edge_worker.writer import ResultWriter
+from engines.chat import prepare
 from engines.thread import ModelThread, now_ms
 from engines.torch.thin import NoDrafter
 
@@ -76,6 +78,7 @@ async def serve(settings: EdgeSettings) -> None:
     thread = ModelThread(settings.threads)
     try:
         model = await thread.call(load_model, settings)
+        await thread.call(prepare, model.tokenizer)
         store = await connect_store(settings)
         worker = EdgeWorker(settings, model, thread, sockets, store, monitor)
         controller = ControllerLink(store, sockets, worker.name, worker.on_message)
@@ -218,16 +221,18 @@ class EdgeWorker:
             raise RequestError(claim.problem or "it cannot be read")
         thin = isinstance(self._model, NoDrafter)
         drafter = None if thin else self._context.drafter.capabilities
-        spec = await self._aside(
-            len(request.prompt), spec_of, request, self._model, self.name, drafter
-        )
+        spec = await self._aside(request.size, spec_of, request, self._model, self.name, drafter)
         spec = watch.begun(spec)
         answer = AnswerText(self._model.tokenizer, request.stop)
         streamed = claim.streamed_tokens
         await self._aside(len(streamed), answer.push, streamed)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
-        output = AnswerOutput(answer, meter, writer, self._settings.timeline, watch)
+        scorer = None
+        if spec.logprobs is not None:
+            prompt = spec.prompt if spec.prompt_logprobs else ()
+            scorer = Scorer(self._model.tokenizer, prompt)
+        output = AnswerOutput(answer, meter, writer, self._settings.timeline, scorer, watch)
         session = session_of(
             self._context, output, meter, self._model, spec, self._control(), claim.term
         )

@@ -10,7 +10,7 @@ from decoding.edge_state import MAX_CONTEXT, SessionSpec
 from decoding.engine import DrafterCapabilities
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_request
 from engines.torch.drafter import ModelDrafter
 from engines.torch.speculators.drafter import Eagle3Drafter
 from engines.torch.thin import NoDrafter
@@ -59,7 +59,8 @@ def spec_of(
             f"method {method.name!r} needs coupling 'gumbel', got {str(request.coupling)!r}: a "
             "tree is judged by the target's own tokens, which are a function of seed and position"
         )
-    prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
+    _check_logprobs(request, method)
+    prompt = encode_request(model.tokenizer, request)
     total = len(prompt) + request.max_new_tokens
     staged = bool(method.inner)  # a middle worker drafts, and knows its own limits
     if method.needs_draft and drafter is None:
@@ -98,8 +99,22 @@ def spec_of(
         tokenizer_digest=model.tokenizer_digest,
         drafts=(drafter is not None or staged) and not method.speculator,
         draft_context=MAX_CONTEXT if staged else model.context_length,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
         traceparent=request.traceparent,
     )
+
+
+def _check_logprobs(request: GenerationRequest, method: Method) -> None:
+    """Log-probabilities need a row of the target for each token, in the session itself."""
+    if request.logprobs is None:
+        return
+    if request.coupling is not SessionCoupling.GUMBEL:
+        raise RequestError(f"logprobs: they need coupling 'gumbel', got {str(request.coupling)!r}")
+    if method.steps is not None:
+        raise RequestError(
+            f"logprobs: method {method.name!r} writes whole steps and gives none; use auto"
+        )
 
 
 def _gets_no_features(method: Method, drafter: DrafterCapabilities) -> bool:

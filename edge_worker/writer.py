@@ -14,7 +14,16 @@ from functools import partial
 
 from bus.protocol.errors import OwnershipLostError, StoreUnavailableError
 from bus.protocol.messages import FinishReason
-from bus.store import Claim, End, ResultGapError, Store, TelemetryEntry, Usage, WindowEntry
+from bus.store import (
+    Claim,
+    End,
+    ResultGapError,
+    ScoredToken,
+    Store,
+    TelemetryEntry,
+    Usage,
+    WindowEntry,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +37,7 @@ the interpreter. Nothing depends on it [ours]."""
 class Piece:
     """Tokens committed at once; `start` counts generated tokens from 0. `lengths`: characters of
     `text` that each brought; what is left over was held back before. `probe`: digest of the
-    target that gave the tokens."""
+    target that gave the tokens. `scores`, `prompt_scores`: as in `bus.store.TokensEntry`."""
 
     start: int
     tokens: tuple[int, ...]
@@ -37,6 +46,8 @@ class Piece:
     lengths: tuple[int, ...] = ()
     entry: WindowEntry | None = None
     probe: str = ""
+    scores: tuple[ScoredToken, ...] = ()
+    prompt_scores: tuple[ScoredToken, ...] = ()
 
     def with_text(self, text: str) -> Piece:
         return replace(self, text=self.text + text)
@@ -110,12 +121,12 @@ class ResultWriter:
         if piece.entry is None:
             await store.results.append(
                 claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.lengths,
-                probe=piece.probe,
+                probe=piece.probe, scores=piece.scores, prompt_scores=piece.prompt_scores,
             )  # fmt: skip
         else:
             await store.commit_window(
                 claim, piece.start, piece.tokens, piece.accepted, piece.text, piece.entry,
-                piece.lengths, piece.probe,
+                piece.lengths, piece.probe, piece.scores, piece.prompt_scores,
             )  # fmt: skip
 
 

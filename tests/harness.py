@@ -29,13 +29,14 @@ from bus.protocol.messages import (
     OpenSession,
 )
 from decoding import cloud, cloud_events, edge, edge_events, edge_state, methods
-from decoding.engine import Segment, Target, Want
+from decoding.engine import Target, TargetRow, Want
 from decoding.methods import Method, find
 from decoding.methods.base import Flow, PaceView
-from decoding.passes import run_pass
+from decoding.passes import prompt_segment, run_pass
 from decoding.prefix_hash import chain
 from decoding.sampling import SamplingParams
 from decoding.token_features import unpacked
+from decoding.token_scores import TokenScore
 from decoding.tree_reports import JudgedTree, tree_report
 from decoding.verification import Judged, Reported, own_report, window_report
 
@@ -159,11 +160,15 @@ class EdgeCloudPair:
     drafts: bool = True
     threshold: float = 0.15
     rows: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         self.now_ms = 0.0
         self.answer: tuple[int, ...] = self.committed
         self.accepted: list[bool] = []
+        self.scores: tuple[TokenScore, ...] = ()
+        self.prompt_scores: tuple[TokenScore, ...] = ()
         self.rescued = 0
         self.finished: edge_events.Finish | None = None
         self.faults: list[Fault] = []
@@ -189,7 +194,8 @@ class EdgeCloudPair:
         spec = edge.SessionSpec(
             session="s1", client="c1", edge="edge-1", method=self.method, prompt=self.prompt,
             sampling=self.sampling, max_new_tokens=self.max_new_tokens,
-            tokenizer_digest="toy", drafts=self.drafts, rows=self.rows,
+            tokenizer_digest="toy", drafts=self.drafts, rows=self.rows, logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )  # fmt: skip
         control = edge.Control(
             threshold=self.threshold, window=next(self._windows), conservative_threshold=0.02
@@ -235,7 +241,9 @@ class EdgeCloudPair:
                     cast(Any, self._draft).learn(at, unpacked(features))
                 case edge_events.Send(message):
                     self._transmit(message, self._arrive_at_cloud)
-                case edge_events.Commit(start, tokens, accepted):
+                case edge_events.Commit(start, tokens, accepted, scores, prompt_scores):
+                    self.scores += scores
+                    self.prompt_scores += prompt_scores
                     assert start == len(self.answer), "commits only append, without a gap"
                     assert len(tokens) == len(accepted)
                     self.answer += tokens
@@ -317,9 +325,11 @@ class EdgeCloudPair:
                 return
             match effect:
                 case cloud_events.Prefill(job, tokens):
+                    rows: tuple[TargetRow, ...] = ()
                     if tokens:
-                        self._target.run([Segment(self._cache, tokens)])
-                    self._later_cloud(partial(cloud_events.Prefilled, job))
+                        [given] = self._target.run([prompt_segment(self._cache, effect)])
+                        rows = tuple(given)
+                    self._later_cloud(partial(cloud_events.Prefilled, job, rows=rows))
                 case cloud_events.Forward():
                     self._at(self.busy_ms, partial(self._pass, self._boot, effect))
                 case cloud_events.FetchRow(job, index):

@@ -1,6 +1,7 @@
 """Arrays as they travel: little-endian bytes, one dtype for each purpose.
 
-Token ids are int32 and probabilities float16. This module knows byte order and nothing else.
+Token ids are int32, probabilities float16, log-probabilities float32. This module knows byte order
+and nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 TOKEN_DTYPE = np.dtype("<i4")
 PROB_DTYPE = np.dtype("<f2")
+SCORE_DTYPE = np.dtype("<f4")
 
 Int32Array = npt.NDArray[np.int32]
 Float16Array = npt.NDArray[np.float16]

@@ -25,6 +25,13 @@ from bus.protocol.arrays import (
     Int32Array,
     unpack_tokens,
 )
+from bus.protocol.attachments import (
+    MAX_SPARSE,
+    MAX_TOP,
+    TokenFeatures,
+    TokenRows,
+    TokenScores,
+)
 from bus.protocol.bounds import SessionCoupling, Threshold
 
 __all__ = [
@@ -48,20 +55,15 @@ __all__ = [
     "SessionReady",
     "TokenFeatures",
     "TokenRows",
+    "TokenScores",
     "WindowReport",
 ]
 
 PROTOCOL_VERSION = 9
 HASH_BYTES = 8
 """Of `decoding.prefix_hash`."""
-MAX_SPARSE = 1024
-"""Most probabilities a draft may send for one token (K)."""
-NUM_LEVELS = 3
-"""Layers of a target whose residual streams are its features (`TokenFeatures`)."""
 
 _MAX_MS = 1e9
-_ONE_BITS = 0x3C00
-"""The bits of 1.0 in float16."""
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:-]+\Z")]
 MethodName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:+-]+\Z")]
@@ -125,7 +127,9 @@ class OpenSession(Message, frozen=True, tag=1):
     `temperature` and `top_p` are float64: both ends must warp the very same distribution.
     `top_k` 0 and `top_p` 1.0 mean "off"; `temperature` 0 is greedy. With `rows` feedback
     carries the distributions that its tokens were chosen from, with `features` the target's
-    features there. `traceparent` is the request's (W3C), "" where it has none.
+    features there. With `logprobs` it carries log-probabilities, each token's own and so many
+    others; with `prompt_logprobs` the first feedback has the prompt's too. `traceparent` is the
+    request's (W3C), "" where it has none.
     """
 
     session: Identifier
@@ -144,6 +148,8 @@ class OpenSession(Message, frozen=True, tag=1):
     tokenizer_digest: Annotated[str, Meta(min_length=1, max_length=128)]
     rows: bool = False
     features: bool = False
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP)] | None = None
+    prompt_logprobs: bool = False
     traceparent: Annotated[str, Meta(max_length=64)] = ""
 
     def __post_init__(self) -> None:
@@ -151,49 +157,6 @@ class OpenSession(Message, frozen=True, tag=1):
         _check_tokens(self.committed, "committed")
         if not self.prompt:
             raise ValueError("prompt: at least one token is needed")
-
-
-class TokenRows(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The distributions that n tokens were chosen from: top K temperature-1 probabilities of each,
-    in canonical order, probability falling and then id rising."""
-
-    q_ids: bytes  # i32[n, K], K ≥ 1
-    q_probs: bytes  # f16[n, K]
-
-    def check(self, num_tokens: int) -> None:
-        """Raises ValueError where they are not rows of so many tokens."""
-        per_token, rest = divmod(len(self.q_ids), max(num_tokens, 1) * TOKEN_DTYPE.itemsize)
-        if rest or not 1 <= per_token <= MAX_SPARSE:
-            raise ValueError(f"q_ids: expected i32[{num_tokens}, K] with 1 ≤ K ≤ {MAX_SPARSE}")
-        if len(self.q_probs) != num_tokens * per_token * PROB_DTYPE.itemsize:
-            raise ValueError(f"q_probs: expected f16[{num_tokens}, {per_token}]")
-        # As unsigned integers float16s of [0, 1] keep their order; NaN and negatives lie above.
-        ids = np.frombuffer(self.q_ids, dtype=TOKEN_DTYPE).reshape(num_tokens, -1)
-        bits = np.frombuffer(self.q_probs, dtype="<u2").reshape(num_tokens, -1)
-        rank = (bits.astype(np.int64) << 32) - ids
-        if (rank[:, 1:] >= rank[:, :-1]).any():
-            raise ValueError("q_probs: expected probabilities falling, equal ones by rising id")
-        if not all(0 < first <= _ONE_BITS for first in bits[:, 0].tolist()):
-            raise ValueError("q_probs: a row must begin with a probability in (0, 1]")
-
-
-class TokenFeatures(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The target's features at the positions whose rows n tokens were chosen from, each one before
-    its token: hidden states of three levels, x / √(mean x²), as int8 × the scale of their level."""
-
-    levels: bytes  # i8[n, 3, d], d ≥ 1
-    scales: bytes  # f16[n, 3]
-
-    def check(self, num_tokens: int) -> None:
-        """Raises ValueError where they are not features of so many tokens."""
-        num_levels = num_tokens * NUM_LEVELS
-        if not self.levels or not num_levels or len(self.levels) % num_levels:
-            raise ValueError(f"levels: expected i8[{num_tokens}, {NUM_LEVELS}, d] with n, d ≥ 1")
-        if len(self.scales) != num_levels * PROB_DTYPE.itemsize:
-            raise ValueError(f"scales: expected f16[{num_tokens}, {NUM_LEVELS}]")
-        scales = np.frombuffer(self.scales, PROB_DTYPE)
-        if not (np.isfinite(scales) & (scales >= 0)).all():
-            raise ValueError("scales: expected finite numbers of at least 0")
 
 
 class DraftRows(TokenRows, frozen=True):
@@ -307,6 +270,9 @@ class Feedback(Message, frozen=True, tag=5):
     without.
     `proposed` tokens of a speculator, a tree of `depth`, were in the pass; all tokens but the last
     are then accepted ones.
+    `scores` are the tokens' log-probabilities where the session asks for them, also of text that is
+    sent again. `prompt_scores` are those of the prompt's tokens from the second on, in any
+    feedback of an answer's first token.
     """
 
     single_float: ClassVar[bool] = True
@@ -324,12 +290,16 @@ class Feedback(Message, frozen=True, tag=5):
     proposed: Counter = 0
     depth: Counter = 0
     features: TokenFeatures | None = None
+    scores: TokenScores | None = None
+    prompt_scores: TokenScores | None = None
 
     def __post_init__(self) -> None:
         _check_tokens(self.tokens, "tokens")
-        for carried in (self.rows, self.features):
+        for carried in (self.rows, self.features, self.scores):
             if carried is not None:
                 carried.check(len(self.tokens) // TOKEN_DTYPE.itemsize)
+        if self.prompt_scores is not None:
+            self.prompt_scores.check(self.prompt_scores.num_tokens)
 
     @property
     def token_ids(self) -> tuple[int, ...]:

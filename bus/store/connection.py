@@ -43,6 +43,8 @@ MAX_BLOCK_MS = 5_000
 _CONNECT_TIMEOUT_S = 2.0
 _COMMAND_TIMEOUT_S = 5.0
 _RETRIES = 3
+_MAX_CONNECTIONS = 5_000
+"""Of one process; each blocking read holds one. Servers take 10,000 clients by default."""
 _SERVER_TROUBLE = ("MISCONF", "LOADING", "BUSY ", "NOREPLICAS", "MASTERDOWN")
 
 
@@ -145,6 +147,7 @@ def _client(url: str) -> Redis:
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
         socket_keepalive=True,
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=_RETRIES),
+        max_connections=_MAX_CONNECTIONS,
         protocol=2,  # no handshake beyond AUTH and SELECT; every server speaks it
         decode_responses=False,  # a prompt may be no UTF-8, and must not break the reader
     )

@@ -94,6 +94,10 @@ class Rows:
         mass = self.mass if self.sampling.plain else _mass(self.logits, self.peak, 1.0)
         masses, peaks, best = mass.tolist(), self.peak.tolist(), self._argmax()
         p1, warped = self._at_ids([want.ids for want in wants], mass)
+        choices = [
+            None if want.choice_at is None else self._choice(row, want.choice_at)
+            for row, want in enumerate(wants)
+        ]
         return [
             TargetRow(
                 best[row],
@@ -102,12 +106,13 @@ class Rows:
                 1.0 / masses[row],
                 log_sum_exp=peaks[row] + math.log(masses[row]),
                 gap=self._gap(row) if want.gap else None,
-                choice=None if want.choice_at is None else self._choice(row, want.choice_at),
+                choice=choices[row],
                 top=self._top(row, masses[row]) if want.top else None,
                 full=self.dense(row) if want.full else None,
                 hidden=self._hidden(row) if want.hidden else None,
                 entropy=self._entropy(row) if want.entropy else None,
                 features=self._features(row) if want.features else None,
+                scored=self._scored(row, want, choices[row], masses[row]) if want.top else (),
             )
             for row, want in enumerate(wants)
         ]
@@ -162,6 +167,15 @@ class Rows:
         able = able[np.lexsort((able, -logits[able]))[:size]]
         below = (logits[able] - logits[able[0]]).astype(np.float64)
         return able.astype(np.int32), below - np.log(mass)
+
+    def _scored(
+        self, row: int, want: Want, choice: Choice | None, mass: float
+    ) -> tuple[tuple[int, float], ...]:
+        """Temperature-1 log-probabilities of the tokens asked for, and of the choice."""
+        tokens = (*want.scored, *(() if choice is None else (choice.token,)))
+        logits = self.logits[row].cpu().numpy()
+        below = (logits[list(tokens)] - logits.max()).astype(np.float64)
+        return tuple(zip(tokens, (below - np.log(mass)).tolist(), strict=True))
 
     def _hidden(self, row: int) -> Float32Array:
         if self.states is None:

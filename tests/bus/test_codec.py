@@ -36,6 +36,7 @@ from bus.protocol.messages import (
     SessionReady,
     TokenFeatures,
     TokenRows,
+    TokenScores,
     WindowReport,
 )
 
@@ -58,6 +59,12 @@ FEEDBACK_WITH_FEATURES = Feedback(
         np.array([0.5, 0.25, 0], "<f2").tobytes(),
     ),
 )  # fmt: skip
+SCORES = np.array([-0.5, -2.0, -0.25, -1.0], dtype="<f4")
+FEEDBACK_WITH_SCORES = Feedback(
+    7, 5, pack_tokens((9, 300)), 3, 1.5, 10.5, 0.25, 3,
+    scores=TokenScores(SCORES[:2].tobytes(), pack_tokens((9, 7)), SCORES[2:].tobytes()),
+    prompt_scores=TokenScores(SCORES[:1].tobytes(), b"", b""),
+)  # fmt: skip
 ROWS = DraftRows(
     pack_tokens((7, 1, 9, 5)), np.array([0.5, 0.25, 1.0, 0.0], dtype="<f2").tobytes(), 0.15, 6, 2.5,
     0.5,
@@ -70,8 +77,9 @@ REPORT = WindowReport(
 GOLDEN: list[tuple[Message, str]] = [
     (
         OPEN,
-        ("dc00130901a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
-         "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2c2a0"),
+        ("dc00150901a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
+         "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2c2c0"
+         "c2a0"),
     ),
     (
         WINDOW,
@@ -96,21 +104,26 @@ GOLDEN: list[tuple[Message, str]] = [
     ),
     (
         FEEDBACK,
-        ("9f09050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c00000c0"),
+        ("dc001109050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c3c00000c0c0c0"),
     ),
     (
         FEEDBACK_OF_TREE,
-        ("9f09050705c408090000002c01000003ca3fc00000ca41280000ca3e80000009c2c00803c0"),
+        ("dc001109050705c408090000002c01000003ca3fc00000ca41280000ca3e80000009c2c00803c0c0c0"),
     ),
     (
         FEEDBACK_WITH_ROWS,
-        ("9f09050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c410090000000500"
-         "0000070000002c010000c408003a0034003800380000c0"),
+        ("dc001109050705c408090000002c010000c0ca3fc00000ca41280000ca3e80000003c292c41009000000"
+         "05000000070000002c010000c408003a0034003800380000c0c0c0"),
     ),
     (
         FEEDBACK_WITH_FEATURES,
-        ("9f09050705c40409000000c0ca3fc00000ca41280000ca3e80000003c2c0000092c40601ff7f810002c406"
-         "003800340000"),
+        ("dc001109050705c40409000000c0ca3fc00000ca41280000ca3e80000003c2c0000092c40601ff7f8100"
+         "02c406003800340000c0c0"),
+    ),
+    (
+        FEEDBACK_WITH_SCORES,
+        ("dc001109050705c408090000002c01000003ca3fc00000ca41280000ca3e80000003c2c00000c093c408"
+         "000000bf000000c0c4080900000007000000c408000080be000080bf93c404000000bfc400c400"),
     ),
     (
         REPORT,
@@ -200,7 +213,8 @@ messages = st.one_of(
         token_bytes.filter(bool), token_bytes, st.integers(0, 2**63 - 1),
         st.integers(1, 2**31 - 1), st.floats(0, 100), st.floats(0, 1, exclude_min=True), counters,
         st.sampled_from(SessionCoupling),
-        st.text(min_size=1, max_size=128),
+        st.text(min_size=1, max_size=128), st.booleans(), st.booleans(),
+        st.none() | st.integers(0, 20), st.booleans(), st.text(max_size=64),
     ),
     draft_windows(),
     st.builds(CloseSession, names, counters, st.text(max_size=200)),

@@ -15,7 +15,7 @@ from bus.protocol.errors import (
     RequestFailedError,
     RequestTimeoutError,
 )
-from bus.protocol.requests import new_request
+from bus.protocol.requests import GenerationRequest, new_request
 from bus.store import (
     Claim,
     End,
@@ -206,3 +206,22 @@ async def test_a_foreign_entry_is_an_error_with_its_id(
     entry_id = (await redis.xadd(keys.result("x"), {"kind": "tokens", "term": "1"})).decode()
     with pytest.raises(RemoteError, match=entry_id):
         await anext(aiter(store.results.read("x", timeout_s=60)))
+
+
+async def test_more_readers_than_a_pool_of_a_hundred_connections(store: Store) -> None:
+    """redis-py's default; each blocking read holds a connection."""
+    names = [f"many-{number}" for number in range(150)]
+    for name in names:
+        await store.queue.submit(GenerationRequest(id=name, prompt="x"))
+
+    async def first_of(name: str) -> TokensEntry | EndEntry:
+        async for entry in store.results.read(name, timeout_s=30):
+            return entry
+        raise AssertionError("no entry")
+
+    reading = [asyncio.create_task(first_of(name)) for name in names]
+    await asyncio.sleep(0.2)
+    for name in names:
+        await store.queue.cancel(name)
+    ends = await asyncio.gather(*reading)
+    assert all(isinstance(entry, EndEntry) for entry in ends)

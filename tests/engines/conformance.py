@@ -27,6 +27,7 @@ PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
 TEXT = (5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4)
 PARENTS = (-1, 0, 0, 1, 1, 2, -1, 6, 6, 3, 3, 8, 11, 12, 0, 9)  # of a tree of 16 tokens
 IDS = np.array([3, 17, 0, 39], np.int32)
+SCORED = tuple(IDS.tolist())
 
 
 def wants(size: int, **what: Any) -> tuple[Want, ...]:
@@ -111,7 +112,7 @@ class TargetConformance:
     def test_what_a_row_tells_agrees(self, target: Target[Any], sampling: SamplingParams) -> None:
         cache, plain = target.open(sampling), target.open(PLAIN)
         full = target.capabilities.full_rows
-        want = Want(len(PROMPT) - 1, IDS, choice_at=8, gap=True, top=True, full=full)
+        want = Want(len(PROMPT) - 1, IDS, choice_at=8, gap=True, top=True, full=full, scored=SCORED)
         row = target.run([Segment(cache, PROMPT, (want,))])[0][0]
         assert row.top is not None
         ids, logs = row.top
@@ -120,6 +121,11 @@ class TargetConformance:
         assert (np.diff(logs) <= 0).all()
         assert np.exp(logs[0]) == pytest.approx(row.p1_max, rel=1e-6)
         assert row.gap == pytest.approx(logs[0] - logs[1], abs=1e-5)
+        known = dict(row.scored)
+        assert set(known) == {*SCORED, row.choice.token if row.choice else row.argmax}
+        among = dict(zip(ids.tolist(), logs.tolist(), strict=True))
+        assert all(log == pytest.approx(among.get(t, log), abs=1e-9) for t, log in known.items())
+        assert [known[t] for t in IDS.tolist()] == pytest.approx(np.log(row.p1_at_q), abs=1e-6)
         assert row.choice is not None
         if sampling.greedy:
             assert row.choice.token == row.argmax
