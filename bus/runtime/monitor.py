@@ -205,11 +205,11 @@ class Monitor:
 
     def close(self) -> None:
         """Stop checking and listening; send the spans that wait."""
-        self.tracing.close()
         for task in self._tasks:
             task.cancel()
         if self._endpoint is not None:
             self._endpoint.close()
+        self.tracing.close()
 
     def _start(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(job)
