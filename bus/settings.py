@@ -41,7 +41,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 LogFormat = Literal["text", "json"]
 
 _DEFAULT_FILE = "e2sci.toml"
-TOML_TABLES = frozenset(("cloud", "controller", "dashboard", "edge", "middle"))
+TOML_TABLES = frozenset(("cloud", "controller", "dashboard", "edge", "gateway", "middle"))
 """Every worker's `toml_table`; a table of another name is a slip of the pen."""
 _Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 

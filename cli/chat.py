@@ -116,7 +116,8 @@ async def talk(
     """Answer lines until they end.
 
     Raises:
-        E2SCIError: an answer failed, and nobody is at a terminal to ask again.
+        E2SCIError: an answer to a piped line failed; at a terminal it is shown, and the chat goes
+            on.
     """
     async with Client(settings=settings) as client:
         await warn_without_edges(settings)

@@ -21,6 +21,7 @@ from cli import (
     calibration,
     chat,
     drafts,
+    keys,
     methods,
     options,
     ranking,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(benches.app, name="bench")
 app.add_typer(training.app, name="train", help="Train a speculator: Medusa or EAGLE-3.")
+app.add_typer(keys.app, name="keys", help="Keys of the gateway's API.")
 app.command()(chat.chat)
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
@@ -102,6 +104,13 @@ def up(
         int,
         typer.Option(min=1, max=65535, help="Port of the dashboard; if taken, the next free one."),
     ] = 8501,
+    gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="Also serve OpenAI's API.")
+    ] = True,
+    gateway_port: Annotated[
+        int,
+        typer.Option(min=1, max=65535, help="Port of OpenAI's API; if taken, the next free one."),
+    ] = 8000,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Keep the embedded Valkey's data here.", show_default="gone at the end"),
@@ -110,8 +119,8 @@ def up(
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C.
 
-    Valkey (unless a Redis is given), controller, cloud and edge workers, dashboard, each in a
-    process of its own. One that dies is started again.
+    Valkey (unless a Redis is given), controller, cloud and edge workers, gateway, dashboard, each
+    in a process of its own. One that dies is started again.
     """
     from cli.up import up as run_up
     from engines.catalog.registry import chosen_models
@@ -143,6 +152,7 @@ def up(
         redis_url=url,
         data_dir=data_dir,
         dashboard_port=dashboard_port if dashboard else None,
+        gateway_port=gateway_port if gateway else None,
         link=options.checked_link(link),
     )
     run(lambda: run_up(stack, json), interrupted=0)

@@ -17,7 +17,7 @@ from rich.table import Table
 from bus.store import WorkerRecord
 from cli.group import say
 from cli.state import StateFile
-from launch.stack import Stack, StackOptions
+from launch.stack import DASHBOARD, GATEWAY, Stack, StackOptions
 
 __all__ = ["relay", "up"]
 
@@ -71,6 +71,8 @@ async def _announce(stack: Stack, as_json: bool) -> None:
             _describe(stack, process.name, records.get(process.name)),
         )
     console.print(table)
+    if stack.gateway_url is not None:
+        console.print(f"OpenAI API: {stack.gateway_url}/v1")
     console.print('ready: e2sci submit "Why is the sky blue?"   e2sci status   Ctrl-C ends it')
 
 
@@ -79,6 +81,7 @@ def _summary(stack: Stack, records: dict[str, WorkerRecord]) -> dict[str, Any]:
         "pid": os.getpid(),
         "redis_url": stack.redis_url,
         "dashboard_url": stack.dashboard_url,
+        "gateway_url": stack.gateway_url,
         "processes": {process.name: process.pid for process in stack.processes},
         "workers": {name: msgspec.to_builtins(record) for name, record in records.items()},
     }
@@ -90,4 +93,5 @@ def _describe(stack: Stack, name: str, record: WorkerRecord | None) -> str:
         return "  ".join([model, *record.endpoints.values()]).strip()
     if name.startswith("link"):
         return f"emulates {stack.options.link} before {name.replace('link', 'cloud')}"
-    return (stack.dashboard_url or "") if name == "dashboard" else stack.redis_url
+    urls = {DASHBOARD: stack.dashboard_url, GATEWAY: stack.gateway_url}
+    return urls.get(name) or stack.redis_url

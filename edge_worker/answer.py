@@ -29,8 +29,8 @@ class AnswerOutput:
     """
 
     def __init__(
-        self, answer: AnswerText, meter: UsageMeter, writer: ResultWriter,
-        timelines: bool = False, scorer: Scorer | None = None, watch: RequestWatch | None = None,
+        self, answer: AnswerText, meter: UsageMeter, writer: ResultWriter, timelines: bool = False,
+        scorer: Scorer | None = None, watch: RequestWatch | None = None,
     ) -> None:  # fmt: skip
         self._answer = answer
         self._meter = meter

@@ -41,7 +41,7 @@ from edge_worker.context import SessionContext
 from edge_worker.loading import drafter_for, load_model
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
-from edge_worker.scores import Scorer
+from edge_worker.scores import scorer_of
 from edge_worker.sessions import RequestSession, session_of
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
@@ -228,10 +228,7 @@ class EdgeWorker:
         await self._aside(len(streamed), answer.push, streamed)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
-        scorer = None
-        if spec.logprobs is not None:
-            prompt = spec.prompt if spec.prompt_logprobs else ()
-            scorer = Scorer(self._model.tokenizer, prompt)
+        scorer = scorer_of(spec, self._model.tokenizer)
         output = AnswerOutput(answer, meter, writer, self._settings.timeline, scorer, watch)
         session = session_of(
             self._context, output, meter, self._model, spec, self._control(), claim.term

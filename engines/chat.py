@@ -1,10 +1,10 @@
 """From a request to token ids: prompts, chat messages, ids as they are.
 
-Special tokens come from the chat template alone, whatever users, systems and assistants write;
-where there is no template, from the tokenizer alone (a leading `<s>`). The template is rendered
-with contents in which the first and last characters of control tokens (`<`, `>`) are replaced
-with private characters, one for one. The control tokens that the result holds are the template's.
-Then the characters are put back, and `engines.controls` encodes the text as a whole.
+Special tokens come from the chat template alone, never from what users, systems and assistants
+write; where there is no template, from the tokenizer alone (a leading `<s>`). The template is
+rendered with contents in which the first and last characters of control tokens (`<`, `>`) are
+replaced with private characters, one for one. The control tokens that the result holds are the
+template's. Then the characters are put back, and `engines.controls` encodes the text as a whole.
 
 Knows chat templates. Does not know models' weights.
 """

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,7 @@ def _makes(merge: Any, names: dict[str, str]) -> bool:
 
 def _by_pieces(tokenizer: Tokenizer, aliases: dict[str, str]) -> Callable[[str, bool], list[int]]:
     """For tokenizers written in Python, which encode piece by piece between added tokens."""
+    tokenizer = weakref.proxy(tokenizer)  # a cache of `Controls` keeps no tokenizer alive
     added = {token.content: (number, token) for number, token in
              tokenizer.added_tokens_decoder.items()}  # fmt: skip
     ids = {alias: int(added[text][0]) for text, alias in aliases.items()}

@@ -1,4 +1,4 @@
-"""The whole system as one process tree: Valkey, controller, workers, dashboard.
+"""The whole system as one process tree: Valkey, controller, workers, gateway, dashboard.
 
 `Stack` is what `e2sci up`, `e2sci generate`, the demo and the tests start. It knows which
 processes there are, what they are told through the environment, and that a worker is ready once
@@ -28,6 +28,8 @@ from launch.supervisor import Log, ManagedProcess, ProcessSpec, ProcessTree, Res
 
 DASHBOARD = "dashboard"
 DEFAULT_DASHBOARD_PORT = 8501
+GATEWAY = "gateway"
+DEFAULT_GATEWAY_PORT = 8000
 _HEALTH_TIMEOUT_S = 2.0
 
 
@@ -48,6 +50,7 @@ class StackOptions:
         redis_url: an existing Redis; None starts the embedded Valkey.
         data_dir: where the embedded Valkey keeps its data beyond this run.
         dashboard_port: first port to try for the dashboard; None starts none.
+        gateway_port: first port to try for the gateway, on loopback; None starts none.
         log_level: of all workers; None leaves it to the settings.
         link: an emulated link in front of each cloud worker, to measure: a profile, a round trip
             such as `40ms` or a trace file (docs/link.md); None is this machine's loopback.
@@ -69,6 +72,7 @@ class StackOptions:
     redis_url: str | None = None
     data_dir: Path | None = None
     dashboard_port: int | None = None
+    gateway_port: int | None = None
     log_level: str | None = None
     link: str | None = None
     link_seed: int = 0
@@ -90,7 +94,7 @@ class Stack:
 
     `await start()` returns once every worker is registered; `await stop()` drains and ends them.
     Processes are named `valkey`, `controller`, `link-1` …, `cloud-1` …, `middle-1` …, `edge-1` …,
-    `dashboard`;
+    `gateway`, `dashboard`;
     `link-1` stands before `cloud-1`, and its last line after `stop` is its report. With the
     embedded Valkey these are the workers' ids too; in a Redis shared with other machines the ids
     get a suffix (`worker_id`).
@@ -123,6 +127,7 @@ class Stack:
         self._store: Store | None = None
         self._tree: ProcessTree | None = None
         self._dashboard: PortClaim | None = None
+        self._gateway: PortClaim | None = None
         self._links: Links | None = None
 
     @property
@@ -137,6 +142,10 @@ class Stack:
     @property
     def dashboard_url(self) -> str | None:
         return None if self._dashboard is None else f"http://127.0.0.1:{self._dashboard.port}"
+
+    @property
+    def gateway_url(self) -> str | None:
+        return None if self._gateway is None else f"http://127.0.0.1:{self._gateway.port}"
 
     @property
     def processes(self) -> tuple[ManagedProcess, ...]:
@@ -184,6 +193,8 @@ class Stack:
             self._store = await Store.connect(BusSettings.load(redis_url=self.redis_url))
             if self.options.dashboard_port is not None:
                 self._dashboard = claim_port(self.options.dashboard_port)
+            if self.options.gateway_port is not None:
+                self._gateway = claim_port(self.options.gateway_port)
             if self.options.link is not None:
                 self._links = Links(
                     [name for name in self.worker_names if name.startswith("cloud")],
@@ -209,8 +220,9 @@ class Stack:
                 exits.push_async_callback(self._server.stop)
             if self._links is not None:
                 exits.push_async_callback(self._links.stop)
-            if self._dashboard is not None:
-                exits.callback(self._dashboard.close)
+            for claim in (self._dashboard, self._gateway):
+                if claim is not None:
+                    exits.callback(claim.close)
             if self._store is not None:
                 exits.push_async_callback(self._store.close)
             if self._tree is not None:
@@ -228,6 +240,11 @@ class Stack:
             ProcessSpec(name, module_command(_module(name)), self._worker_env(name), self._quiet)
             for name in self.worker_names
         ]
+        if self._gateway is not None:
+            # No keys, hence loopback alone, wherever the environment would have it listen.
+            env = {"E2SCI_HOST": "127.0.0.1", "E2SCI_PORT": str(self._gateway.port)}
+            env |= self._shared_env()
+            specs.append(ProcessSpec(GATEWAY, module_command(GATEWAY), env, self._quiet))
         if self._dashboard is not None:
             command = _streamlit_command(self._dashboard.port)
             specs.append(ProcessSpec(DASHBOARD, command, self._shared_env(), quiet=True))
@@ -289,13 +306,26 @@ class Stack:
             if record is not None and process.running and record.boot == process.boot
         }
 
+    async def metrics_urls(self) -> dict[str, str]:
+        """Process name → address of its `/metrics`, of those that run and have one.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        found = {name: record.metrics_url for name, record in (await self.records()).items()}
+        if self.gateway_url is not None:
+            found[GATEWAY] = f"{self.gateway_url}/metrics"
+        return {name: url for name, url in found.items() if url}
+
     async def _ready_names(self) -> set[str]:
         try:
             ready = set(await self.records())
         except StoreUnavailableError:  # the server may be being restarted
             return set()
-        if self._dashboard is not None and await _is_healthy(self._dashboard.port):
+        if self._dashboard and await _is_healthy(self._dashboard.port, "/_stcore/health"):
             ready.add(DASHBOARD)
+        if self._gateway and await _is_healthy(self._gateway.port, "/health/live"):
+            ready.add(GATEWAY)
         return ready
 
 
@@ -325,13 +355,13 @@ def _streamlit_command(port: int) -> tuple[str, ...]:
     return (*module_command("streamlit"), "run", str(app), *flags)
 
 
-async def _is_healthy(port: int) -> bool:
-    """Whether Streamlit answers its health check with 200."""
+async def _is_healthy(port: int, path: str) -> bool:
+    """Whether a server on loopback answers its health check with 200."""
     try:
         async with asyncio.timeout(_HEALTH_TIMEOUT_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(b"GET /_stcore/health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+                writer.write(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
                 return b" 200 " in await reader.readline()
             finally:
                 writer.close()

@@ -82,9 +82,11 @@ def test_the_tables_of_all_workers_are_known() -> None:
     from controller.settings import ControllerSettings
     from dashboard.settings import DashboardSettings
     from edge_worker.settings import EdgeSettings
+    from gateway.settings import GatewaySettings
 
     workers = (
-        CloudSettings, ControllerSettings, DashboardSettings, EdgeSettings, MiddleSettings,
+        CloudSettings, ControllerSettings, DashboardSettings, EdgeSettings, GatewaySettings,
+        MiddleSettings,
     )  # fmt: skip
     assert {settings.toml_table for settings in workers} == TOML_TABLES
 

@@ -72,7 +72,8 @@ async def test_from_start_to_ctrl_c(ups: list[Up], flags: list[str]) -> None:
     up = await begin(ups, [*flags, "--edge", "2", "--middle", "1", "--link", "2ms"])
     ready = up.ready
     names = {
-        "valkey", "controller", "link-1", "cloud-1", "middle-1", "edge-1", "edge-2", "dashboard",
+        "valkey", "controller", "link-1", "cloud-1", "middle-1", "edge-1", "edge-2", "gateway",
+        "dashboard",
     }  # fmt: skip
     assert ready["processes"].keys() == names
     assert ready["workers"]["cloud-1"]["endpoints"].keys() == {"windows", "feedback"}
@@ -82,6 +83,8 @@ async def test_from_start_to_ctrl_c(ups: list[Up], flags: list[str]) -> None:
     assert (state.pid, state.redis_url) == (up.process.pid, ready["redis_url"])
     with urllib.request.urlopen(ready["dashboard_url"]) as page:  # noqa: ASYNC210
         assert page.status == 200
+    with urllib.request.urlopen(ready["gateway_url"] + "/health") as page:  # noqa: ASYNC210
+        assert json.load(page)["ready"] is True
 
     answer = await e2sci("submit", "the cat", "--max-new-tokens", "6", "--json")
     assert answer.status == 0, answer.err
@@ -117,6 +120,7 @@ async def test_two_at_once_do_not_collide(ups: list[Up]) -> None:
     one, two = await asyncio.gather(begin(ups, BARE), begin(ups, BARE))
     assert one.ready["redis_url"] != two.ready["redis_url"]
     assert one.ready["dashboard_url"] != two.ready["dashboard_url"]
+    assert one.ready["gateway_url"] != two.ready["gateway_url"]
     for up in (one, two):
         done = await e2sci("status", "--json", "--redis-url", up.ready["redis_url"])
         workers = {worker["worker_id"] for worker in json.loads(done.out)["workers"]}
@@ -126,7 +130,7 @@ async def test_two_at_once_do_not_collide(ups: list[Up]) -> None:
 
 
 async def test_a_second_ctrl_c_kills_at_once(ups: list[Up]) -> None:
-    up = await begin(ups, [*BARE, "--no-dashboard"])
+    up = await begin(ups, [*BARE, "--no-dashboard", "--no-gateway"])
     controller = psutil.Process(up.ready["processes"]["controller"])
     controller.suspend()  # it will not answer SIGTERM
     up.process.send_signal(signal.SIGINT)
@@ -146,7 +150,7 @@ async def test_a_given_redis_is_used_and_ids_are_unique_there(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("E2SCI_REDIS_URL", valkey_url)
     monkeypatch.setenv("E2SCI_KEY_PREFIX", key_prefix)
-    up = await begin(ups, [*BARE, "--no-dashboard"])
+    up = await begin(ups, [*BARE, "--no-dashboard", "--no-gateway"])
     assert "valkey" not in up.ready["processes"]
     assert up.ready["redis_url"] == valkey_url
     worker_id = up.ready["workers"]["controller"]["worker_id"]
@@ -163,7 +167,7 @@ async def test_a_given_redis_is_used_and_ids_are_unique_there(
     ],
 )
 def test_what_cannot_start_fails_with_a_clear_last_line(extra: list[str], words: str) -> None:
-    done = invoke(*BARE, "--no-dashboard", *extra)
+    done = invoke(*BARE, "--no-dashboard", "--no-gateway", *extra)
     assert done.status == 1
     last = done.err.splitlines()[-1]
     assert last.startswith("error: ")
@@ -174,7 +178,7 @@ def test_what_cannot_start_fails_with_a_clear_last_line(extra: list[str], words:
 @pytest.mark.long
 async def test_a_data_directory_outlives_the_run(ups: list[Up], tmp_path: Path) -> None:
     directory = tmp_path / "data"
-    keep = [*BARE, "--no-dashboard", "--data-dir", str(directory)]
+    keep = [*BARE, "--no-dashboard", "--no-gateway", "--data-dir", str(directory)]
     up = await begin(ups, keep)
     waiting = await start("submit", "the cat")
     assert waiting.stderr is not None

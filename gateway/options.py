@@ -1,0 +1,106 @@
+"""From a body to requests of the queue."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from bus.protocol.requests import (
+    MAX_SEED,
+    MAX_TOKENS,
+    GenerationRequest,
+    new_request,
+    new_traceparent,
+)
+from bus.store import WorkerRecord
+from gateway.errors import invalid
+from gateway.schemas import GenerationBody
+
+__all__ = ["Caller", "chat_tokens", "client_name", "common_options", "requests_of", "trace_of"]
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_TRACE = re.compile(r"00-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-0[01]")
+_OPENAI_TEMPERATURE = 1.0
+
+
+class Caller:
+    """Who asks and within which trace.
+
+    Args:
+        key: name of the API key, "" without one.
+        traceparent: W3C's header; one that is not valid begins a trace of its own, as W3C says.
+    """
+
+    def __init__(self, key: str = "", traceparent: str = "") -> None:
+        self.key = key
+        self.traceparent = trace_of(traceparent)
+
+    @property
+    def trace_id(self) -> str:
+        return self.traceparent.split("-")[1]
+
+
+def trace_of(header: str) -> str:
+    """The header where it is valid, else a new trace."""
+    found = _TRACE.fullmatch(header.strip())
+    if found is None or not (found["trace"].strip("0") and found["span"].strip("0")):
+        return new_traceparent()
+    return found[0]
+
+
+def client_name(user: str | None, key: str) -> str | None:
+    """`user` as the queue's client, hashed where it is no identifier; else the key's name."""
+    if not user:
+        return key or None
+    if _IDENTIFIER.fullmatch(user):
+        return user
+    return "u-" + blake2b(user.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def common_options(body: GenerationBody, caller: Caller) -> dict[str, Any]:
+    """The queue's options (`bus.protocol.requests`) that both ways to generate share."""
+    own = body.e2sci
+    temperature = _OPENAI_TEMPERATURE if body.temperature is None else body.temperature
+    return {
+        "method": own and own.method,
+        "coupling": own and own.coupling,
+        "raw": own and own.raw,
+        "temperature": temperature,
+        "top_p": body.top_p,
+        "top_k": None if body.top_k is None else max(0, body.top_k),
+        "stop": [body.stop] if isinstance(body.stop, str) else body.stop,
+        "client": client_name(body.user, caller.key),
+        "traceparent": caller.traceparent,
+    }
+
+
+def chat_tokens(given: int | None, default: int, target: WorkerRecord) -> int:
+    """Longest answer to a chat: as given, else the setting, at most half the target's context."""
+    if given is not None:
+        return given
+    return max(1, min(default, (target.context_length or 2 * default) // 2))
+
+
+def requests_of(
+    body: GenerationBody, inputs: list[Mapping[str, Any]], options: Mapping[str, Any]
+) -> list[GenerationRequest]:
+    """`n` requests for each input, all of an input one after the other; choice i of an input has
+    seed + i.
+
+    Raises:
+        ApiError: the seed or `max_tokens` is wrong. RequestError: as `new_request`.
+    """
+    first = secrets.randbits(62) if body.seed is None else body.seed
+    if not 0 <= first <= MAX_SEED:
+        raise invalid(f"seed: expected 0 … 2**63 - 1, got {first}", "seed")
+    tokens = options["max_new_tokens"]
+    if not 1 <= tokens <= MAX_TOKENS:
+        raise invalid(f"max_tokens: expected 1 … {MAX_TOKENS}, got {tokens}", "max_tokens")
+    return [
+        new_request(**{**options, **given, "seed": (first + number) % (MAX_SEED + 1)})
+        for given in inputs
+        for number in range(body.n or 1)
+    ]
