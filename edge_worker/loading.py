@@ -42,6 +42,6 @@ def load_model(settings: EdgeSettings) -> EdgeModel:
 
 
 def drafter_for(settings: EdgeSettings, model: EdgeModel) -> Drafter[Any]:
-    """Who drafts: an oracle stands alone."""
+    """The drafter as set; an oracle drafts alone."""
     kind = DrafterKind.MODEL if settings.oracle else settings.drafter
     return drafter_of(kind, model)

@@ -1,4 +1,4 @@
-"""`/metrics` and `/health` of one worker, served by threads of their own.
+"""`/metrics` and `/health` of one worker, served by threads of their own, and its spans.
 
 A scrape reads and renders in its thread, and the event loop does not wait for it. Health is what
 the loop has noted last:
@@ -205,11 +205,11 @@ class Monitor:
 
     def close(self) -> None:
         """Stop checking and listening; send the spans that wait."""
-        self.tracing.close()
         for task in self._tasks:
             task.cancel()
         if self._endpoint is not None:
             self._endpoint.close()
+        self.tracing.close()
 
     def _start(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(job)

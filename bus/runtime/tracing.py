@@ -31,11 +31,13 @@ log = logging.getLogger(__name__)
 
 MOST_EVENTS = 256
 """Of a span; older ones are dropped and counted by the SDK."""
+EXPORT_S = 3.0
+"""Most seconds for one export, repeats included; a worker that leaves waits no longer [ours]."""
 Value = str | int | float | bool
 
 
 class Span:
-    """A span that nobody records.
+    """A span that is not recorded.
 
     Attributes:
         traceparent: what its children name as their parent.
@@ -151,9 +153,8 @@ def find_tracing(endpoint: str, service: str, instance: str) -> Tracing:
             "e2sci[otel], or unset it"
         ) from error
     log.info("spans go to %s", endpoint)
-    return recording(
-        OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces"), service, instance, batch=True
-    )
+    exporter = OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces", timeout=EXPORT_S)
+    return recording(exporter, service, instance, batch=True)
 
 
 def recording(exporter: SpanExporter, service: str, instance: str, batch: bool = False) -> Tracing:
