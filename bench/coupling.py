@@ -28,7 +28,7 @@ from bench.reference import generate_alone, replay_logits
 from bus.protocol.arrays import Float64Array
 from decoding.acceptance import overlap
 from decoding.sampling import SamplingParams, from_wire, warp, warp_dense
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.drafter import ModelDrafter
 from engines.torch.target import TargetModel
 

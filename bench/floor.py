@@ -34,7 +34,7 @@ from bench.ranges import paired_interval, with_range
 from bench.turns import in_turn
 from bus.client import Client
 from bus.protocol.errors import ConfigurationError
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.oracle import RecordedAnswer, write_answers
 from engines.torch.thin import NoDrafter
 from launch.stack import Stack, StackOptions

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.passes import GREEDY
 from bench.reference import generate_alone
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.oracle import RecordedAnswer, read_answers, write_answers
 from engines.torch.target import TargetModel
 

@@ -41,8 +41,8 @@ from bus.settings import BusSettings
 from bus.store import Store, WorkerRecord
 from bus.transport.sockets import Sockets
 from decoding.prefix_hash import chain, prompt_hash
+from engines.chat import encode_prompt
 from engines.thread import now_ms
-from engines.tokenizer import encode_prompt
 from engines.torch.loading import load_model
 from launch.embedded import EmbeddedServer
 from launch.python import module_command, module_env

@@ -39,6 +39,31 @@ def overhead(
 
 
 @app.command()
+def gateway(
+    answers: Annotated[
+        int, typer.Option(min=0, help="Pairs of answers, by queue and by HTTP; 0: none.")
+    ] = 30,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each of them.")] = 64,
+    streams: Annotated[int, typer.Option(min=0, help="Streams at once; 0: no load.")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="How long the load lasts.")] = 180,
+    load_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each of its answers.")] = 16,
+    leaving: Annotated[
+        int, typer.Option(min=0, help="Streams that disconnect together at the end; 0: none.")
+    ] = 100,
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """What the HTTP gateway adds to the queue, and how it holds under many streams."""
+    from bench.gateway.run import Setting
+    from bench.gateway.run import run as run_gateway
+
+    setting = Setting(
+        answers, max_tokens, streams, seconds, load_tokens, leaving, options.checked_dtype(dtype)
+    )
+    run_gateway(setting, json)
+
+
+@app.command()
 def sessions(
     sessions: Annotated[int, typer.Option(min=2, help="Sessions at once.")] = 8,
     window: Annotated[

@@ -43,7 +43,8 @@ class Generated(msgspec.Struct, frozen=True):
 
 
 def parse_prompts(text: str, sampling: Sampling) -> list[GenerationRequest]:
-    """Requests from JSON lines: each an object with `prompt` and any option that differs.
+    """Requests from JSON lines: each an object with `prompt` or `messages`, and any option that
+    differs.
 
     Raises:
         RequestError: a line is wrong; the text says which.
@@ -57,7 +58,8 @@ def parse_prompts(text: str, sampling: Sampling) -> list[GenerationRequest]:
             prompt = fields.pop("prompt", "")
             if not isinstance(prompt, str):
                 raise RequestError("prompt: expected text")
-            requests.append(sampling.updated(fields).request(prompt))
+            messages = fields.pop("messages", None)
+            requests.append(sampling.updated(fields).request(prompt, messages))
         except msgspec.DecodeError as error:
             raise RequestError(f"line {number}: expected a JSON object, {error}") from None
         except RequestError as error:
@@ -138,9 +140,9 @@ def _answer_alone(model: Any, request: GenerationRequest, stream: bool) -> Gener
     from bench.reference import generate_alone
     from decoding.sampling import SamplingParams
     from edge_worker.text import AnswerText
-    from engines.tokenizer import encode_prompt
+    from engines.chat import encode_request
 
-    prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
+    prompt = encode_request(model.tokenizer, request)
     if len(prompt) + request.max_new_tokens > model.context_length:
         raise RequestError(
             f"{len(prompt)} prompt tokens and {request.max_new_tokens} new ones are more than the "

@@ -19,6 +19,7 @@ from cli import (
     __version__,
     benches,
     calibration,
+    chat,
     drafts,
     keys,
     methods,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(benches.app, name="bench")
 app.add_typer(training.app, name="train", help="Train a speculator: Medusa or EAGLE-3.")
 app.add_typer(keys.app, name="keys", help="Keys of the gateway's API.")
+app.command()(chat.chat)
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
 app.command()(ranking.rank)
@@ -158,7 +160,18 @@ def up(
 
 @app.command()
 def submit(
-    prompt: options.Prompt,
+    prompt: options.Prompt = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message, put before the prompt or the chat.")
+    ] = None,
+    chat: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with a chat: a JSON file with a list of messages, each with role and "
+            "content, or an object with the list `messages`; - reads standard input. A prompt "
+            "is then the user's next message."
+        ),
+    ] = None,
     method: options.Method = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -173,7 +186,7 @@ def submit(
     redis_url: options.RedisUrl = None,
     json: options.Json = False,
 ) -> None:
-    """Send a prompt to the running system and print the answer as it comes.
+    """Send a prompt or a chat to the running system and print the answer as it comes.
 
     Ctrl-C cancels the request. With --json, one object a line: pieces of the answer, then its end.
     """
@@ -184,7 +197,7 @@ def submit(
         method, max_new_tokens, temperature, top_p, top_k, coupling, seed, tuple(stop or ()), raw,
         client,
     )  # fmt: skip
-    request = sampling.request(options.read_prompt(prompt))
+    request = _request(prompt, system, chat, sampling)
     settings = settings_to_reach(redis_url)
     run(lambda: run_submit(settings, request, show_json if json else show_text, timeout))
 
@@ -197,7 +210,7 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Answer many: a file of JSON lines, each with a prompt and any option "
+            help="Answer many: a file of JSON lines, each with a prompt or messages and any option "
             'that differs, e.g. {"prompt": "Hi", "seed": 7}.'
         ),
     ] = None,
@@ -328,6 +341,22 @@ def pull(
         run_pull(names, Source(source), json)
     else:
         show_list(json)
+
+
+def _request(
+    prompt: str | None, system: str | None, chat: Path | None, sampling: options.Sampling
+) -> GenerationRequest:
+    from cli.messages import read_messages, with_prompt
+
+    if prompt is None and chat is None:
+        raise typer.BadParameter("give a prompt or --chat FILE")
+    if prompt == options.STDIN and str(chat) == options.STDIN:
+        raise typer.BadParameter("standard input is either the prompt or the chat")
+    text = None if prompt is None else options.read_prompt(prompt)
+    if system is None and chat is None:
+        return sampling.request(text or "")
+    messages = () if chat is None else read_messages(chat)
+    return sampling.request(messages=with_prompt(messages, system, text))
 
 
 def _requests(

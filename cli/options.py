@@ -33,7 +33,7 @@ _METHODS = "\n\n".join(
 """A paragraph for each; typer prints them as lines."""
 
 Prompt = Annotated[
-    str, typer.Argument(help="The prompt, in quotes; - reads it from standard input.")
+    str | None, typer.Argument(help="The prompt, in quotes; - reads it from standard input.")
 ]
 Method = Annotated[str | None, typer.Option(help=_METHODS, show_default="auto, lossless")]
 MaxNewTokens = Annotated[
@@ -217,16 +217,21 @@ class Sampling:
         known = asdict(self)
         for name in values:
             if name not in known:
-                raise RequestError(f"{name!r}: no such field; known are prompt, {', '.join(known)}")
+                raise RequestError(
+                    f"{name!r}: no such field; known are prompt, messages, {', '.join(known)}"
+                )
         return replace(self, **values)
 
-    def request(self, prompt: str) -> GenerationRequest:
+    def request(self, prompt: str = "", messages: Any = None) -> GenerationRequest:
         """The request, checked.
+
+        Args:
+            messages: of a chat, instead of a prompt (`bus.protocol.chat.parse_messages`).
 
         Raises:
             RequestError: a value is wrong or the method unknown; the text says which.
         """
-        request = new_request(prompt, **asdict(self))
+        request = new_request(prompt, messages=messages, **asdict(self))
         checked_method(request.method)
         return request
 

@@ -1,4 +1,4 @@
-"""`e2sci submit`: queue one prompt and show its answer as it comes."""
+"""`e2sci submit`: queue one prompt or chat and show its answer as it comes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bus.settings import BusSettings
 from bus.store import End, Role, Store
 from cli.group import say
 
-__all__ = ["follow", "submit"]
+__all__ = ["follow", "submit", "warn_without_edges"]
 
 CANCEL_WAIT_S = 5.0
 """How long a cancelled request gets to write its end."""
@@ -36,7 +36,7 @@ async def submit(
         RequestTimeoutError: no end in time; the request is cancelled.
     """
     async with Client(settings=settings) as client:
-        await _tell_if_nobody_answers(settings)
+        await warn_without_edges(settings)
         end = await follow(client, request, show, timeout_s)
     if end.finish_reason is FinishReason.ERROR:
         raise RequestFailedError(end.error)
@@ -92,7 +92,8 @@ def _options(request: GenerationRequest) -> dict[str, Any]:
     return request.model_dump(exclude={"id", "prompt"})
 
 
-async def _tell_if_nobody_answers(settings: BusSettings) -> None:
+async def warn_without_edges(settings: BusSettings) -> None:
+    """Say that requests wait where no edge worker is there to take them."""
     store = await Store.connect(settings)
     try:
         if not await store.registry.workers(Role.EDGE):

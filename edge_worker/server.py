@@ -46,6 +46,7 @@ from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
 from edge_worker.writer import ResultWriter
 from engines.catalog.sources import split_speculator
+from engines.chat import prepare
 from engines.kinds import DrafterKind, drafter_of
 from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
@@ -79,6 +80,7 @@ async def serve(settings: EdgeSettings) -> None:
     thread = ModelThread(settings.threads)
     try:
         model = await thread.call(_load, settings)
+        await thread.call(prepare, model.tokenizer)
         store = await connect_store(settings)
         worker = EdgeWorker(settings, model, thread, sockets, store)
         controller = ControllerLink(store, sockets, worker.name, worker.on_message)
@@ -229,9 +231,7 @@ class EdgeWorker:
             raise RequestError(claim.problem or "it cannot be read")
         thin = isinstance(self._model, NoDrafter)
         drafter = None if thin else self._context.drafter.capabilities
-        spec = await self._aside(
-            len(request.prompt), spec_of, request, self._model, self.name, drafter
-        )
+        spec = await self._aside(request.size, spec_of, request, self._model, self.name, drafter)
         answer = AnswerText(self._model.tokenizer, request.stop)
         streamed = claim.streamed_tokens
         await self._aside(len(streamed), answer.push, streamed)

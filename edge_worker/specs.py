@@ -10,7 +10,7 @@ from decoding.edge_state import MAX_CONTEXT, SessionSpec
 from decoding.engine import DrafterCapabilities
 from decoding.methods import Method
 from decoding.sampling import SamplingParams
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_request
 from engines.torch.drafter import ModelDrafter
 from engines.torch.speculators.drafter import Eagle3Drafter
 from engines.torch.thin import NoDrafter
@@ -60,7 +60,7 @@ def spec_of(
             "tree is judged by the target's own tokens, which are a function of seed and position"
         )
     _check_logprobs(request, method)
-    prompt = encode_prompt(model.tokenizer, request.prompt, request.raw)
+    prompt = encode_request(model.tokenizer, request)
     total = len(prompt) + request.max_new_tokens
     staged = bool(method.inner)  # a middle worker drafts, and knows its own limits
     if method.needs_draft and drafter is None:

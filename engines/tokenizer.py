@@ -1,6 +1,7 @@
-"""Between text and token ids: prompts in, text out as it comes, and what identifies a tokenizer.
+"""From token ids to text as it comes, and what identifies a tokenizer.
 
-Knows chat templates, special tokens and half-finished UTF-8. Does not know models' weights.
+Knows special tokens and half-finished UTF-8. Does not know prompts (`engines.chat`) or models'
+weights.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from bus.protocol.errors import ModelError, RequestError
+from bus.protocol.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -75,45 +74,6 @@ def eos_token_ids(
             found.update(int(token) for token in value)
     found.update(int(tokenizer.convert_tokens_to_ids(token)) for token in others)
     return frozenset(found)
-
-
-def encode_prompt(tokenizer: Tokenizer, text: str, raw: bool) -> tuple[int, ...]:
-    """Token ids of a prompt, ready for the model to go on from.
-
-    Args:
-        text: what the user typed.
-        raw: False puts it as the user's turn into the model's chat template and opens the
-            answer's turn; True takes the text as it is (a tokenizer that begins texts with a
-            special token still does).
-
-    Raises:
-        RequestError: empty, not valid Unicode, or no chat template where one is needed.
-    """
-    if not text:
-        raise RequestError("the prompt is empty; expected some text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"the prompt is not valid UTF-8 text: {error}") from error
-    ids = tokenizer.encode(text) if raw else _encode_chat(tokenizer, text)
-    if not ids:
-        raise RequestError("the prompt has no tokens for this model; expected some text")
-    return tuple(int(token) for token in ids)
-
-
-def _encode_chat(tokenizer: Tokenizer, text: str) -> list[int]:
-    if not tokenizer.chat_template:
-        raise RequestError(
-            "this model has no chat template; send the prompt as raw text (raw=1, --raw)"
-        )
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
-        )
-    except TemplateError as error:
-        raise RequestError(f"the model's chat template refused the prompt: {error}") from error
-    ids: list[int] = encoded["input_ids"]
-    return ids
 
 
 def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:

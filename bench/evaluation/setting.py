@@ -42,8 +42,9 @@ from bus.settings import BusSettings
 from bus.store import Store
 from decoding import methods
 from decoding.sampling import SamplingParams
+from engines.chat import encode_prompt
 from engines.energy import MODELLED
-from engines.tokenizer import decode, encode_prompt
+from engines.tokenizer import decode
 from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions
 

@@ -22,7 +22,7 @@ from bus.settings import BusSettings
 from bus.store import Store
 from decoding import methods
 from engines.catalog.speculators import chosen_speculators
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.speculators.file import SpeculatorFile
 from engines.torch.target import TargetModel
 from launch.stack import Stack, StackOptions

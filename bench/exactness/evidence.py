@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from bench.exactness.answers import Asked, Tokens
 from bench.exactness.design import DesignCell
 from bench.reference import replay_choices, replay_shortfalls, replay_windows
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.target import TargetModel
 
 _REPLAY_WINDOW = 5

@@ -13,7 +13,7 @@ import torch
 
 from bench.lines import append_rows, read_all
 from engines.catalog.sources import find_source
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.cache import KVCache
 from engines.torch.converted import content_key, on_disk
 from engines.torch.linears import integer

@@ -10,8 +10,8 @@ from bench.pace.rows import ALONE, NO_DRAFT, PaceRow
 from bench.paced import Device, paced
 from bench.reference import generate_alone
 from decoding.sampling import SamplingParams
+from engines.chat import encode_prompt
 from engines.padding import Padding
-from engines.tokenizer import encode_prompt
 from engines.torch.oracle import RecordedAnswer
 from engines.torch.target import TargetModel
 

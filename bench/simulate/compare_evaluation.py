@@ -24,7 +24,7 @@ from bench.simulate.device import Device
 from bench.simulate.predict import Hits, Prediction, alone, named, predict
 from bench.tasks import prompt_of
 from bus.protocol.errors import ConfigurationError
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.oracle import RecordedAnswer
 from engines.torch.thin import NoDrafter
 

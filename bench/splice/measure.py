@@ -17,7 +17,7 @@ from bench.reference import generate_alone
 from bench.splice.prompts import Spliced
 from decoding.acceptance import expected_accepted, jensen_shannon, overlap
 from decoding.sampling import SamplingParams, SparseDistribution, from_wire
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.drafter import ModelDrafter
 from engines.torch.target import TargetModel
 

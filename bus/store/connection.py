@@ -44,7 +44,7 @@ _CONNECT_TIMEOUT_S = 2.0
 _COMMAND_TIMEOUT_S = 5.0
 _RETRIES = 3
 _MAX_CONNECTIONS = 5_000
-"""Of one process: each blocking read needs one of its own. Servers take 10,000 clients by default."""
+"""Of one process; each blocking read holds one. Servers take 10,000 clients by default."""
 _SERVER_TROUBLE = ("MISCONF", "LOADING", "BUSY ", "NOREPLICAS", "MASTERDOWN")
 
 

@@ -28,9 +28,9 @@ from bus.protocol.errors import ConfigurationError
 from cloud_worker.settings import CloudSettings
 from decoding.engine import Drafter
 from decoding.sampling import SamplingParams
+from engines.chat import encode_prompt
 from engines.kinds import DrafterKind, drafter_of
 from engines.padding import LeastTimes, Padding, Tally, TallyFile, read_tally
-from engines.tokenizer import encode_prompt
 from engines.torch.drafter import ModelDrafter
 from engines.torch.target import TargetModel
 

@@ -16,7 +16,7 @@ from bench.simulate.compare import draft_agreement
 from bench.simulate.compare_evaluation import compare_evaluation, device_of, is_evaluation
 from bench.simulate.predict import alone, named, predict
 from bus.protocol.errors import ConfigurationError
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.oracle import RecordedAnswer
 from engines.torch.target import TargetModel
 from tests.engines.tiny import save_tiny

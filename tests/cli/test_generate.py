@@ -29,14 +29,29 @@ def test_lines_override_the_options() -> None:
     assert (two.prompt, two.seed, two.max_new_tokens, two.stop) == ("b", 4, 2, ("x",))
 
 
+def test_a_line_may_hold_a_chat() -> None:
+    (request,) = parse_prompts(
+        '{"messages": [{"role": "user", "content": "Hi"}], "seed": 4}', Sampling()
+    )
+    assert (request.text, request.prompt, request.seed) == ("Hi", "", 4)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("nonsense", "line 2: expected a JSON object"),
         ("[1]", "line 2: expected a JSON object"),
         ("{}", "line 2: prompt: empty"),
+        ('{"messages": [{"role": "user"}]}', "line 2: messages: message 0: expected an object"),
+        (
+            '{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}',
+            "line 2: prompt and messages: give one of them",
+        ),
         ('{"prompt": 3}', "line 2: prompt: expected text"),
-        ('{"prompt": "a", "sead": 1}', "line 2: 'sead': no such field; known are prompt, method"),
+        (
+            '{"prompt": "a", "sead": 1}',
+            "line 2: 'sead': no such field; known are prompt, messages, method",
+        ),
         ('{"prompt": "a", "seed": "x"}', "line 2: seed: expected a whole number"),
         ('{"prompt": "a", "seed": [1]}', "line 2: seed: expected a whole number"),
         ('{"prompt": "a", "method": "magic"}', "line 2: method: there is no 'magic'"),

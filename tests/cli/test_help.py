@@ -12,6 +12,7 @@ from cli.main import app
 COMMANDS = [
     "up",
     "submit",
+    "chat",
     "generate",
     "status",
     "methods",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -51,6 +52,62 @@ def test_every_option_reaches_the_request(edge_beside: ScriptedEdge) -> None:
     assert (request.temperature, request.top_p, request.top_k) == (0.5, 0.9, 40)
     assert request.coupling is SessionCoupling.RESIDUAL
     assert (request.seed, request.stop, request.raw, request.client) == (3, ("a", "b"), True, "me")
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+SYSTEM = {"role": "system", "content": "Rhyme."}
+GO = {"role": "user", "content": "Go on"}
+
+
+def test_system_chat_and_prompt_make_one_chat(edge_beside: ScriptedEdge, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps(CHAT))
+    whole = json.dumps({"messages": [*CHAT, GO]}).encode()
+    for args, stdin in (
+        (["Hi", "--system", "Rhyme."], b""),
+        (["Go on", "--chat", str(file), "--system", "Rhyme.", "--seed", "3"], b""),
+        (["-", "--chat", str(file)], b"Go on"),
+        (["--chat", "-"], whole),
+    ):
+        done = invoke("submit", *args, stdin=stdin)
+        assert (done.status, done.out, done.err) == (0, "Hello wörld\n", "")
+    requests = [claim.request for claim in edge_beside.claims]
+    chats = [[one.model_dump(mode="json") for one in request.messages] for request in requests
+             if request is not None]  # fmt: skip
+    assert chats == [[SYSTEM, CHAT[0]], [SYSTEM, *CHAT, GO], [*CHAT, GO], [*CHAT, GO]]
+    assert requests[1] is not None
+    assert (requests[1].prompt, requests[1].seed) == ("", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "status", "words"),
+    [
+        ("[", [], 1, "chat.json: expected JSON"),
+        ('{"chat": []}', [], 1, "chat.json: expected a JSON list of messages"),
+        (
+            '[{"role": "tool", "content": "4"}]',
+            [],
+            1,
+            "message 0: role must be one of system, user",
+        ),
+        ("[]", [], 1, "empty"),
+        (json.dumps(CHAT), [], 1, "the last message is the assistant's"),
+        (json.dumps([SYSTEM, GO]), ["--system", "x"], 1, "has a system message already"),
+        (json.dumps([GO]), ["--raw"], 1, "raw: messages need the chat template"),
+        (json.dumps([GO]), ["-", "--chat", "-"], 2, "standard input is either the prompt or the"),
+    ],
+)
+def test_a_wrong_chat_is_one_clear_line(
+    text: str, args: list[str], status: int, words: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("E2SCI_REDIS_URL", "redis://127.0.0.1:1/0")
+    file = tmp_path / "chat.json"
+    file.write_text(text)
+    done = CliRunner().invoke(app, ["submit", "--chat", str(file), *args])
+    assert (done.exit_code, done.stdout) == (status, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_answer_that_ends_with_an_error_fails_in_one_line(edge_beside: ScriptedEdge) -> None:
@@ -131,7 +188,7 @@ async def test_a_reader_that_leaves_cancels_the_request(edge: ScriptedEdge, stor
         (["Hi", "--max-new-tokens", "many"], b"", 2, "--max-new-tokens"),
         (["Hi", "--timeout", "-1"], b"", 2, "--timeout"),
         (["Hi", "--no-such-option"], b"", 2, "--no-such-option"),
-        ([], b"", 2, "prompt"),
+        ([], b"", 2, "give a prompt or --chat FILE"),
         (["Hi", "--redis-url", "http://x"], b"", 1, "redis_url: expected redis://"),
     ],
 )

@@ -49,8 +49,20 @@ class ToyTokenizer:
     def encode(self, text: str) -> list[int]:
         return [ord(letter) % PAIR.vocab_size for letter in text]
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": self.encode(messages[0]["content"])}
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return "".join(message["content"] for message in messages)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self.convert_ids_to_tokens(token): token for token in range(PAIR.vocab_size)}
+
+    def tokenize(self, text: str, **_: Any) -> list[str]:
+        return list(text)
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        return self.encode("".join(tokens))
+
+    def build_inputs_with_special_tokens(self, tokens: list[int]) -> list[int]:
+        return tokens
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return chr(ord("a") + token)

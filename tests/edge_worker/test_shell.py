@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -35,11 +36,12 @@ from bus.store import (
 )
 from decoding import edge
 from decoding.engine import DrafterCapabilities
+from decoding.sampling import SamplingParams
 from edge_worker import server
 from edge_worker.session import EdgeSession
 from edge_worker.specs import HOW_TO_GET, spec_of
-from tests.edge_worker.shell import PAIR, PATIENCE_S, Drafter, House, ToyTokenizer
-from tests.toy import likely_tree
+from tests.edge_worker.shell import NEVER, PAIR, PATIENCE_S, Drafter, House, ToyTokenizer
+from tests.toy import likely_tree, target_alone
 
 
 @pytest.mark.parametrize("method", ["sd", "plc", "auto"])
@@ -324,3 +326,23 @@ async def test_a_request_that_cannot_be_read_is_refused(
     fields = {"id": "r1", "prompt": "x", "temperature": "warm"}
     await redis.xadd(Keys(key_prefix).prompts, fields)
     assert "temperature" in (await house.answer("r1"))[2].end.error
+
+
+async def test_a_chat_and_token_ids_are_answered_as_the_target_alone_would(
+    house: House, redis: Any, key_prefix: str
+) -> None:
+    house.cloud()
+    house.start()
+    chat = [{"role": "system", "content": "abc"}, {"role": "user", "content": "xyz"}]
+    prompt = ToyTokenizer().encode("abcxyz")
+    alone = target_alone(PAIR, tuple(prompt), SamplingParams(), 24, NEVER)
+    for name, field, value in (("r1", "messages", chat), ("r2", "prompt_ids", prompt)):
+        fields = {"id": name, field: json.dumps(value), "method": "sd", "max_new_tokens": "24"}
+        await redis.xadd(Keys(key_prefix).prompts, fields)
+        tokens, _, end = await house.answer(name)
+        assert end.end.error == ""
+        assert tokens == alone
+    fields = {"id": "r3", "prompt_ids": f"[0, {PAIR.vocab_size}]"}
+    await redis.xadd(Keys(key_prefix).prompts, fields)
+    error = (await house.answer("r3"))[2].end.error
+    assert f"id {PAIR.vocab_size} at index 1 is not a token of this model" in error

@@ -128,7 +128,7 @@ def test_any_model_can_be_a_draft_and_loses_its_padding(target: Path) -> None:
 @pytest.mark.long
 @pytest.mark.slow_model
 def test_the_shipped_draft_loads_and_often_agrees_with_its_target() -> None:
-    from engines.tokenizer import encode_prompt
+    from engines.chat import encode_prompt
     from engines.torch.loading import load_causal_lm
 
     target = load_causal_lm("default", "float32", "cpu")

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from engines.catalog.registry import load_registry
-from engines.tokenizer import encode_prompt, tokenizer_digest
+from engines.chat import encode_prompt
+from engines.tokenizer import tokenizer_digest
 from engines.torch.cache import KVCache
 from engines.torch.gguf_tokenizer import read_gguf, save_gguf_tokenizer
 from engines.torch.linears import packed

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from bus.protocol.errors import ModelError
-from engines.tokenizer import encode_prompt
+from engines.chat import encode_prompt
 from engines.torch.cache import KVCache
 from engines.torch.draft import DraftNetwork, load_draft
 from engines.torch.integer_decoder import INTEGER_WEIGHTS, IntegerDecoder, convert

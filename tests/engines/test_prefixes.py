@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bus.protocol.chat import parse_messages
 from bus.protocol.errors import LocalError
 from decoding.sampling import SamplingParams
+from engines.chat import encode_messages
 from engines.kinds import DrafterKind, drafter_of
 from engines.thread import PREFILL_CHUNK
 from engines.torch.cache import KVCache
@@ -178,6 +180,24 @@ def test_a_continued_chat_reuses_prompt_and_answer(source: LoadedModel) -> None:
     assert num_run == 41  # what is new, and the answer's last token, which nobody had run
     assert torch.equal(rows, alone)
     assert same(cache.prefix, fresh.prefix)
+
+
+def test_the_next_turn_of_a_chat_runs_only_what_is_new(llama: LoadedModel) -> None:
+    """The template gives the answer back as the tokens it was written in, its end included."""
+    target, tokenizer, says = target_of(llama), llama.tokenizer, "the dog ran to the house. Grüße!"
+    turn = {"role": "user", "content": "the cat sat on the mat"}
+    prompt = encode_messages(tokenizer, parse_messages([turn]))
+    answer = [*tokenizer.encode(says, add_special_tokens=False), tokenizer.eos_token_id]
+    cache, _, _ = run(target, prompt)
+    target.forward(cache, answer[:-1], IDS)  # nothing follows the end of the answer, so it runs not
+    target.close(cache)
+    spoken = {"role": "assistant", "content": says}
+    longer = encode_messages(tokenizer, parse_messages([turn, spoken, turn]))
+    assert list(longer[: len(prompt) + len(answer)]) == [*prompt, *answer]
+    cache, rows, num_run = run(target, longer)
+    assert num_run == len(longer) - len(prompt) - len(answer) + 1
+    _, alone, _ = run(target_of(llama, max_mb=0), longer)
+    assert torch.equal(rows, alone)
 
 
 def test_drafts_are_the_same_and_their_prompt_runs_once(source: LoadedModel) -> None:

@@ -19,8 +19,8 @@ from bus.protocol.errors import LocalError
 from decoding.coupling import noise
 from decoding.engine import Want
 from decoding.sampling import SamplingParams, warp_dense
+from engines.chat import encode_prompt
 from engines.padding import LeastTimes, Padding
-from engines.tokenizer import encode_prompt
 from engines.torch.loading import load_causal_lm
 from engines.torch.target import TargetCache, TargetModel
 from tests.engines.tiny import save_tiny

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from bus.protocol.errors import RequestError
 from engines import tokenizer as tokenizer_module
+from engines.chat import encode_prompt
 from engines.tokenizer import (
     Detokenizer,
     decode,
-    encode_prompt,
     eos_token_ids,
     num_real_tokens,
     tokenizer_digest,
@@ -69,25 +68,6 @@ def test_a_prompt_goes_through_the_chat_template_unless_raw() -> None:
     chat = encode_prompt(tokenizer, "the cat", raw=False)
     assert tokenizer.decode(chat) == "<|start|>user\nthe cat<|end|><|start|>assistant\n"
     assert tokenizer.decode(encode_prompt(tokenizer, "the cat", raw=True)) == "the cat"
-
-
-def test_a_model_without_a_chat_template_says_to_send_raw_text() -> None:
-    with pytest.raises(RequestError, match="no chat template; send the prompt as raw text"):
-        encode_prompt(byte_fallback_tokenizer(), "the cat", raw=False)
-
-
-@pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.parametrize(("text", "complaint"), [("", "empty"), ("a\ud800b", "not valid UTF-8")])
-def test_bad_text_is_refused(raw: bool, text: str, complaint: str) -> None:
-    with pytest.raises(RequestError, match=complaint):
-        encode_prompt(byte_level_tokenizer(), text, raw)
-
-
-def test_a_template_that_refuses_the_prompt_is_an_error_of_the_request() -> None:
-    tokenizer = byte_level_tokenizer()
-    tokenizer.chat_template = "{{ raise_exception('no user turns here') }}"
-    with pytest.raises(RequestError, match="no user turns here"):
-        encode_prompt(tokenizer, "the cat", raw=False)
 
 
 LETTERS = {0xE6: "æ", 0x80: "Ģ", 0xF0: "ð"}

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from bus.protocol.errors import ConfigurationError, ModelError
-from engines.tokenizer import decode, encode_prompt
+from engines.chat import encode_prompt
+from engines.tokenizer import decode
 from engines.torch.loading import LoadedModel
 from training.distill.answers import Prompt
 
