@@ -26,7 +26,7 @@ from cli import (
     options,
     ranking,
     training,
-)  # fmt: skip
+)
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 from decoding.methods import need_middle

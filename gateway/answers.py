@@ -126,7 +126,7 @@ class Answers:
             yield piece or await self._next(idle_s)
 
     def close(self) -> None:
-        """Stop reading, and cancel what has not ended."""
+        """Stop reading, and cancel what has not ended. A second call does nothing."""
         for reader in self._readers:
             reader.cancel()
         for times in self._times:

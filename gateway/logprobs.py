@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,10 +66,5 @@ def prompt_text(scores: Sequence[ScoredToken]) -> str:
 def prompt_lengths(scores: Sequence[ScoredToken]) -> list[int]:
     """Characters that each of a prompt's tokens brings; one that ends within a character leaves it
     to the token that completes it."""
-    data, lengths, before = b"", [], 0
-    for score in scores:
-        data += score.chosen.data
-        whole = len(data.decode("utf-8", "ignore"))
-        lengths.append(whole - before)
-        before = whole
-    return lengths
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return [len(decoder.decode(score.chosen.data)) for score in scores]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import msgspec
 from starlette.requests import Request
@@ -70,13 +71,16 @@ class Service:
         self.slots = Slots(settings.max_streams)
         self.canceller = Canceller(self.store)
         self._watching: asyncio.Task[None] | None = None
+        self._open: WeakSet[Answers] = WeakSet()
 
     def start(self) -> None:
         """Begin what runs beside the requests."""
         self._watching = asyncio.create_task(watch_loop(self.metrics))
 
     async def stop(self) -> None:
-        """Finish cancelling, and close the connections to Redis."""
+        """Cancel what is still being answered, and close the connections to Redis."""
+        for answers in list(self._open):
+            answers.close()
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -86,7 +90,7 @@ class Service:
 
     def answers(self, requests: Sequence[GenerationRequest]) -> Answers:
         """These requests, not submitted yet."""
-        return Answers(
+        answers = Answers(
             requests,
             store=self.store,
             slots=self.slots,
@@ -94,6 +98,8 @@ class Service:
             canceller=self.canceller,
             timeout_s=self.settings.request_timeout_s,
         )
+        self._open.add(answers)
+        return answers
 
 
 def service_of(request: Request) -> Service:
