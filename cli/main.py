@@ -15,7 +15,17 @@ import typer
 
 from bus.protocol.errors import ConfigurationError, RequestError
 from bus.protocol.requests import GenerationRequest
-from cli import __version__, benches, calibration, drafts, methods, options, ranking, training
+from cli import (
+    __version__,
+    benches,
+    calibration,
+    doctor,
+    drafts,
+    methods,
+    options,
+    ranking,
+    training,
+)
 from cli.group import OneLineErrors, run
 from cli.state import configured_redis_url, settings_to_reach
 from decoding.methods import need_middle
@@ -35,6 +45,7 @@ app.add_typer(training.app, name="train", help="Train a speculator: Medusa or EA
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
 app.command()(ranking.rank)
+app.command()(doctor.doctor)
 app.command()(methods.methods)
 
 
