@@ -10,9 +10,10 @@ loaded and timed here.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +25,6 @@ from bus.protocol.messages import Outcome
 from bus.store import WindowEntry
 from decoding import methods
 from decoding.methods import Method
-from decoding.pacing import PassTimes
 
 __all__ = [
     "ALONE",
@@ -37,7 +37,9 @@ __all__ = [
     "check_expectation",
     "costs_of",
     "num_predictions",
+    "pass_times",
     "predict_all",
+    "rising",
 ]
 
 ALONE = "target alone"
@@ -45,6 +47,10 @@ METHODS = ("sd", "plc", "auto", "e2sci")
 USUAL_RTT_MS = 40.0
 """The round trip that predictions are also made for: that of a mobile network."""
 LEAST_WINDOWS = 30
+_LEAST_PASSES = 5
+"""Of one length, before their median is believed."""
+_SHORT, _LONG = 2, 4
+"""Tokens of the shortest and of the longest pass that must have been seen."""
 _NEWEST = 2000
 _ANSWERS, _LENGTH, _SEED = 6, 96, 0
 _PAYS = 1.03
@@ -55,11 +61,13 @@ class PairCosts(msgspec.Struct, frozen=True):
     """A pair's times and its acceptance; measured.
 
     Attributes:
-        where: what they were measured on. target, draft: models, or workers of them.
+        where: they were measured, for a sentence. target, draft: models, or workers of them.
         device: the times. acceptance: share of tokens at which the draft is right.
         num_tokens: that the acceptance was counted on.
         hits: for each token of some answers, whether the draft is right; empty: not known one by
             one.
+        round_trip_ms: as the edge sees it, with what both workers do to a message; None where no
+            system runs.
     """
 
     where: str
@@ -69,6 +77,7 @@ class PairCosts(msgspec.Struct, frozen=True):
     acceptance: float
     num_tokens: int
     hits: tuple[Hits, ...] = ()
+    round_trip_ms: float | None = None
     source: str = "measured"
 
 
@@ -118,44 +127,88 @@ def costs_of(entries: Sequence[WindowEntry]) -> PairCosts | None:
     """Times and acceptance of the pair of workers that answers most, from its latest windows.
 
     A session's first window waits for its prompt and is left out, and so is what a speculator has
-    proposed. A window's pass runs its tokens and one more, t(n) is the line that `decoding.pacing`
-    fits; acceptance is that of lossless methods. Times of methods that draft ahead hold the
-    slowdown of two models that run at once.
+    proposed. Acceptance is that of lossless methods. Times of methods that draft ahead hold the
+    slowdown of two models that run at once on one machine.
 
     Returns:
-        None where there are fewer than `LEAST_WINDOWS` windows.
+        None where there are fewer than `LEAST_WINDOWS` windows, or too few passes of different
+        lengths to know t(n) without guessing.
     """
     drafted = [e for e in entries[-_NEWEST:] if e.num_drafted and not e.proposed]
     if not drafted:
         return None
-    (edge, cloud), _ = Counter((e.edge, e.cloud) for e in drafted).most_common(1)[0]
-    seen = set[str]()
-    windows, passes = list[WindowEntry](), PassTimes()
+    pair, _ = Counter((e.edge, e.cloud) for e in drafted).most_common(1)[0]
+    sessions: dict[str, list[WindowEntry]] = defaultdict(list)
     for entry in entries[-_NEWEST:]:
-        if (entry.edge, entry.cloud) != (edge, cloud) or entry.proposed:
-            continue
-        if entry.session not in seen:
-            seen.add(entry.session)
-            continue
-        if entry.num_drafted:
-            windows.append(entry)
-        if entry.verify_ms > 0.0 and entry.outcome != Outcome.PREHIT_REJECTED.value:
-            passes = passes.sample(1 + entry.num_drafted, entry.verify_ms)
-    exact = [e for e in windows if (m := methods.find(e.method)) is not None and m.lossless]
-    if len(exact) < LEAST_WINDOWS or not passes.known:
+        if (entry.edge, entry.cloud) == pair and not entry.proposed:
+            sessions[entry.session].append(entry)
+    rest = [windows[1:] for windows in sessions.values() if len(windows) > 1]
+    exact = [e for windows in rest for e in windows if e.num_drafted and _is_lossless(e)]
+    points = pass_times(rest)
+    if len(exact) < LEAST_WINDOWS or not points:
         return None
     accepted = sum(e.num_accepted for e in exact)
     judged = accepted + sum(e.num_accepted < e.num_drafted for e in exact)
-    base_ms, token_ms = passes.line()
-    step_ms = statistics.median(e.draft_ms / e.num_drafted for e in windows)
     return PairCosts(
-        where="the running system",
-        target=cloud,
-        draft=edge,
-        device=Device(max(step_ms, 1e-3), base_ms + token_ms, token_ms),
+        where="in the running system",
+        target=pair[1],
+        draft=pair[0],
+        device=Device(_step_ms(rest), points[0][1], passes=points),
         acceptance=accepted / judged,
         num_tokens=judged,
+        round_trip_ms=statistics.median(e.rtt_ms for e in exact),
     )
+
+
+def _is_lossless(entry: WindowEntry) -> bool:
+    method = methods.find(entry.method)
+    return method is not None and method.lossless
+
+
+def _step_ms(sessions: Sequence[Sequence[WindowEntry]]) -> float:
+    """What a drafted token costs, those that lookup gives for nothing among them: the median of
+    the sessions."""
+    drafts = [[e for e in windows if e.num_drafted] for windows in sessions]
+    return max(1e-3, statistics.median(
+        sum(e.draft_ms for e in windows) / sum(e.num_drafted for e in windows)
+        for windows in drafts if windows
+    ))  # fmt: skip
+
+
+def pass_times(sessions: Sequence[Sequence[WindowEntry]]) -> tuple[tuple[int, float], ...]:
+    """t(n) at the lengths of which there are enough passes, medians; empty where they do not reach
+    from short passes to long ones.
+
+    Windows that one pass has judged carry the same time. Its length is known where it judged all
+    that it ran: in lockstep, where every token was accepted, and where the target wrote alone.
+    """
+    times: dict[int, list[float]] = defaultdict(list)
+    for windows in sessions:
+        for verify_ms, group in groupby(windows, key=lambda entry: entry.verify_ms):
+            judged = list(group)
+            if verify_ms > 0.0 and all(map(_is_whole, judged)):
+                times[1 + sum(e.num_drafted for e in judged)].append(verify_ms)
+    points = {n: statistics.median(ms) for n, ms in times.items() if len(ms) >= _LEAST_PASSES}
+    if not points or min(points) > _SHORT or max(points) < _LONG:
+        return ()
+    return rising(points)
+
+
+def _is_whole(entry: WindowEntry) -> bool:
+    if entry.outcome == Outcome.PREHIT_REJECTED.value:
+        return False  # no pass was run
+    method = methods.find(entry.method)
+    return entry.num_accepted == entry.num_drafted or (method is not None and method.lockstep)
+
+
+def rising(times_ms: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    """Points by length; a longer pass that chance made look faster takes as long as the one
+    before."""
+    points, least_ms = [], 0.0
+    for length, ms in sorted(times_ms.items()):
+        least_ms = max(least_ms, ms)
+        points.append((length, least_ms))
+    return tuple(points)
 
 
 def predict_all(
@@ -168,9 +221,11 @@ def predict_all(
     """
     answers = list(costs.hits) or random_answers(1.0 - costs.acceptance, _ANSWERS, _LENGTH, _SEED)
     apart = msgspec.structs.replace(costs.device, step_slowdown=1.0, pass_slowdown=1.0)
+    handling_ms = _handling_ms(costs, ways)
     found = []
     for way in ways:
         device = costs.device if way.shared else apart
+        device = msgspec.structs.replace(device, message_ms=handling_ms)
         speeds = {ALONE: alone(answers, way.rtt_ms, device).tokens_per_s}
         tick()
         for name in METHODS:
@@ -179,6 +234,15 @@ def predict_all(
             tick()
         found.append(LinkPrediction(*way, speeds))
     return Expectation(costs, tuple(found))
+
+
+def _handling_ms(costs: PairCosts, ways: Sequence[Way]) -> float:
+    """What a window and its feedback take besides link, pass and queue: the edge's round trip less
+    the measured one."""
+    measured = [way.rtt_ms for way in ways if way.rtt_source == "measured"]
+    if costs.round_trip_ms is None or not measured:
+        return 0.0
+    return max(0.0, costs.round_trip_ms - measured[0])
 
 
 def num_predictions(ways: Sequence[Way]) -> int:
@@ -196,7 +260,7 @@ def check_expectation(found: Expectation) -> list[Check]:
     costs = found.costs
     device = costs.device
     sentence = (
-        f"On {costs.where} a draft step takes {device.step_ms:.1f} ms, a target pass "
+        f"{costs.where.capitalize()} a draft step takes {device.step_ms:.1f} ms, a target pass "
         f"{device.target_ms(1):.1f} ms for one token and {device.target_ms(8):.1f} for eight; the "
         f"draft is right at {costs.acceptance:.0%} of {costs.num_tokens} tokens (measured)."
     )

@@ -179,7 +179,9 @@ def check_processor(processor: Processor) -> Check:
         return warning("processor", f"{name} has no AVX2: int8 passes run on vectors of half the "
                        "size, and slowly.", "Expect a lower speed; nothing else changes.",
                        **figures)  # fmt: skip
-    return ok("processor", f"{name} has {', '.join(sets)}; int8 passes use its vectors.", **figures)
+    return ok(
+        "processor", f"{name} has {', '.join(sets)}; int8 passes are compiled for it.", **figures
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +226,14 @@ def _words(path: Path) -> list[str]:
         return []
 
 
-def check_cores(limits: Limits, load: float | None = None) -> list[Check]:
+def check_cores(limits: Limits, load: float, cores: int | None = None) -> list[Check]:
     """Cores that this process may use, and whether others are using them.
 
     Args:
-        load: runnable processes, the mean of the last minute; None asks the system.
+        load: runnable processes, the mean of the last minute.
+        cores: None asks the system.
     """
-    cores = len(os.sched_getaffinity(0))
-    load = os.getloadavg()[0] if load is None else load
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
     figures = {"cores": cores, "load": round(load, 2), "quota_cores": limits.cores}
     checks = []
     if limits.cores is not None and limits.cores < cores:

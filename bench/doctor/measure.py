@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bench.contention import Contention, measure_contention
 from bench.doctor.checks import Check, failed, ok
-from bench.doctor.expect import PairCosts
+from bench.doctor.expect import PairCosts, rising
 from bench.passes import CONTEXT, GREEDY, DraftStep, TargetPass, alternate
 from bench.prompts import ARITHMETIC, CHAT, CODE
 from bench.reference import generate_alone
@@ -53,18 +53,8 @@ def device_of(found: Contention) -> Device:
         pass_ms=one.alone_ms,
         step_slowdown=max(1.0, found.step.slowdown),
         pass_slowdown=max(1.0, one.slowdown),
-        passes=_rising({size: timing.alone_ms for size, timing in found.passes.items()}),
+        passes=rising({size: timing.alone_ms for size, timing in found.passes.items()}),
     )
-
-
-def _rising(times_ms: dict[int, float]) -> tuple[tuple[int, float], ...]:
-    """By size; a longer pass that a pause of the machine made look faster takes as long as the
-    one before."""
-    rising, least = [], 0.0
-    for size, ms in sorted(times_ms.items()):
-        least = max(least, ms)
-        rising.append((size, least))
-    return tuple(rising)
 
 
 class Pair:
@@ -93,15 +83,14 @@ class Pair:
         return ok("tokenizers", f"{draft.name} and {target.name} share a tokenizer.",
                   digest=target.tokenizer_digest)  # fmt: skip
 
-    def times_here(self, repeats: int = REPEATS) -> Device:
+    def times_here(self, tick: Callable[[], None], repeats: int = REPEATS) -> Device:
         """c and t(n) in this process, where there is one core: two models take turns on it."""
         context = list(range(CONTEXT))
         runs = {n: TargetPass(self.target, context, context[:n]).run for n in PASS_SIZES}
-        times = alternate(
-            [DraftStep(self.draft, context).run, *runs.values()], repeats, lambda: None
-        )
+        times = alternate([DraftStep(self.draft, context).run, *runs.values()], repeats, tick)
+        tick()  # for the round that warms up
         step_ms, *passes_ms = (sorted(samples)[len(samples) // 2] for samples in times)
-        points = _rising(dict(zip(PASS_SIZES, passes_ms, strict=True)))
+        points = rising(dict(zip(PASS_SIZES, passes_ms, strict=True)))
         return Device(step_ms, points[0][1], step_slowdown=2.0, pass_slowdown=2.0, passes=points)
 
     def hits(
@@ -141,7 +130,7 @@ def costs_here(specs: Specs, device: Device, hits: Sequence[Hits]) -> PairCosts:
     """What was measured here."""
     num_tokens = sum(map(len, hits))
     return PairCosts(
-        where="this machine", target=specs.target, draft=specs.draft, device=device,
+        where="on this machine", target=specs.target, draft=specs.draft, device=device,
         acceptance=sum(map(sum, hits)) / max(num_tokens, 1), num_tokens=num_tokens,
         hits=tuple(hits),
     )  # fmt: skip

@@ -4,7 +4,7 @@ The doctor plays an edge of a name of its own and asks to open a session with a 
 worker does not have. The worker refuses with a `Fault` on the topic of that name alone: no session
 is made, no model runs, and no other edge receives anything. What it takes from the question to the
 refusal is a round trip; a question with a long prompt takes as much longer as its bytes need. The
-worker counts these refusals among its `faults`.
+worker counts these refusals among its `faults` and logs them.
 """
 
 from __future__ import annotations

@@ -72,7 +72,11 @@ def _speeds(expectation: Expectation) -> Table:
 
 def _summary(report: Report) -> str:
     counts = Counter(check.status for check in report.checks)
-    failed, warnings = counts[Status.FAILED], counts[Status.WARNING]
-    if failed:
-        return f"[red]{failed} checks failed[/], {warnings} warnings."
-    return f"Nothing is wrong; {warnings} warnings." if warnings else "Nothing is wrong."
+    warnings = _counted(counts[Status.WARNING], "warning")
+    if counts[Status.FAILED]:
+        return f"[red]{_counted(counts[Status.FAILED], 'check')} failed[/], {warnings}."
+    return f"Nothing is wrong; {warnings}." if counts[Status.WARNING] else "Nothing is wrong."
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -94,12 +95,13 @@ async def examine(question: Question) -> Report:
 
 def _machine_checks(question: Question) -> Sequence[Check]:
     limits = machine.read_limits()
+    load = 0.0 if question.stack_here else os.getloadavg()[0]  # its workers are no strangers
     models, model_bytes = check_models(question.specs, whole=not question.quick)
     return (
         machine.check_python(),
         *machine.check_packages(machine.read_pins()),
         machine.check_processor(machine.read_processor()),
-        *machine.check_cores(limits),
+        *machine.check_cores(limits, load),
         machine.check_memory(limits, model_bytes),
         machine.check_cache(),
         *models,
@@ -116,7 +118,8 @@ def _settings_checks(question: Question, found: System | None) -> Sequence[Check
             configured_ports(), [(DEFAULT_DASHBOARD_PORT, "dashboard"), (GATEWAY_PORT, "gateway")]
         )
     )
-    return (*ports, check_keys(settings), check_redis_access(question.settings))
+    redis = [] if question.settings is None else [check_redis_access(question.settings)]
+    return (*ports, check_keys(settings), *redis)
 
 
 async def _system_checks(question: Question) -> tuple[System | None, list[Check]]:
@@ -185,7 +188,7 @@ async def _measured_here(
         return None, [fits]
     try:
         if device is None:
-            device = await asyncio.to_thread(pair.times_here)
+            device = await asyncio.to_thread(pair.times_here, tick)
         hits = await asyncio.to_thread(pair.hits, tick)
     finally:
         pair.stopping.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from bench.doctor.checks import Check, failed, ok, skipped, warning
+from bench.doctor.checks import Check, failed, ok, warning
 from bus.protocol.errors import ConfigurationError
 from bus.runtime.worker import WorkerSettings
 from bus.settings import BusSettings
@@ -94,10 +94,8 @@ def check_keys(settings: WorkerSettings) -> Check:
                   "which they refuse.", _KEYS)  # fmt: skip
 
 
-def check_redis_access(settings: BusSettings | None) -> Check:
+def check_redis_access(settings: BusSettings) -> Check:
     """Whether a Redis beyond this machine asks for a password, over TLS."""
-    if settings is None:
-        return skipped("redis-access", "No Redis is configured.")
     parts = urlsplit(settings.redis_url)
     if parts.scheme == "unix" or is_loopback(f"tcp://{parts.hostname}:1"):
         return ok("redis-access", "Redis is reached on this machine alone.")

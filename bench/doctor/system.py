@@ -196,8 +196,12 @@ def check_queue(queue: QueueState, has_group: bool, has_edge: bool, most: int) -
         most: requests at which new ones are refused.
     """
     total = queue.waiting + queue.running
-    figures: dict[str, Figure] = {"waiting": queue.waiting, "running": queue.running, "given_up": queue.given_up,
-               "oldest_wait_s": queue.oldest_wait_s}  # fmt: skip
+    figures: dict[str, Figure] = {
+        "waiting": queue.waiting,
+        "running": queue.running,
+        "given_up": queue.given_up,
+        "oldest_wait_s": queue.oldest_wait_s,
+    }
     sentence = f"{queue.waiting} requests wait and {queue.running} run"
     checks = []
     if total > _FULL * most:
@@ -284,9 +288,14 @@ def _alive(record: WorkerRecord, now_s: float) -> Check:
     sentence = (
         f"{record.role.capitalize()} worker {record.worker_id}{model}, heartbeat {age_s:.1f} s old"
     )
-    figures: dict[str, Figure] = {"worker": record.worker_id, "role": str(record.role), "model": record.model,
-               "heartbeat_age_s": round(age_s, 3), "load": record.load,
-               "capacity": record.capacity}  # fmt: skip
+    figures: dict[str, Figure] = {
+        "worker": record.worker_id,
+        "role": str(record.role),
+        "model": record.model,
+        "heartbeat_age_s": round(age_s, 3),
+        "load": record.load,
+        "capacity": record.capacity,
+    }
     if age_s > _OLD_HEARTBEAT_S:
         return warning("workers", f"{sentence}; it beats every second.",
                        "Its machine is overloaded, or Redis is slow to reach from there.",

@@ -17,6 +17,7 @@ COMMANDS = [
     "methods",
     "pull",
     "rank",
+    "doctor",
     "distill",
     "train",
     "bench",
