@@ -65,7 +65,11 @@ def test_times_and_acceptance_are_read_off_windows() -> None:
 
 def test_the_first_window_of_a_session_a_lossy_method_and_other_workers_do_not_count() -> None:
     right = windows(4, 4, 41, "a") + windows(1, 1, 9, "b")
-    slow = [replace(right[0], session="c", verify_ms=9e3, draft_ms=9e3)]
+    slow = [
+        replace(entry, session=session, verify_ms=late_ms, draft_ms=late_ms)
+        for session in map(str, range(60))
+        for entry, late_ms in ((right[0], 9e3), (right[1], 12.0))
+    ]
     lossy = [replace(entry, method="fsd", num_accepted=0) for entry in windows(4, 0, 5, "d")]
     others = [replace(entry, edge="edge-2") for entry in windows(4, 0, 9, "e")]
     costs, same = costs_of([*slow, *right, *lossy, *others]), costs_of(right)
@@ -73,7 +77,7 @@ def test_the_first_window_of_a_session_a_lossy_method_and_other_workers_do_not_c
     assert same is not None
     assert costs.acceptance == same.acceptance == 1.0
     assert costs.device.step_ms == same.device.step_ms
-    assert costs.device.target_ms(5) == pytest.approx(same.device.target_ms(5), abs=0.1)
+    assert costs.device.target_ms(5) < 20.0
 
 
 def test_windows_of_one_pass_are_counted_as_one() -> None:
