@@ -117,9 +117,12 @@ def _measured_with_a_bar(target: str, draft: str, dtype: str) -> Contention:
 
 async def measure_contention(
     target: str, draft: str, dtype: str, repeats: int = REPEATS,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], None] = lambda: None, threads: int = 1,
 ) -> Contention:  # fmt: skip
     """Time steps and passes; a first round warms up and does not count.
+
+    Args:
+        threads: of each model; with more than one, processes run on any core.
 
     Raises:
         ConfigurationError: a model cannot be loaded, or this machine has a single core.
@@ -132,9 +135,10 @@ async def measure_contention(
         children = []
         for role, spec in ((DRAFT, draft), (TARGET, target)):
             arguments = ["--role", role, "--model", spec, "--dtype", dtype]
-            child = ChildProcess(role, MODULE, arguments)
+            child = ChildProcess(role, MODULE, [*arguments, "--threads", str(threads)])
             await exits.enter_async_context(child)
-            child.pin(last=role == TARGET)
+            if threads == 1:
+                child.pin(last=role == TARGET)
             children.append(child)
         scout, judge = children
         samples: dict[tuple[str, int, bool], list[float]] = defaultdict(list)

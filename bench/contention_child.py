@@ -40,8 +40,9 @@ def main() -> None:
     parser.add_argument("--role", choices=(TARGET, DRAFT), required=True)
     parser.add_argument("--model", required=True, help="as for `e2sci up`")
     parser.add_argument("--dtype", default="auto", help="as for `e2sci up`")
+    parser.add_argument("--threads", type=int, default=1, help="as for `e2sci up`")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     timed = _passes(options) if options.role == TARGET else _steps(options)
     serve(listen(), timed)
 

@@ -20,6 +20,7 @@ from cli import (
     benches,
     calibration,
     chat,
+    doctor,
     drafts,
     keys,
     methods,
@@ -48,6 +49,7 @@ app.command()(chat.chat)
 app.command()(drafts.distill)
 app.command()(calibration.calibrate)
 app.command()(ranking.rank)
+app.command()(doctor.doctor)
 app.command()(methods.methods)
 
 

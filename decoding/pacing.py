@@ -351,7 +351,7 @@ def worth_rescuing(plan: AheadPlan, costs: _Line, away_ms: float, gap_ms: float)
     """
     draft_ms = costs.step_ms + gap_ms / plan.message
     saved_ms = away_ms + gap_ms + max(0.0, costs.pass_ms(1) - draft_ms) / 2
-    return min(max(BRANCH_PRICE * draft_ms / saved_ms, LEAST_REACH), 1.0)
+    return min(max(BRANCH_PRICE * draft_ms / max(saved_ms, 1e-9), LEAST_REACH), 1.0)
 
 
 def lockstep_goodput(window: int, a: float, costs: _Line, away_ms: float, gap_ms: float) -> float:

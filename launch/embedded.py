@@ -33,6 +33,15 @@ _PREFIX = "e2sci-valkey-"
 _GRACE_S = 5.0
 
 
+def binary_problem() -> str:
+    """Why there is no binary for this machine; empty where there is one."""
+    try:
+        get_binary_path()
+    except ValkeyBinaryNotFoundError as error:
+        return str(error)
+    return ""
+
+
 class EmbeddedServer:
     """One Valkey server for the life of this object's `start` … `stop`.
 

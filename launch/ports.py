@@ -44,7 +44,7 @@ def claim_port(first: int | None = None) -> PortClaim:
         token = _claim(port)
         if token is None and _has_abstract_sockets():
             continue
-        if _is_free(port):
+        if is_free(port):
             return PortClaim(port, token)
         if token is not None:
             token.close()
@@ -78,7 +78,8 @@ def _claim(port: int) -> socket.socket | None:
     return token
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the servers do it: connections of an earlier server in TIME_WAIT are no hindrance.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,6 +18,7 @@ COMMANDS = [
     "methods",
     "pull",
     "rank",
+    "doctor",
     "distill",
     "train",
     "bench",

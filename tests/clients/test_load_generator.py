@@ -19,10 +19,13 @@ async def test_guidellm_counts_what_it_asked_for(
 ) -> None:
     report = tmp_path / "report.json"
     await run(
-        program("guidellm", "guidellm"), "benchmark", "--target", str(stack.gateway_url),
-        "--processor", str(tokenizer), "--data", "prompt_tokens=32,output_tokens=12",
-        "--rate-type", "concurrent", "--rate", "4", "--max-requests", "12",
-        "--output-path", str(report), **os.environ, HF_HUB_OFFLINE="1",
+        program("guidellm", "guidellm"), "run", "--disable-console",
+        "--backend", f"kind=openai_http,target={stack.gateway_url},model=default",
+        "--profile", "kind=concurrent,streams=4",
+        "--constraint", "kind=max_requests,value=12",
+        "--tokenizer", f"kind=huggingface_auto,model={tokenizer}",
+        "--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=12",
+        "--output", f"kind=json,path={report}", **os.environ, HF_HUB_OFFLINE="1",
         HF_HOME=str(tmp_path / "hub"),
     )  # fmt: skip
     [benchmark] = json.loads(report.read_text("utf-8"))["benchmarks"]

@@ -19,6 +19,7 @@ from decoding.pacing import (
     PATH_SAMPLES,
     RUN_SHARE,
     Acceptance,
+    Costs,
     Forecast,
     Measures,
     PassTimes,
@@ -263,3 +264,13 @@ def test_any_world_gives_a_flow_that_moves(world: dict[str, float], growth: floa
     if not flow.awaits:
         assert flow.message <= MAX_MESSAGE
         assert flow.budget <= max(MAX_ROOM * made.bdp + 1, made.message + 1)
+
+
+def test_without_a_round_trip_a_draft_slower_than_the_target_rescues_nothing() -> None:
+    measures = Measures(
+        alone=Costs(step_ms=3.0, passes=PassTimes().sample(1, 2.0)),
+        round_trips=(0.0,), rtt_ms=0.0, gap_ms=0.0,
+    )  # fmt: skip
+    found = forecast(measures)
+    assert found is not None
+    assert found.rescue == 1.0
