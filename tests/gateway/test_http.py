@@ -61,13 +61,18 @@ async def test_what_is_not_supported_is_refused_by_name(
 async def test_values_without_effect_are_accepted(
     edge: ScriptedEdge, http: httpx2.AsyncClient
 ) -> None:
-    neutral = {
+    neutral: dict[str, Any] = {
         "tools": [], "functions": None, "response_format": {"type": "text"}, "logit_bias": {},
         "presence_penalty": 0, "frequency_penalty": 0.0, "best_of": 2, "n": 2, "store": False,
         "metadata": {"a": "b"}, "service_tier": "auto", "repetition_penalty": 1.0, "user": None,
         "stream_options": None, "top_k": -1, "stop": None, "seed": None,
     }  # fmt: skip
-    echoed = {"role": "assistant", "content": "Yes", "refusal": None, "tool_calls": []}
+    echoed: dict[str, Any] = {
+        "role": "assistant",
+        "content": "Yes",
+        "refusal": None,
+        "tool_calls": [],
+    }
     messages = [{"role": "user", "content": "Hi", "type": "text"}, echoed, *HI["messages"]]
     response = await http.post(CHAT, json={**HI, **neutral, "messages": messages})
     assert response.status_code == 200, response.text
@@ -144,8 +149,9 @@ async def test_bodies_that_are_no_json_and_routes_that_do_not_exist(
 ) -> None:
     response = await http.post(CHAT, content="{", headers=JSON)
     assert (response.status_code, error(response)["message"]) == (400, "the body is not JSON")
+    wrong: dict[str, Any]
     for wrong in ({"content": json.dumps(HI)}, {"json": [HI]}, {"content": b"", "headers": JSON}):
-        response = await http.post(CHAT, **wrong)  # type: ignore[arg-type]
+        response = await http.post(CHAT, **wrong)
         assert response.status_code == 400
         assert error(response)["message"].startswith("expected a JSON object, sent with Content-")
     response = await http.get("/v1/embeddings")
