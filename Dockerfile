@@ -17,7 +17,8 @@ ENV PATH=/opt/e2sci/bin:$PATH \
 # pyproject.toml does.
 FROM base AS requirements
 COPY pyproject.toml /
-RUN python3 -c 'import tomllib; print(*tomllib.load(open("/pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > /requirements.txt
+# With the extra `otel`: spans are made where a collector is set.
+RUN python3 -c 'import tomllib; p = tomllib.load(open("/pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["otel"], sep="\n")' > /requirements.txt
 
 
 FROM base AS dependencies
@@ -49,6 +50,7 @@ COPY controller controller
 COPY dashboard dashboard
 COPY decoding decoding
 COPY edge_worker edge_worker
+COPY gateway gateway
 COPY launch launch
 COPY engines engines
 COPY training training
@@ -58,7 +60,7 @@ RUN pip install -q --no-deps .
 FROM base
 RUN groupadd --gid 10001 e2sci \
     && useradd --uid 10001 --gid e2sci --no-create-home --home-dir /var/lib/e2sci --shell /usr/sbin/nologin e2sci \
-    && install -d -o e2sci -g e2sci /var/lib/e2sci /var/lib/e2sci/hub /var/cache/e2sci
+    && install -d -o e2sci -g e2sci /var/lib/e2sci /var/lib/e2sci/hub /var/lib/e2sci/keys /var/cache/e2sci
 COPY --from=weights --chown=e2sci:e2sci /var/cache/e2sci /var/cache/e2sci
 COPY --from=application /opt/e2sci /opt/e2sci
 # Models by Hugging Face id are kept here; compose.yaml mounts a volume on it.

@@ -17,8 +17,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # With bytecode in any case: the tests start a hundred processes that import the same modules.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 PYTEST_ARGS ?=
+CLIENTS := lm-eval guidellm
 
-.PHONY: help setup demo test test-all test-browser test-fast lint fmt clean
+.PHONY: help setup demo test test-all test-browser test-clients setup-clients test-fast lint fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,16 +39,27 @@ demo: setup ## answer prompts with a draft and a target model in separate proces
 	@$(BIN)/python -m bench.demo
 
 test: setup ## units, real processes and the default pair: all but what is long
-	@$(PYTEST) -m "not browser and not long" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not browser and not clients and not long" $(PYTEST_ARGS)
 
-test-all: setup ## every test but those in a browser
-	@$(PYTEST) -m "not browser" $(PYTEST_ARGS)
+test-all: setup ## every test but those in a browser and of other programs
+	@$(PYTEST) -m "not browser and not clients" $(PYTEST_ARGS)
+
+test-clients: setup setup-clients ## the gateway under lm-eval and guidellm, programs of others
+	@$(PYTEST) -m clients $(PYTEST_ARGS)
+
+setup-clients: $(CLIENTS:%=.venv-clients/%/.installed) ## environments of those programs (2 GB)
+
+.venv-clients/%/.installed: scripts/clients-%.txt
+	@echo "setting up .venv-clients/$* (a few minutes the first time)"
+	@test -x .venv-clients/$*/bin/python || "$(PYTHON)" -m venv .venv-clients/$*
+	@.venv-clients/$*/bin/python -m pip --disable-pip-version-check -qq install -r $<
+	@touch $@
 
 test-browser: setup ## the dashboard in a real Chromium (scripts/install-debian-packages.sh)
 	@$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 test-fast: setup ## only the tests that need neither worker processes nor the default pair
-	@$(PYTEST) -m "not slow and not slow_model and not long" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not slow_model and not long and not clients" $(PYTEST_ARGS)
 
 lint: setup ## formatting, ruff, mypy --strict, import contracts
 	@$(BIN)/ruff format --check .

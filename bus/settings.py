@@ -35,9 +35,10 @@ from redis.asyncio.connection import parse_url
 
 from bus.protocol.errors import ConfigurationError
 
-__all__ = ["BusSettings", "LogLevel"]
+__all__ = ["BusSettings", "LogFormat", "LogLevel"]
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogFormat = Literal["text", "json"]
 
 _DEFAULT_FILE = "e2sci.toml"
 TOML_TABLES = frozenset(("cloud", "controller", "dashboard", "edge", "gateway", "middle"))
@@ -81,6 +82,9 @@ class BusSettings(BaseSettings):
     )
     log_level: LogLevel = Field(
         default="INFO", description="Least severe records that are written."
+    )
+    log_format: LogFormat = Field(
+        default="text", description="Form of log records: a line of text, or of JSON."
     )
     lease_s: Annotated[float, Field(ge=0.05, le=3600)] = Field(
         default=10.0,

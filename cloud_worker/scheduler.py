@@ -137,6 +137,7 @@ class Scheduler(Generic[Cache]):
 
     Args:
         failed: gets (client, exception); on the model thread.
+        passed: gets (sessions, rows, milliseconds) of each pass; on the model thread.
     """
 
     def __init__(
@@ -145,12 +146,14 @@ class Scheduler(Generic[Cache]):
         thread: ModelThread,
         gauge: PowerGauge,
         failed: Callable[[Client[Cache], Exception], None],
+        passed: Callable[[int, int, float], None] = lambda *_: None,
     ) -> None:
         self._target = target
         self._thread = thread
         self._gauge = gauge
         self._turn_waits = False
         self._failed = failed
+        self._passed = passed
         self._work: deque[Work[Cache]] = deque()
         self._numbers = itertools.count()
         self._costs = PassCosts()
@@ -254,6 +257,7 @@ class Scheduler(Generic[Cache]):
         self._gauge.end(took_ms / 1e3)
         num_rows = sum(batch.values())
         self._costs.add(num_rows, took_ms)
+        self._passed(len(batch), num_rows, took_ms)
         for (work, segment), given in zip(segments.items(), rows, strict=True):
             work.add(segment, given, num_rows, took_ms)
 

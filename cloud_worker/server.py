@@ -28,23 +28,24 @@ from bus.protocol.messages import (
     Message,
     OpenSession,
     SessionClosed,
+    WindowReport,
 )
+from bus.runtime.monitor import Monitor
 from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
 from bus.store import Role, Stories, StoryWriter, WorkerRecord
 from bus.transport.sockets import EVERYBODY, Sockets, advertised
+from cloud_worker.capable import incapable
+from cloud_worker.loading import load_model
 from cloud_worker.scheduler import Scheduler
 from cloud_worker.session import CloudSession
 from cloud_worker.settings import CloudSettings
 from cloud_worker.waiting import WaitingRoom
+from cloud_worker.watch import CloudTally, SessionWatch
 from decoding import cloud, methods
 from decoding.cloud_events import AckArrived, WindowArrived
 from decoding.story import Story
-from engines.catalog.speculators import chosen_speculators
 from engines.energy import find_gauge
-from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
-from engines.torch.narrow_target import load_as_target
-from engines.torch.prefixes import PrefixCache
 from engines.torch.target import TargetModel
 
 log = logging.getLogger(__name__)
@@ -60,23 +61,21 @@ async def serve(settings: CloudSettings) -> None:
     Raises:
         ConfigurationError: the model, an address or a setting is wrong.
     """
+    monitor = settings.monitor(settings.role)
     sockets = Sockets(settings)
     thread = ModelThread(settings.threads)
     try:
-        load = load_as_target if settings.role is Role.MIDDLE else TargetModel.load
-        model = await thread.call(load, settings.target, settings.dtype, settings.device)
-        if settings.role is Role.CLOUD:
-            await thread.call(_equip, model, settings)
-        model.padding = Padding(LeastTimes.parse(settings.least_pass_ms), settings.pass_counts)
-        model.prefixes = PrefixCache(settings.prefix_cache_mb)
+        model = await thread.call(load_model, settings)
         store = await connect_store(settings)
         controller = ControllerLink(store, sockets)
-        worker = CloudWorker(settings, model, thread, sockets, controller)
-        lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, settings.role)))
+        worker = CloudWorker(settings, model, thread, sockets, controller, monitor)
+        record = worker.describe(new_record(settings, settings.role, monitor.url))
+        lifecycle = Lifecycle(settings, store, record)
         log.info(
             "serving %s (%s, %s); windows at %s",
             model.name, model.dtype, model.probe, worker.endpoint,
         )  # fmt: skip
+        monitor.follow(store, lambda _: "" if thread.alive else "the model thread has ended")
         await lifecycle.run(
             worker.receive(), worker.watch(lifecycle), worker.tell_forever(store.stories),
             *([controller.follow_forever()] if settings.role is Role.CLOUD else []),
@@ -84,14 +83,9 @@ async def serve(settings: CloudSettings) -> None:
         )  # fmt: skip
         await store.close()
     finally:
+        monitor.close()
         sockets.close()
         thread.close()
-
-
-def _equip(model: TargetModel, settings: CloudSettings) -> None:
-    """Load speculators; shipped ones only where the target can have any."""
-    if settings.speculator or model.capabilities.hidden_states:
-        model.equip(chosen_speculators(settings.speculator, settings.target))
 
 
 class CloudWorker:
@@ -104,6 +98,7 @@ class CloudWorker:
         thread: ModelThread,
         sockets: Sockets,
         controller: ControllerLink,
+        monitor: Monitor,
     ) -> None:
         self._settings = settings
         self._model = model
@@ -127,8 +122,13 @@ class CloudWorker:
         self._waiting = WaitingRoom()
         self._ended: deque[tuple[str, Story]] = deque(maxlen=MOST_ENDED)
         self._loop = asyncio.get_running_loop()
+        self._tracing = monitor.tracing
+        self._tally = CloudTally(monitor.metrics)
+        self._tally.register(
+            monitor.metrics, self._sessions, self._waiting, sockets, model.prefixes, self._gauge
+        )
         self._scheduler: Scheduler[Any] = Scheduler(
-            model, thread, self._gauge, partial(self._soon, self._failed)
+            model, thread, self._gauge, partial(self._soon, self._failed), self._tally.passed
         )
         self._leaving = False
 
@@ -239,7 +239,7 @@ class CloudWorker:
             detail = methods.why_unknown(message.method)[:500]
             fault = Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
         if fault is None and method is not None:
-            fault = self._incapable(message, method)
+            fault = incapable(self._model, message, method)
         if fault is None and known is not None:
             fault = cloud.check_reopen(known.incarnation, message)
         if fault is None and known is None:
@@ -258,7 +258,7 @@ class CloudWorker:
         """A new session; it is kept only once its engine has opened it."""
         session = CloudSession(
             self._model, self._scheduler, self._thread, self._gauge, self._send,
-            self._controller.report, self._failed,
+            self._report, self._failed,
         )  # fmt: skip
         handle = self._new_handle(session)
         try:
@@ -270,6 +270,7 @@ class CloudWorker:
                 session.close()
             self._send_failure(message.edge, message.session, error)
             return
+        session.watch = SessionWatch(self._tracing, message)
         self._sessions[message.session] = session
 
     def _new_handle(self, session: CloudSession) -> int:
@@ -278,27 +279,6 @@ class CloudWorker:
             pass
         self._handles[handle] = session
         return handle
-
-    def _incapable(self, message: OpenSession, method: methods.Method) -> Fault | None:
-        """Why the target cannot serve the method, or None."""
-        capabilities = self._model.capabilities
-        missing = method.missing(capabilities)
-        if message.temperature > 0 and not capabilities.full_rows:
-            missing.append("full_rows")
-        if missing:
-            detail = (
-                f"method {method.name!r} needs {' and '.join(missing)} of its target, which "
-                f"{self._model.name} has not; choose another method or target"
-            )
-            return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
-        if method.speculator and method.speculator not in self._model.speculators:
-            detail = (
-                f"method {method.name!r} needs the speculator {method.speculator!r} beside its "
-                f"target, and {self._model.name} has none here: "
-                f"{methods.how_to_get(method.speculator)}, or choose another method"
-            )
-            return Fault(message.session, FaultCode.UNKNOWN_METHOD, detail)
-        return None
 
     def _no_room(self, session: str) -> Fault | None:
         """Why one more session does not fit, or None. The longest idle one is dropped if need be,
@@ -330,8 +310,16 @@ class CloudWorker:
         for handle in [h for h, s in self._handles.items() if s is session]:
             del self._handles[handle]
         self._ended.append((state.session, session.story))
+        session.watch.closed(reason)
         closed = SessionClosed(state.session, self._name, session.incarnation, reason[:200])
         self._controller.report(closed)
+
+    def _report(self, message: Message) -> None:
+        if isinstance(message, WindowReport):
+            self._tally.reported(message)
+            if (session := self._sessions.get(message.session)) is not None:
+                session.watch.reported(message)
+        self._controller.report(message)
 
     def _soon(self, call: Callable[..., None], *args: object) -> None:
         """From the model thread to the event loop, if that still lives."""
@@ -345,7 +333,8 @@ class CloudWorker:
         if isinstance(error, ImpossibleEventError):
             self._impossible(session, error)
             return
-        log.error("session %s: %s", session.state.session, error, exc_info=error)
+        with session.watch.context():
+            log.error("session %s: %s", session.state.session, error, exc_info=error)
         self._send_failure(session.edge, session.state.session, error)
         self._drop(session, "failed")
 
@@ -392,5 +381,6 @@ class CloudWorker:
     def _send(self, edge: str, *messages: Message) -> None:
         for message in messages:
             if isinstance(message, Fault):
+                self._tally.faults[message.code] += 1
                 log.info("fault to %s: %s: %s", edge, message.code, message.detail)
         self._feedback.publish(edge, *messages)

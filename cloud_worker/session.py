@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from bus.protocol.messages import Message, OpenSession
 from cloud_worker.afterwards import Afterwards
 from cloud_worker.scheduler import Scheduler
+from cloud_worker.watch import SessionWatch
 from decoding import cloud
 from decoding.cloud_events import (
     Crop,
@@ -52,7 +53,7 @@ class CloudSession:
     Attributes:
         cache, state: the model thread's; the state may be read anywhere.
         edge, incarnation, handle: whose it is, by the latest message that opened it.
-        story: what happened to it last.
+        story: what happened to it last. watch: follows it for metrics and traces.
 
     Args:
         gauge: measures the energy of passes.
@@ -87,6 +88,7 @@ class CloudSession:
         self.edge = ""
         self.incarnation = self.handle = 0
         self.story = Story()
+        self.watch: SessionWatch
         self.stale_logged = 0  # the incarnation up to which an older one's message was logged
         self.last_used_ms = now_ms()
 

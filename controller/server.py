@@ -24,6 +24,7 @@ import msgspec
 from bus.protocol.codec import AnyMessage
 from bus.protocol.errors import StoreUnavailableError
 from bus.protocol.messages import ControlUpdate, SessionClosed, SessionOpened, WindowReport
+from bus.runtime.metrics import Metrics
 from bus.runtime.worker import Lifecycle, connect_store, new_record
 from bus.store import ReportEntry, SessionRecord, Store, WorkerRecord
 from bus.transport.sockets import Sockets, advertised
@@ -31,6 +32,7 @@ from controller.lease import Lease
 from controller.policies import Policies
 from controller.settings import ControllerSettings
 from controller.tuning import Tuner
+from controller.watch import ControllerTally
 from controller.writes import Ended, Writes
 from decoding.control import ControlState, Policy
 
@@ -52,24 +54,30 @@ async def serve(settings: ControllerSettings) -> None:
     Raises:
         ConfigurationError: an address or a setting is wrong.
     """
+    monitor = settings.monitor("controller")
     sockets = Sockets(settings)
+    tally = ControllerTally(monitor.metrics, sockets)
     try:
         store = await connect_store(settings)
-        record = new_record(settings, "controller")
+        monitor.follow(store, lambda _: "")
+        record = new_record(settings, "controller", monitor.url)
         lease = Lease(store, record.boot, settings.takeover_s)
         await lease.acquire()
         policies = Policies(settings)
-        controller = await Controller.start(settings, store, sockets, policies)
+        controller = await Controller.start(settings, store, sockets, policies, tally)
+        controller.register(monitor.metrics)
         record = controller.describe(record)
         lifecycle = Lifecycle(settings, store, record)
         log.info("term %d; reports at %s", controller.term, record.endpoints["reports"])
         await lifecycle.run(
             controller.receive(), controller.save_forever(), controller.repeat_forever(lifecycle),
-            check_forever(store, policies), Tuner(settings, store, policies).follow_forever(),
+            check_forever(store, policies), tally.watch_queue(store),
+            Tuner(settings, store, policies).follow_forever(),
             lease.keep_forever(), drain=partial(leave, controller, lease),
         )  # fmt: skip
         await store.close()
     finally:
+        monitor.close()
         sockets.close()
 
 
@@ -163,8 +171,10 @@ class Controller:
         sessions: dict[str, Controlled],
         histories: dict[str, tuple[float, ...]],
         ended: dict[str, Controlled],
+        tally: ControllerTally,
     ) -> None:
-        self.term = term
+        self.term = tally.term = term
+        self._tally = tally
         self._settings = settings
         self._store = store
         self._policies = policies
@@ -174,7 +184,7 @@ class Controller:
         self._sessions = sessions
         self._histories = histories
         self._ended = ended  # the latest last
-        self._writes = Writes(store, sockets.counters)
+        self._writes = Writes(store, sockets.counters, tally)
 
     @classmethod
     async def start(
@@ -183,6 +193,7 @@ class Controller:
         store: Store,
         sockets: Sockets,
         policies: Callable[[str], Policy],
+        tally: ControllerTally,
     ) -> Controller:
         """A controller with a new term and the sessions its predecessor left in Redis.
 
@@ -196,7 +207,11 @@ class Controller:
         if sessions:
             log.info("%d sessions taken up from Redis", len(sessions))
         histories = await store.sessions.histories() if settings.carry_credit else {}
-        return cls(settings, store, sockets, policies, term, sessions, histories, ended)
+        return cls(settings, store, sockets, policies, term, sessions, histories, ended, tally)
+
+    def register(self, metrics: Metrics) -> None:
+        """Sessions under control, as a metric."""
+        metrics.gauge("controlled_sessions", "Sessions under control.", lambda: len(self._sessions))
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this controller's endpoints."""
@@ -244,6 +259,7 @@ class Controller:
         )  # fmt: skip
 
     def _judged(self, report: WindowReport) -> None:
+        self._tally.reports += 1
         session, incarnation = report.session, report.incarnation
         ended = self._ended.get(session)
         if ended is not None and incarnation <= ended.incarnation:
@@ -314,8 +330,12 @@ class Controller:
     def _keep(self, session: Controlled) -> None:
         """Publish what was decided, and have it saved."""
         self._sessions[session.session] = session
-        self._updates.publish(session.edge, session.update(self.term))
+        self._publish(session)
         self._writes.session(session.session, session.record(self.term))
+
+    def _publish(self, session: Controlled) -> None:
+        self._tally.updates += 1
+        self._updates.publish(session.edge, session.update(self.term))
 
     # --- leaving traces ---------------------------------------------------------------------
 
@@ -336,7 +356,7 @@ class Controller:
                     del self._sessions[session.session]
                     self._writes.session(session.session, None)
                     continue
-                self._updates.publish(session.edge, session.update(self.term))
+                self._publish(session)
             lifecycle.update(load=len(self._sessions), counters=dict(self._counters))
             await asyncio.sleep(REPEAT_S)
 

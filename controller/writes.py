@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from bus.protocol.errors import StoreUnavailableError
 from bus.store import ReportEntry, SessionRecord, Store
+from controller.watch import ControllerTally
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,13 @@ class Ended:
 
 
 class Writes:
-    """Pending writes. `counters` gets `unsaved_sessions` (failed attempts), `dropped_writes`."""
+    """Pending writes. `counters` gets `unsaved_sessions` (failed attempts), `dropped_writes`;
+    `tally` the records that were written."""
 
-    def __init__(self, store: Store, counters: Counter[str]) -> None:
+    def __init__(self, store: Store, counters: Counter[str], tally: ControllerTally) -> None:
         self._store = store
         self._counters = counters
+        self._tally = tally
         self._sessions: dict[str, SessionRecord | Ended | None] = {}
         self._histories: dict[str, tuple[float, ...]] = {}
         self._reports: deque[ReportEntry] = deque()
@@ -109,11 +112,13 @@ class Writes:
                 await self._store.sessions.end(record.last)
             else:
                 await self._store.sessions.save(record)
+            self._tally.records += 1
             if self._sessions.get(name) is record:  # else it has changed meanwhile
                 self._sessions.pop(name, None)
         if self._histories:
             client, history = next(iter(self._histories.items()))
             await self._store.sessions.keep_history(client, history)
+            self._tally.records += 1
             if self._histories.get(client) is history:
                 self._histories.pop(client, None)
         if self._reports:
@@ -123,3 +128,4 @@ class Writes:
             except StoreUnavailableError:
                 self._reports.extendleft(reversed(batch))
                 raise
+            self._tally.records += len(batch)

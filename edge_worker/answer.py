@@ -12,6 +12,7 @@ from edge_worker.peers import Peer
 from edge_worker.scores import Scorer
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter, within
+from edge_worker.watch import RequestWatch
 from edge_worker.writer import Piece, ResultWriter
 
 
@@ -24,17 +25,19 @@ class AnswerOutput:
         writer: stores pieces and the end.
         timelines: add the session's timeline to telemetry.
         scorer: turns log-probabilities into entries; None where none are wanted.
+        watch: follows the request for metrics and traces; None: nothing does.
     """
 
     def __init__(
-        self, answer: AnswerText, meter: UsageMeter, writer: ResultWriter,
-        timelines: bool = False, scorer: Scorer | None = None,
+        self, answer: AnswerText, meter: UsageMeter, writer: ResultWriter, timelines: bool = False,
+        scorer: Scorer | None = None, watch: RequestWatch | None = None,
     ) -> None:  # fmt: skip
         self._answer = answer
         self._meter = meter
         self._writer = writer
         self._scorer = scorer
         self._timelines = timelines
+        self._watch = watch
         self._pieces: list[Piece] = []
         self._committed: Commit | None = None  # what of the latest is not in a piece yet,
         self._texts: list[str] = []  # and the text of each of its tokens
@@ -71,7 +74,7 @@ class AnswerOutput:
         self._meter.drafted(start, num_tokens, draft_ms, ended_ms)
 
     def failed(self, why: str) -> None:
-        self._writer.end(FinishReason.ERROR, why, Usage())
+        self._end(FinishReason.ERROR, why, Usage())
 
     def _commit(self, effect: Commit, peer: Peer | None) -> None:
         """Turn tokens into text, no further than a stop string."""
@@ -91,6 +94,8 @@ class AnswerOutput:
         if committed is None or not count:
             return  # a stop string came before it
         self._meter.judged(effect)
+        if self._watch is not None:
+            self._watch.judged(effect)
         self._pieces.append(
             Piece(
                 committed.start, committed.tokens[:count], committed.accepted[:count],
@@ -122,7 +127,14 @@ class AnswerOutput:
         entries: list[TelemetryEntry] = [*self._meter.rest(peer), self._meter.closing(reason)]
         if self._timelines:
             entries.append(self._meter.timeline_entry())
-        self._writer.end(reason, error, self._meter.usage(), *entries)
+        self._end(reason, error, self._meter.usage(), *entries)
+
+    def _end(
+        self, reason: FinishReason, error: str, usage: Usage, *entries: TelemetryEntry
+    ) -> None:
+        self._writer.end(reason, error, usage, *entries)
+        if self._watch is not None:
+            self._watch.ended(reason, usage, error)
 
     def _write_pieces(self) -> None:
         pieces, self._pieces = self._pieces, []

@@ -7,10 +7,18 @@ from functools import lru_cache
 from typing import Any
 
 from bus.store.entries import Alternative, ScoredToken
+from decoding.edge_state import SessionSpec
 from decoding.token_scores import TokenScore
 from engines.tokenizer import token_bytes
 
 _MAX_KNOWN = 4096
+
+
+def scorer_of(spec: SessionSpec, tokenizer: Any) -> Scorer | None:
+    """Of a session's answer; None where it wants no log-probabilities."""
+    if spec.logprobs is None:
+        return None
+    return Scorer(tokenizer, spec.prompt if spec.prompt_logprobs else ())
 
 
 class Scorer:

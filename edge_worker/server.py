@@ -11,7 +11,8 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -25,35 +26,31 @@ from bus.protocol.messages import (
     Message,
     SessionReady,
 )
-from bus.protocol.requests import GenerationRequest
+from bus.protocol.requests import GenerationRequest, session_id
+from bus.runtime.logs import log_context
+from bus.runtime.monitor import Monitor
 from bus.runtime.worker import ControllerLink, Lifecycle, connect_store, new_record
 from bus.store import Claim, Store, StoryWriter, WorkerRecord
 from bus.transport.sockets import Sockets
 from decoding import edge
 from decoding.edge_events import ControlArrived, Ended, FaultArrived, FeedbackArrived, Opened, Tick
-from decoding.engine import Drafter
 from decoding.story import Story
 from edge_worker.addresses import Addressable, Addresses
 from edge_worker.answer import AnswerOutput
 from edge_worker.context import SessionContext
+from edge_worker.loading import drafter_for, load_model
 from edge_worker.memory import PathMemory
 from edge_worker.peers import Peer, Peers
-from edge_worker.scores import Scorer
+from edge_worker.scores import scorer_of
 from edge_worker.sessions import RequestSession, session_of
 from edge_worker.settings import EdgeSettings
 from edge_worker.specs import EdgeModel, spec_of
 from edge_worker.text import AnswerText
 from edge_worker.usage import UsageMeter
+from edge_worker.watch import EdgeTally, RequestWatch, register_worker, why_not_ready
 from edge_worker.writer import ResultWriter
-from engines.catalog.sources import split_speculator
 from engines.chat import prepare
-from engines.kinds import DrafterKind, drafter_of
-from engines.padding import LeastTimes, Padding
 from engines.thread import ModelThread, now_ms
-from engines.torch.drafter import ModelDrafter
-from engines.torch.oracle import OracleDraft
-from engines.torch.prefixes import PrefixCache
-from engines.torch.speculators.drafter import Eagle3Drafter
 from engines.torch.thin import NoDrafter
 
 log = logging.getLogger(__name__)
@@ -76,16 +73,19 @@ async def serve(settings: EdgeSettings) -> None:
     Raises:
         ConfigurationError: the model, an address or a setting is wrong.
     """
+    monitor = settings.monitor("edge")
     sockets = Sockets(settings)
     thread = ModelThread(settings.threads)
     try:
-        model = await thread.call(_load, settings)
+        model = await thread.call(load_model, settings)
         await thread.call(prepare, model.tokenizer)
         store = await connect_store(settings)
-        worker = EdgeWorker(settings, model, thread, sockets, store)
+        worker = EdgeWorker(settings, model, thread, sockets, store, monitor)
         controller = ControllerLink(store, sockets, worker.name, worker.on_message)
-        lifecycle = Lifecycle(settings, store, worker.describe(new_record(settings, "edge")))
+        record = worker.describe(new_record(settings, "edge", monitor.url))
+        lifecycle = Lifecycle(settings, store, record)
         log.info("drafting with %s (%s, %s)", model.name, model.dtype, model.probe)
+        monitor.follow(store, partial(why_not_ready, thread, model.tokenizer_digest))
         await lifecycle.run(
             worker.take_forever(lifecycle), worker.tick_forever(lifecycle),
             worker.renew_forever(), worker.cancel_forever(), worker.tell_forever(),
@@ -94,41 +94,21 @@ async def serve(settings: EdgeSettings) -> None:
         )  # fmt: skip
         await store.close()
     finally:
+        monitor.close()
         sockets.close()
         thread.close()
-
-
-def _load(settings: EdgeSettings) -> EdgeModel:
-    spec, dtype, device = settings.draft, settings.dtype, settings.device
-    if settings.drafter is DrafterKind.NONE and settings.oracle is None:
-        return NoDrafter.load(spec)
-    model: ModelDrafter | Eagle3Drafter
-    if split_speculator(spec) is not None and settings.oracle is None:
-        model = Eagle3Drafter.load(spec, settings.num_sparse)
-    elif settings.oracle is None:
-        model = ModelDrafter.load(spec, dtype, device, settings.num_sparse)
-    else:
-        model = OracleDraft.load_oracle(
-            spec, dtype, device, settings.num_sparse, settings.oracle, settings.oracle_error_rate
-        )
-    model.padding = Padding(LeastTimes.parse(f"{settings.least_step_ms:g}"), settings.step_counts)
-    model.prefixes = PrefixCache(settings.prefix_cache_mb)
-    return model
-
-
-def _drafter(settings: EdgeSettings, model: EdgeModel) -> Drafter[Any]:
-    """Who drafts: an oracle stands alone."""
-    kind = DrafterKind.MODEL if settings.oracle else settings.drafter
-    return drafter_of(kind, model)
 
 
 class Running:
     """A claimed prompt and its session."""
 
-    def __init__(self, claim: Claim, request: GenerationRequest, session: RequestSession) -> None:
+    def __init__(
+        self, claim: Claim, request: GenerationRequest, session: RequestSession, watch: RequestWatch
+    ) -> None:
         self.claim = claim
         self.request = request
         self.session = session
+        self.watch = watch
         self.lost = False
         self.ended = asyncio.Event()
 
@@ -143,6 +123,7 @@ class EdgeWorker:
         thread: ModelThread,
         sockets: Sockets,
         store: Store,
+        monitor: Monitor,
     ) -> None:
         self.name = settings.id_for("edge")
         self._settings = settings
@@ -155,7 +136,7 @@ class EdgeWorker:
             self._unhandled,
         )  # fmt: skip
         self._context = SessionContext(
-            _drafter(settings, model),
+            drafter_for(settings, model),
             thread,
             self._peers,
             settings.peer_wait_s,
@@ -167,6 +148,9 @@ class EdgeWorker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(settings.slots)
         self._text_thread = ThreadPoolExecutor(1, "text")
+        self._tracing = monitor.tracing
+        self._tally = EdgeTally(monitor.metrics)
+        register_worker(monitor.metrics, self._running, sockets, model.prefixes)
 
     def describe(self, record: WorkerRecord) -> WorkerRecord:
         """`record` with this worker's model."""
@@ -207,45 +191,49 @@ class EdgeWorker:
 
     async def _answer(self, claim: Claim) -> None:
         """Answer one prompt to its end; whatever goes wrong, its author is told."""
-        try:
+        request = claim.request
+        traceparent = request.traceparent if request is not None else ""
+        with log_context(traceparent, claim.request_id, session_id(claim.request_id)):
+            watch = RequestWatch(self._tally, self._tracing, claim)
             try:
-                await self._run_session(claim)
-            except RequestError as error:
-                await self._refuse(claim, str(error))
-        except Exception:
-            log.exception("request %s", claim.request_id)
-            await self._refuse(claim, "internal error in the edge worker; see its log")
-        finally:
-            self._free.release()
+                try:
+                    await self._run_session(claim, watch)
+                except RequestError as error:
+                    await self._refuse(claim, watch, str(error))
+            except Exception:
+                log.exception("request %s", claim.request_id)
+                await self._refuse(claim, watch, "internal error in the edge worker; see its log")
+            finally:
+                watch.disowned()  # where it has not ended
+                self._free.release()
 
-    async def _refuse(self, claim: Claim, why: str) -> None:
+    async def _refuse(self, claim: Claim, watch: RequestWatch, why: str) -> None:
         log.info("request %s refused: %s", claim.request_id, why)
         self._counters["refused_requests"] += 1
+        watch.refused(why)
         writer = ResultWriter(self._store, claim, lambda: None)
         writer.refuse(why)
         await writer.run()
 
-    async def _run_session(self, claim: Claim) -> None:
+    async def _run_session(self, claim: Claim, watch: RequestWatch) -> None:
         request = claim.request
         if request is None:
             raise RequestError(claim.problem or "it cannot be read")
         thin = isinstance(self._model, NoDrafter)
         drafter = None if thin else self._context.drafter.capabilities
         spec = await self._aside(request.size, spec_of, request, self._model, self.name, drafter)
+        spec = watch.begun(spec)
         answer = AnswerText(self._model.tokenizer, request.stop)
         streamed = claim.streamed_tokens
         await self._aside(len(streamed), answer.push, streamed)
         meter = UsageMeter(request.id, spec, len(claim.streamed_tokens), claim.streamed_probes)
         writer = ResultWriter(self._store, claim, lambda: self._lose(running))
-        scorer = None
-        if spec.logprobs is not None:
-            prompt = spec.prompt if spec.prompt_logprobs else ()
-            scorer = Scorer(self._model.tokenizer, prompt)
-        output = AnswerOutput(answer, meter, writer, self._settings.timeline, scorer)
+        scorer = scorer_of(spec, self._model.tokenizer)
+        output = AnswerOutput(answer, meter, writer, self._settings.timeline, scorer, watch)
         session = session_of(
             self._context, output, meter, self._model, spec, self._control(), claim.term
         )
-        running = Running(claim, request, session)
+        running = Running(claim, request, session, watch)
         previous = self._running.get(spec.session)
         if previous is not None:  # our own lease ran out, and we claimed the prompt again
             self._lose(previous)
@@ -309,8 +297,10 @@ class EdgeWorker:
                 session.handle(ControlArrived(message, now_ms()))
             case Fault():
                 name = session.state.spec.session
-                log.warning("fault for %s: %s: %s", name, message.code, message.detail)
+                with log_context(session.state.spec.traceparent, session=name):
+                    log.warning("fault for %s: %s: %s", name, message.code, message.detail)
                 self._counters["faults"] += 1
+                self._tally.faults[message.code] += 1
                 session.handle(FaultArrived(message, now_ms()))
             case _:
                 self._counters["unexpected_messages"] += 1
@@ -365,6 +355,7 @@ class EdgeWorker:
         """
         if not running.lost:
             running.lost = True
+            running.watch.disowned()
             self._counters["lost_leases"] += 1
             log.warning("request %s belongs to another term now", running.claim.request_id)
             running.session.handle(Ended(FinishReason.CANCELLED))
@@ -375,6 +366,8 @@ class EdgeWorker:
         """Let running prompts end for a while, then hand the rest to other edges at once."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=limit_s)
+        for running in self._running.values():
+            running.watch.disowned()
         for task in list(self._tasks):
             task.cancel()
         for running in list(self._running.values()):

@@ -10,11 +10,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from bus.protocol.errors import E2SCIError, ImpossibleEventError, StoreUnavailableError
 from bus.protocol.messages import CloseSession, FinishReason, Message
+from bus.runtime.logs import log_context
 from bus.store import Role
 from decoding import edge
 from decoding.edge_events import (
@@ -119,10 +121,16 @@ class EdgeSession:
             self._leave_rows()
 
     def _log_story(self, why: str) -> None:
-        log.error(
-            "session %s: %s. Before:\n%s",
-            self.state.spec.session, why, "\n".join(self.story.lines()),
-        )  # fmt: skip
+        with self._about():
+            log.error(
+                "session %s: %s. Before:\n%s",
+                self.state.spec.session, why, "\n".join(self.story.lines()),
+            )  # fmt: skip
+
+    def _about(self) -> AbstractContextManager[None]:
+        """Records within are about this session, from whichever callback they come."""
+        spec = self.state.spec
+        return log_context(spec.traceparent, session=spec.session)
 
     def received(self, size: int) -> None:
         """Count a message that came for this session, in bytes."""
@@ -229,7 +237,8 @@ class EdgeSession:
         if isinstance(error, E2SCIError):
             why = str(error)
         else:
-            log.error("session %s", self.state.spec.session, exc_info=error)
+            with self._about():
+                log.error("session %s", self.state.spec.session, exc_info=error)
             why = f"the draft failed: {error}"
         self._context.counters["failed_sessions"] += 1
         if self.finished:
@@ -238,17 +247,19 @@ class EdgeSession:
         try:
             self._advance(Ended(FinishReason.ERROR, why))
         except Exception:
-            log.exception("session %s could not end in order", self.state.spec.session)
+            with self._about():
+                log.exception("session %s could not end in order", self.state.spec.session)
             self._output.failed(why)
 
     async def _seek(self, effect: SeekPeer) -> None:
         peers, old = self._context.peers, self.peer
         left = ""
         if old is not None:
-            log.info(
-                "session %s looks for a %s worker: %s",
-                self.state.spec.session, self._role, effect.why,
-            )  # fmt: skip
+            with self._about():
+                log.info(
+                    "session %s looks for a %s worker: %s",
+                    self.state.spec.session, self._role, effect.why,
+                )  # fmt: skip
             left = old.record.boot if effect.leave else ""
         pause_s = effect.pause_ms / 1e3 * random.uniform(0.5, 1.0)  # not all edges at once
         if not effect.leave:

@@ -39,12 +39,18 @@ class PowerGauge:
         self._began_j = 0.0
         self._joules = 0.0
         self._seconds = 0.0
+        self._busy_s = 0.0
         self.source = MODELLED if counter is None else MEASURED
 
     @property
     def watts(self) -> float:
         """Mean over all passes measured so far; the set number before."""
         return self._joules / self._seconds if self._seconds > 0 else self._busy_w
+
+    @property
+    def total_joules(self) -> float:
+        """Of all passes so far."""
+        return self._busy_w * self._busy_s if self._counter is None else self._joules
 
     def begin(self) -> None:
         """A pass begins."""
@@ -53,6 +59,7 @@ class PowerGauge:
 
     def end(self, seconds: float) -> None:
         """It has taken so long."""
+        self._busy_s += seconds
         if self._counter is not None:
             self._joules += max(0.0, self._counter() - self._began_j)
             self._seconds += seconds

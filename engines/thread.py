@@ -42,7 +42,13 @@ class ModelThread:
     def __init__(self, num_threads: int = 0) -> None:
         self._jobs: _Queue = SimpleQueue()
         self._closed = False
-        threading.Thread(target=self._run, args=(num_threads,), name="model").start()
+        self._thread = threading.Thread(target=self._run, args=(num_threads,), name="model")
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes jobs."""
+        return self._thread.is_alive() and not self._closed
 
     async def call(self, job: Callable[..., T], *args: object) -> T:
         """Run `job` there and wait for it; for loading a model."""

@@ -266,6 +266,7 @@ class Stack:
             "E2SCI_DRAFT": options.draft or "",
             "E2SCI_DTYPE": options.dtype,
             "E2SCI_THREADS": str(options.threads_each),
+            "E2SCI_METRICS_PORT": "0",  # any free one, as the registry's record says
         }
         if options.speculator is not None:
             env["E2SCI_SPECULATOR"] = options.speculator
@@ -304,6 +305,17 @@ class Stack:
             # Another boot is that of an earlier process of the same id.
             if record is not None and process.running and record.boot == process.boot
         }
+
+    async def metrics_urls(self) -> dict[str, str]:
+        """Process name → address of its `/metrics`, of those that run and have one.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        found = {name: record.metrics_url for name, record in (await self.records()).items()}
+        if self.gateway_url is not None:
+            found[GATEWAY] = f"{self.gateway_url}/metrics"
+        return {name: url for name, url in found.items() if url}
 
     async def _ready_names(self) -> set[str]:
         try:

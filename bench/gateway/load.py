@@ -235,7 +235,7 @@ async def disconnecting(
 
 async def _held(redis: Redis, *prefixes: str) -> int:
     """Requests in the queue, waiting or running, of clients of these names."""
-    entries: list[Any] = await redis.execute_command("XRANGE", _PROMPTS, "-", "+")
+    entries: list[Any] = await redis.xrange(_PROMPTS)  # type: ignore[assignment]
     clients = [fields.get(b"client", b"").decode() for _, fields in entries]
     return sum(name.startswith(prefixes) for name in clients)
 

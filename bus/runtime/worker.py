@@ -23,11 +23,13 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 import uvloop
-from pydantic import Field
+from pydantic import AliasChoices, Field, field_validator
 
 from bus.protocol.errors import ConfigurationError, E2SCIError, StoreUnavailableError
 from bus.protocol.messages import Message
 from bus.runtime.logs import configure_logging
+from bus.runtime.monitor import Monitor
+from bus.runtime.tracing import find_tracing
 from bus.settings import BusSettings
 from bus.store import HEARTBEAT_S, Role, Store, WorkerRecord
 from bus.transport.sockets import Listener, Outbox, Sockets
@@ -51,9 +53,30 @@ class WorkerSettings(BusSettings):
         "", description="Address others reach this worker at; where empty, bind_host."
     )
     parent_pid: int = Field(0, description="Leave when this process is gone; 0: never.")
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None,
+        description="Port of /metrics and /health over HTTP; 0: any, which the registry shows; "
+        "where not set, nothing listens.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address that metrics_port listens on; plain HTTP, no password."
+    )
+    otel_endpoint: str = Field(
+        "",
+        validation_alias=AliasChoices(
+            "otel_endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "E2SCI_OTEL_ENDPOINT"
+        ),
+        description="OpenTelemetry collector that spans go to, OTLP over HTTP (extra `otel`), e.g. "
+        "http://127.0.0.1:4318; also OTEL_EXPORTER_OTLP_ENDPOINT. Where empty, none are made.",
+    )
     boot: Annotated[str, Field(pattern=r"^[0-9a-f]{0,32}$")] = Field(
         "", description="Identifies this start of the process; where empty, random."
     )
+
+    @field_validator("metrics_port", mode="before")
+    @classmethod
+    def _no_port(cls, value: Any) -> Any:
+        return None if value == "" else value  # compose passes unset variables on as ""
 
     def id_for(self, role: str) -> str:
         """The worker's id: as set, else `<role>-<host name>`, unique among containers."""
@@ -69,9 +92,29 @@ class WorkerSettings(BusSettings):
         """The address in the registry."""
         if self.advertise_host:
             return self.advertise_host
-        if self.bind_host in ("0.0.0.0", "::", "*"):
-            return socket.gethostbyname(socket.gethostname())
-        return self.bind_host
+        return _reachable(self.bind_host)
+
+    def monitor(self, role: str) -> Monitor:
+        """Metrics and health of this process, served where `metrics_port` is set, and its spans,
+        recorded where `otel_endpoint` is.
+
+        Raises:
+            ConfigurationError: nothing can listen there, or the extra `otel` is missing.
+        """
+        host = self.metrics_host
+        public = self.advertise_host if host in WILDCARDS else ""
+        if self.metrics_port is not None:
+            public = public or _reachable(host)
+        tracing = find_tracing(self.otel_endpoint, f"e2sci-{role}", self.id_for(role))
+        return Monitor(host, self.metrics_port, public, tracing)
+
+
+WILDCARDS = ("0.0.0.0", "::", "*")
+
+
+def _reachable(host: str) -> str:
+    """An address of this machine, where sockets listen on all of them."""
+    return socket.gethostbyname(socket.gethostname()) if host in WILDCARDS else host
 
 
 class Lifecycle:
@@ -171,12 +214,12 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
         await asyncio.wait(pending, timeout=INSIST_S)
 
 
-def new_record(settings: WorkerSettings, role: str) -> WorkerRecord:
+def new_record(settings: WorkerSettings, role: str, metrics_url: str = "") -> WorkerRecord:
     """A registry record with a fresh boot number; the worker adds endpoints and model."""
     return WorkerRecord(
         worker_id=settings.id_for(role), role=Role(role),
         boot=settings.boot or secrets.token_hex(8),
-        started_at=time.time(),
+        started_at=time.time(), metrics_url=metrics_url,
     )  # fmt: skip
 
 
@@ -208,7 +251,7 @@ def run_worker(
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         sys.exit(2)
-    configure_logging(settings.log_level, settings.id_for(role))
+    configure_logging(settings.log_level, settings.id_for(role), settings.log_format)
     try:
         uvloop.run(serve(settings))
     except* E2SCIError as group:

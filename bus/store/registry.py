@@ -50,6 +50,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         speculators: kinds by which a target can propose trees of tokens, as methods name them.
         load, capacity: sessions now, sessions at most.
         counters: e.g. faults, oversize frames.
+        metrics_url: of its `/metrics`; empty where nothing listens.
         started_at: seconds since the epoch, the worker's clock.
         expires_at: seconds since the epoch, Redis' clock; set by `Registry.beat`.
     """
@@ -71,6 +72,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     load: int = 0
     capacity: int = 0
     counters: dict[str, int] = {}
+    metrics_url: str = ""
     started_at: float = 0.0
     expires_at: float = 0.0
 

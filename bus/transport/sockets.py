@@ -55,15 +55,30 @@ PlainSocket = zmq.Socket[bytes]
 """Not zmq.asyncio's: its futures cost a quarter of a window's time outside the models."""
 
 
+class Traffic:
+    """Bytes of frames that have been sent and received, topics included."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.sent = 0
+        self.received = 0
+
+    def add_sent(self, num_bytes: int) -> None:
+        """From any thread; `received` is the event loop's alone."""
+        with self._lock:
+            self.sent += num_bytes
+
+
 class Sockets:
     """All sockets of one process: one context, one security policy, one set of counters.
 
     `counters` holds `bad_frames`, `failed_messages`, `dropped_sends` and `disconnects`; workers
-    publish it.
+    publish it. `traffic` counts bytes.
     """
 
     def __init__(self, settings: BusSettings) -> None:
         self.counters: Counter[str] = Counter()
+        self.traffic = Traffic()
         self._settings = settings
         self._context = zmq.asyncio.Context()
         self._auth: zmq.auth.asyncio.AsyncioAuthenticator | None = None
@@ -79,19 +94,19 @@ class Sockets:
         socket = self._socket(zmq.PULL)
         self._bind(socket, endpoint)
         self._count_disconnects(socket)
-        return self._kept(Inbox(socket, self.counters))
+        return self._kept(Inbox(socket, self.counters, self.traffic))
 
     def publisher(self, endpoint: str) -> Publisher:
         """A PUB socket bound to `endpoint`. Raises as `inbox`."""
         socket = self._socket(zmq.PUB)
         self._bind(socket, endpoint)
-        return Publisher(socket, self.counters)
+        return Publisher(socket, self.counters, self.traffic)
 
     def outbox(self, endpoint: str) -> Outbox:
         """A PUSH socket connected to `endpoint`."""
         socket = self._socket(zmq.PUSH)
         self._connect(socket, endpoint)
-        return Outbox(socket, self.counters)
+        return Outbox(socket, self.counters, self.traffic)
 
     def listener(self, endpoint: str, edge: str) -> Listener:
         """A SUB socket connected to `endpoint`, for messages to `edge` and to everybody."""
@@ -99,7 +114,7 @@ class Sockets:
         socket.setsockopt(zmq.SUBSCRIBE, topic_of(edge))
         socket.setsockopt(zmq.SUBSCRIBE, topic_of(EVERYBODY))
         self._connect(socket, endpoint)
-        return self._kept(Listener(socket, self.counters))
+        return self._kept(Listener(socket, self.counters, self.traffic))
 
     def close(self) -> None:
         """Close all sockets; unsent messages get `LINGER_MS`."""
@@ -212,9 +227,10 @@ def advertised(bound: str, host: str, port: int = 0) -> str:
 class _Receiver:
     """What Inbox and Listener share: valid messages, as they come."""
 
-    def __init__(self, socket: PlainSocket, counters: Counter[str]) -> None:
+    def __init__(self, socket: PlainSocket, counters: Counter[str], traffic: Traffic) -> None:
         self._socket = socket
         self._counters = counters
+        self._traffic = traffic
         self._loop = asyncio.get_running_loop()
         self._file = int(socket.getsockopt(zmq.FD))
 
@@ -259,6 +275,7 @@ class _Receiver:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:  # the descriptor tells of commands too, not of messages alone
                 return False
+            self._traffic.received += sum(map(len, parts))
             for frame in self._frames(parts):
                 try:
                     message = decode(frame)
@@ -303,9 +320,10 @@ class Listener(_Receiver):
 class _Sender:
     """What Outbox and Publisher share: sends that never wait."""
 
-    def __init__(self, socket: PlainSocket, counters: Counter[str]) -> None:
+    def __init__(self, socket: PlainSocket, counters: Counter[str], traffic: Traffic) -> None:
         self._socket = socket
         self._counters = counters
+        self._traffic = traffic
 
     @property
     def endpoint(self) -> str:
@@ -320,6 +338,8 @@ class _Sender:
             self._socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.Again:
             self._counters["dropped_sends"] += 1
+        else:
+            self._traffic.add_sent(sum(map(len, parts)))
 
     def close(self) -> None:
         self._socket.close(LINGER_MS)
@@ -343,8 +363,8 @@ class Publisher(_Sender):
     """PUB to all who listen to a topic, from any thread: one at a time (libzmq asks for a full
     memory barrier between two threads that use a socket, which a lock is)."""
 
-    def __init__(self, socket: PlainSocket, counters: Counter[str]) -> None:
-        super().__init__(socket, counters)
+    def __init__(self, socket: PlainSocket, counters: Counter[str], traffic: Traffic) -> None:
+        super().__init__(socket, counters, traffic)
         self._lock = threading.Lock()
 
     def publish(self, edge: str, *messages: Message) -> None:

@@ -98,7 +98,8 @@ class PrefixCache:
 
     Attributes:
         num_bytes: memory that the kept prefixes reserve.
-        num_hits: sessions that reused positions. num_tokens: positions they reused.
+        num_hits: sessions that reused positions. num_tokens: positions they reused, of
+            num_queried that were looked for.
     """
 
     def __init__(self, max_mb: int = 0) -> None:
@@ -108,6 +109,7 @@ class PrefixCache:
         self.num_bytes = 0
         self.num_hits = 0
         self.num_tokens = 0
+        self.num_queried = 0
 
     def __len__(self) -> int:
         """Prefixes of finished sessions."""
@@ -126,6 +128,7 @@ class PrefixCache:
             return tokens
         self._open.add(prefix)
         prefix.is_opening = num_rows == 0
+        self.num_queried += len(tokens)
         held, most = prefix.length, len(tokens) - num_rows
         if most < MIN_REUSED:
             return tokens

@@ -180,17 +180,20 @@ async def test_a_terminal_edits_keeps_history_and_survives_a_failed_answer(
     )  # fmt: skip
     os.close(slave)
     assert process.stderr is not None
-    screen = asyncio.create_task(asyncio.to_thread(_read_all, master))
+    screen = Screen(master)
+    await screen.asks(1)  # before, the terminal would edit the line itself
     edge.error = "too long"
     os.write(master, b"Hix\x7f\r")  # backspace
     assert await process.stderr.readline() == b"error: too long\n"
     edge.error = ""
+    await screen.asks(2)
     os.write(master, b"\x1b[A!\r")  # the line before, and more
     assert (await process.stderr.readline()).startswith(b"[3 tokens")
+    await screen.asks(3)
     os.write(master, b"\x03")
     assert await process.wait() == 0
-    assert ANSWER in await screen
-    os.close(master)
+    assert ANSWER in screen.text
+    screen.close()
     assert chats(edge) == [[("user", "Hi")], [("user", "Hi!")]]
     history = tmp_path / "e2sci" / "chat_history"
     assert [line for line in history.read_text().splitlines() if line.startswith("+")] == [
@@ -199,11 +202,33 @@ async def test_a_terminal_edits_keeps_history_and_survives_a_failed_answer(
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
-def _read_all(descriptor: int) -> str:
-    data = b""
-    try:
-        while piece := os.read(descriptor, 4096):
-            data += piece
-    except OSError:  # the other end is closed
-        pass
-    return data.decode()
+class Screen:
+    """What a program has written to a terminal whose other end is `descriptor`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._data = b""
+        self._changed = asyncio.Event()
+        asyncio.get_running_loop().add_reader(descriptor, self._read)
+
+    @property
+    def text(self) -> str:
+        return self._data.decode(errors="replace")
+
+    async def asks(self, times: int) -> None:
+        """Wait until the input line has been opened so often: bracketed paste begins with it."""
+        async with asyncio.timeout(60):
+            while self._data.count(b"\x1b[?2004h") < times:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+
+    def _read(self) -> None:
+        try:
+            self._data += os.read(self._descriptor, 4096)
+        except OSError:  # the other end is closed
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+        self._changed.set()

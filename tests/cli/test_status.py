@@ -35,6 +35,7 @@ def test_json_holds_workers_queue_and_sessions(blocking: BlockingStore) -> None:
     assert (worker["worker_id"], worker["role"], worker["load"]) == ("edge-x", "edge", 1)
     assert worker["counters"] == {"faults": 2}
     assert (worker["bitwise"], worker["probe_digest"]) == (True, "a1b2c3d4" * 8)
+    assert worker["metrics_url"] == ""
     assert 0 <= worker["heartbeat_age_s"] <= 5
     assert (found["queue"]["length"], found["queue"]["pending"]) == (1, 0)
     assert [session["session"] for session in found["sessions"]] == ["abc"]

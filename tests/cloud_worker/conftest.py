@@ -20,6 +20,7 @@ from bus.protocol.messages import (
     OpenSession,
     SessionReady,
 )
+from bus.runtime.monitor import Monitor
 from bus.runtime.worker import new_record
 from bus.settings import BusSettings
 from bus.transport.sockets import Sockets
@@ -55,7 +56,10 @@ class Controller:
 class House:
     """A running cloud worker and the edges that talk to it."""
 
-    def __init__(self, worker: CloudWorker, settings: CloudSettings, sockets: Sockets) -> None:
+    def __init__(
+        self, worker: CloudWorker, settings: CloudSettings, sockets: Sockets, monitor: Monitor
+    ) -> None:
+        self.metrics = monitor.metrics
         self.worker, self.sockets, self.counters = worker, sockets, sockets.counters
         self.controller: Any = worker._controller
         self.record = worker.describe(new_record(settings, "cloud"))
@@ -178,8 +182,9 @@ async def start(
         )  # fmt: skip
         sockets = Sockets(full)
         controller: Any = Controller()
-        worker = CloudWorker(full, target, thread, sockets, controller)
-        houses.append(House(worker, full, sockets))
+        monitor = Monitor()
+        worker = CloudWorker(full, target, thread, sockets, controller, monitor)
+        houses.append(House(worker, full, sockets, monitor))
         return houses[-1]
 
     yield make

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from bus.runtime.metrics import Metrics
 from bus.settings import BusSettings
 from bus.store import Store
 from bus.transport.sockets import Sockets
 from controller import server
 from controller.server import Controller
 from controller.settings import ControllerSettings
+from controller.watch import ControllerTally
 from decoding.control import Policy
 from tests.controller.house import (
     POLICY,
@@ -38,7 +40,8 @@ async def start(bus_settings: BusSettings) -> AsyncIterator[Start]:
         store = await Store.connect(full)
         stores.append(store)
         sockets = Sockets(full)
-        controller = await Controller.start(full, store, sockets, lambda _: policy)
+        tally = ControllerTally(Metrics(), sockets)
+        controller = await Controller.start(full, store, sockets, lambda _: policy, tally)
         houses.append(House(controller, store, sockets, "boot"))
         await asyncio.sleep(0)
         return houses[-1]

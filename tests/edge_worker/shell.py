@@ -12,6 +12,8 @@ import torch
 
 from bus.protocol.messages import CloseSession, FinishReason, Message, OpenSession
 from bus.protocol.requests import GenerationRequest
+from bus.runtime.monitor import Monitor
+from bus.runtime.tracing import Tracing
 from bus.runtime.worker import ControllerLink, Lifecycle, new_record
 from bus.settings import BusSettings
 from bus.store import EndEntry, SessionEntry, Store, TelemetryEntry, TokensEntry
@@ -34,7 +36,7 @@ MODEL: dict[str, Any] = {
     "name": "toy", "dtype": "float64", "device": torch.device("cpu"), "tokenizer_digest": "toy",
     "vocab_size": PAIR.vocab_size, "context_length": ToyTarget.context_length,
     "eos_tokens": NEVER, "probe": SimpleNamespace(bitwise=True, digest="toy-probe"),
-    "prefixes": SimpleNamespace(counters=dict),
+    "prefixes": SimpleNamespace(counters=dict, num_tokens=0, num_queried=0),
 }  # fmt: skip
 
 
@@ -134,7 +136,7 @@ class Cloud:
         self.thread = ModelThread(1)
         self.target = cast(Any, Serving(pass_s, pair))
         nobody = cast(Any, SimpleNamespace(report=lambda _: None))
-        self.worker = CloudWorker(full, self.target, self.thread, self.sockets, nobody)
+        self.worker = CloudWorker(full, self.target, self.thread, self.sockets, nobody, Monitor())
         self.lifecycle = Lifecycle(
             full, house.store, self.worker.describe(new_record(full, full.role))
         )
@@ -183,6 +185,7 @@ class House:
         self.clouds: list[Cloud] = []
         self.ended: list[str] = []
         self.sent: list[Message] = []
+        self.tracing = Tracing()
 
     def start(self, drafter: Drafter | None = None, **settings: Any) -> None:
         """Start the edge."""
@@ -191,7 +194,10 @@ class House:
         self.drafter = drafter or Drafter()
         self.sockets, self.thread = Sockets(self.settings), ModelThread(1)
         model: Any = self.drafter
-        self.edge = EdgeWorker(self.settings, model, self.thread, self.sockets, self.store)
+        self.monitor = Monitor(tracing=self.tracing)
+        self.edge = EdgeWorker(
+            self.settings, model, self.thread, self.sockets, self.store, self.monitor
+        )
         record = self.edge.describe(new_record(self.settings, "edge"))
         self.lifecycle = Lifecycle(self.settings, self.store, record)
         self.link = ControllerLink(self.store, self.sockets, self.edge.name, self.edge.on_message)

@@ -13,7 +13,7 @@ from bus.protocol.messages import DraftWindow
 from bus.store import SessionEntry
 from decoding.engine import DrafterCapabilities
 from decoding.sampling import SamplingParams
-from edge_worker.server import _load
+from edge_worker.loading import load_model
 from edge_worker.settings import EdgeSettings
 from engines.padding import LeastTimes, Padding
 from engines.torch.speculators.drafter import Eagle3Cache, Eagle3Drafter
@@ -59,7 +59,7 @@ def drafter(target: TargetModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     place = save_tiny(tmp_path / "model", num_layers=4)
     spec = f"{directory}@{place}"
     settings = EdgeSettings.load(draft=spec, drafter="model")
-    assert isinstance(_load(settings), Eagle3Drafter)
+    assert isinstance(load_model(settings), Eagle3Drafter)
     return Counting.load(spec)
 
 

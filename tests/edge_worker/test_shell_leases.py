@@ -18,6 +18,7 @@ from bus.store import Keys, Store
 from bus.store.keys import GROUP
 from edge_worker.server import REOPENS_PER_TERM, serve
 from edge_worker.settings import EdgeSettings
+from tests.bus.test_metrics import shown
 from tests.edge_worker.shell import House, ToyTokenizer
 from tests.engines.tiny import save_tiny
 
@@ -66,6 +67,10 @@ async def test_a_prompt_that_this_edge_claims_again_goes_on(
     may_answer.set()
     assert (await house.answer("r1"))[0] == house.expected("r1", 200)
     assert house.sockets.counters["lost_leases"] == 1
+    values = shown(house.monitor.metrics)
+    assert values["e2sci:lease_losses_total"] == 1
+    ended = {name for name, value in values.items() if "request_success" in name and value}
+    assert ended == {"e2sci:request_success_total{finished_reason=length}"}, "the lost run did not"
 
 
 async def test_a_worker_that_leaves_hands_its_prompt_back_at_once(

@@ -216,7 +216,9 @@ async def test_another_cloud_worker_goes_on_where_one_leaves(house: House) -> No
 async def test_lookup_does_not_write_steps(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The draft model does, whoever drafts for other methods."""
     house.cloud()
-    monkeypatch.setattr(server, "_drafter", lambda _, model: drafter_of(DrafterKind.LOOKUP, model))
+    monkeypatch.setattr(
+        server, "drafter_for", lambda _, model: drafter_of(DrafterKind.LOOKUP, model)
+    )
     start(house)
     await house.submit("r1", method="lookahead", max_new_tokens=MOST)
     tokens, _, _ = await house.answer("r1")

@@ -1,0 +1,103 @@
+"""`/metrics` and `/health` of real workers that have answered a request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
+
+from bus.client import Client
+from bus.store import WorkerRecord
+from launch.stack import Stack, StackOptions
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def records(integer_pair: tuple[Path, Path]) -> AsyncIterator[dict[str, WorkerRecord]]:
+    """Of a controller, a cloud worker, a middle worker and an edge, after one answer."""
+    target, draft = map(str, integer_pair)
+    options = StackOptions(
+        target=target, draft=draft, middle_model=draft, dtype="int8", threads=1, middle=1
+    )
+    async with Stack(options, log=lambda _: None, env={"OMP_NUM_THREADS": "1"}) as running:
+        async with Client(redis_url=running.redis_url) as client:
+            request = await client.submit(
+                "the cat sat on the mat and", method="sd", max_new_tokens=40, raw=True
+            )
+            answer = await client.result(request)
+        assert len(answer.token_ids) == 40
+        yield await running.records()
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def samples(record: WorkerRecord) -> Samples:
+    families = text_string_to_metric_families(read(record.metrics_url))
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+@pytest.mark.long
+async def test_every_worker_is_ready(records: dict[str, WorkerRecord]) -> None:
+    assert set(records) == {"controller", "cloud-1", "middle-1", "edge-1"}
+    for record in records.values():
+        health = json.loads(read(record.metrics_url.replace("/metrics", "/health")))
+        assert health == {"live": True, "ready": True, "reasons": []}
+
+
+@pytest.mark.long
+async def test_an_answer_is_counted_where_it_was_made(records: dict[str, WorkerRecord]) -> None:
+    edge, cloud = samples(records["edge-1"]), samples(records["cloud-1"])
+    assert edge["e2sci:generation_tokens_total", ()] == 40
+    assert edge["e2sci:request_success_total", ("length",)] == 1
+    assert edge["e2sci:time_to_first_token_seconds_count", ()] == 1
+    assert edge["e2sci:inter_token_latency_seconds_count", ()] < 40
+    accepted = edge["e2sci:spec_decode_num_accepted_tokens_total", ()]
+    positions = [
+        value for (name, _), value in edge.items() if name.endswith("accepted_tokens_per_pos_total")
+    ]
+    assert sum(positions) == accepted > 0
+    assert cloud["e2sci:verify_time_seconds_count", ()] > 0
+    assert cloud["e2sci:energy_joules_total", ("modelled",)] > 0
+    assert cloud["e2sci:prefix_cache_queries_total", ()] > 0
+    assert cloud["e2sci:bytes_received_total", ()] > 100
+    controller = samples(records["controller"])
+    assert controller["e2sci:controller_leader", ()] == 1
+    assert controller["e2sci:window_reports_total", ()] > 0
+    assert controller["e2sci:num_requests_waiting", ()] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("worker", ["controller", "cloud-1", "middle-1", "edge-1"])
+async def test_promtool_finds_nothing(records: dict[str, WorkerRecord], worker: str) -> None:
+    """Apart from the colon, which is vLLM's way of naming metrics too."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool; scripts/install-debian-packages.sh installs it")
+    checked = await asyncio.to_thread(
+        subprocess.run,
+        [promtool, "check", "metrics"], input=read(records[worker].metrics_url), text=True,
+        capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    lines = (checked.stdout + checked.stderr).splitlines()
+    colon = "metric names should not contain ':'"
+    assert [line for line in lines if not line.endswith(colon)] == []
+    assert checked.returncode in {0, 3}
