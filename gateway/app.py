@@ -1,4 +1,4 @@
-"""The application: routes, middleware, and errors of whatever kind as OpenAI's objects."""
+"""The application: routes, middleware, and all errors as OpenAI's objects."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ class Door:
         try:
             if scope["path"].startswith(_API):
                 exchange.caller.key = self._key(headers)
-            if scope["method"] == "POST":
-                self._service.rate_limit.take(exchange.caller.key or _address(scope))
+                if scope["method"] == "POST":
+                    self._service.rate_limit.take(exchange.caller.key or _address(scope))
             limited = _limited(receive, headers, self._service.settings.max_body_bytes)
         except ApiError as error:
             await error_response(error)(scope, receive, send)

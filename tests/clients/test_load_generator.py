@@ -22,7 +22,7 @@ async def test_guidellm_counts_what_it_asked_for(
         program("guidellm", "guidellm"), "run", "--disable-console",
         "--backend", f"kind=openai_http,target={stack.gateway_url},model=default",
         "--profile", "kind=concurrent,streams=4",
-        "--constraint", "kind=max_requests,value=12",
+        "--constraint", "kind=max_requests,count=12",
         "--tokenizer", f"kind=huggingface_auto,model={tokenizer}",
         "--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=12",
         "--output", f"kind=json,path={report}", **os.environ, HF_HUB_OFFLINE="1",
