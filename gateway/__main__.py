@@ -94,7 +94,7 @@ def main() -> None:
         settings = GatewaySettings.from_cli()
     except ConfigurationError as error:
         sys.exit(_report(error))
-    configure_logging(settings.log_level, "gateway")
+    configure_logging(settings.log_level, "gateway", settings.log_format)
     faulthandler.register(signal.SIGUSR1)  # all threads' stacks, to see where it hangs
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     try:

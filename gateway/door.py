@@ -15,6 +15,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bus.runtime.logs import log_context
 from gateway.errors import SERVER, ApiError, error_response
 from gateway.options import Caller
 from gateway.service import CLIENT_GONE, Exchange, Service
@@ -49,7 +50,8 @@ class Door:
         scope.setdefault("state", {})["exchange"] = exchange
         sent = _Sent(send, exchange.id)
         try:
-            await self._pass(scope, headers, exchange, receive, sent)
+            with log_context(exchange.caller.traceparent):
+                await self._pass(scope, headers, exchange, receive, sent)
         except Exception:
             log.exception("request %s", exchange.id)
             if not sent.status:
@@ -94,18 +96,19 @@ class Door:
         self._service.metrics.http_requests.labels(route, method, str(status)).inc()
         ids = exchange.request_ids
         shown = ids[:_MAX_LOGGED_IDS] + (["…"] if len(ids) > _MAX_LOGGED_IDS else [])
-        access.log(
-            logging.DEBUG if route in ("/metrics", *_HEALTH) else logging.INFO,
-            "%s %s %d %.1f ms id %s key %s requests %s",
-            scope["method"],
-            scope["path"],
-            status,
-            1e3 * seconds,
-            exchange.id,
-            exchange.caller.key or "-",
-            ",".join(shown) or "-",
-            extra={"request": ids[0] if ids else "", "trace_id": exchange.caller.trace_id},
-        )
+        level = logging.DEBUG if route in ("/metrics", *_HEALTH) else logging.INFO
+        with log_context(exchange.caller.traceparent, ids[0] if ids else ""):
+            access.log(
+                level,
+                "%s %s %d %.1f ms id %s key %s requests %s",
+                scope["method"],
+                scope["path"],
+                status,
+                1e3 * seconds,
+                exchange.id,
+                exchange.caller.key or "-",
+                ",".join(shown) or "-",
+            )
 
 
 _HEALTH = ("/health", "/health/live", "/health/ready")

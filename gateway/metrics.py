@@ -19,16 +19,11 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from bus.runtime.metrics import LATENCIES_S, LONG_LATENCIES_S
 from bus.store import End
 
 __all__ = ["AnswerTimes", "GatewayMetrics", "watch_loop"]
 
-_SHORT_S = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0,
-)  # fmt: skip
-_LONG_S = (
-    0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0,
-)  # fmt: skip
 _LAG_PERIOD_S = 0.25
 
 
@@ -57,16 +52,16 @@ class GatewayMetrics:
         )  # fmt: skip
         self.first_token = Histogram(
             "e2sci:time_to_first_token_seconds", "From submission to the first token.",
-            buckets=_LONG_S, registry=registry,
+            buckets=LONG_LATENCIES_S, registry=registry,
         )  # fmt: skip
         self.inter_token = Histogram(
             "e2sci:inter_token_latency_seconds",
             "Between two pieces of an answer, divided by the tokens of the later one.",
-            buckets=_SHORT_S, registry=registry,
+            buckets=LATENCIES_S, registry=registry,
         )  # fmt: skip
         self.latency = Histogram(
             "e2sci:e2e_request_latency_seconds", "From submission to the end.",
-            buckets=_LONG_S, registry=registry,
+            buckets=LONG_LATENCIES_S, registry=registry,
         )  # fmt: skip
         self.prompt_tokens = Counter(
             "e2sci:prompt_tokens", "Prompt tokens of choices that have ended.", registry=registry
@@ -76,7 +71,7 @@ class GatewayMetrics:
         )
         self.loop_lag = Histogram(
             "e2sci:event_loop_lag_seconds", "How late a timer of the event loop fires.",
-            buckets=_SHORT_S, registry=registry,
+            buckets=LATENCIES_S, registry=registry,
         )  # fmt: skip
 
 

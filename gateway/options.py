@@ -38,10 +38,6 @@ class Caller:
         self.key = key
         self.traceparent = trace_of(traceparent)
 
-    @property
-    def trace_id(self) -> str:
-        return self.traceparent.split("-")[1]
-
 
 def trace_of(header: str) -> str:
     """The header where it is valid, else a new trace."""

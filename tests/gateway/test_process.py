@@ -15,6 +15,7 @@ import pytest
 
 from bus.settings import BusSettings
 from launch.python import module_command, module_env
+from tests.gateway.calls import TRACE
 from tests.gateway.conftest import until
 from tests.gateway.scripted import MODEL, ScriptedEdge
 
@@ -65,6 +66,22 @@ async def test_two_gateways_serve_one_queue(
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
     assert len(edge.seen) == 2
+
+
+async def test_the_log_as_json_names_trace_and_request(
+    edge: ScriptedEdge, bus_settings: BusSettings
+) -> None:
+    process = await start(bus_settings, "--port", "0", E2SCI_LOG_FORMAT="json")
+    trace = {"traceparent": TRACE}
+    async with httpx2.AsyncClient(base_url=await url_of(process), timeout=30) as http:
+        await http.post("/v1/chat/completions", json=BODY, headers=trace)
+    assert process.stderr is not None
+    line = json.loads(await process.stderr.readline())
+    assert (line["logger"], line["process"]) == ("gateway.access", "gateway")
+    assert line["trace_id"] == TRACE.split("-")[1]
+    assert line["request"] == edge.seen[0].id
+    process.terminate()
+    assert await process.wait() == 0
 
 
 @pytest.mark.parametrize(
