@@ -141,7 +141,7 @@ def _opened(
         sampling=SamplingParams(
             message.temperature, message.top_p, message.top_k, message.seed, message.coupling
         ),
-        limits=limits,
+        limits=replace(limits, eos=frozenset()) if message.ignore_eos else limits,
         incarnation=message.incarnation,
         handle=handle,
         num_prompt=len(prompt),

@@ -151,7 +151,7 @@ def step(state: EdgeState, event: Event) -> Step:
                 raise ImpossibleEventError(f"a worker was found in stage {state.stage.name}")
             if measures is not None and not state.measures.known:
                 state = with_flow(replace(state, measures=measures), now_ms)
-            state = replace(state, eos=eos)
+            state = replace(state, eos=frozenset() if state.spec.ignore_eos else eos)
             reason = state.end_reached()  # a session taken over may have been at its end
             return _open(state, now_ms) if reason is None else _finish(state, reason)
         case Opened(message, now_ms):

@@ -36,6 +36,7 @@ def opening(state: EdgeState) -> OpenSession:
         logprobs=spec.logprobs,
         prompt_logprobs=spec.prompt_logprobs and not state.num_generated,
         traceparent=spec.traceparent,
+        ignore_eos=spec.ignore_eos,
     )
 
 

@@ -80,6 +80,7 @@ class SessionSpec(Struct, frozen=True):
         logprobs: log-probabilities of its tokens are wanted, with those of so many others each;
             prompt_logprobs: those of the prompt's tokens too.
         traceparent: the trace it belongs to, for logs and spans.
+        ignore_eos: no token ends the answer.
     """
 
     session: str
@@ -96,6 +97,7 @@ class SessionSpec(Struct, frozen=True):
     logprobs: int | None = None
     prompt_logprobs: bool = False
     traceparent: str = ""
+    ignore_eos: bool = False
 
     @property
     def reads_features(self) -> bool:

@@ -60,6 +60,8 @@ def spec_of(
             "tree is judged by the target's own tokens, which are a function of seed and position"
         )
     _check_logprobs(request, method)
+    if request.ignore_eos and method.steps is not None:
+        raise RequestError(f"ignore_eos: method {method.name!r} writes whole steps; use auto")
     prompt = encode_request(model.tokenizer, request)
     total = len(prompt) + request.max_new_tokens
     staged = bool(method.inner)  # a middle worker drafts, and knows its own limits
@@ -102,6 +104,7 @@ def spec_of(
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,
         traceparent=request.traceparent,
+        ignore_eos=request.ignore_eos,
     )
 
 

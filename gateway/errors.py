@@ -32,6 +32,7 @@ from bus.protocol.errors import (
     RequestTimeoutError,
     StoreUnavailableError,
 )
+from bus.protocol.messages import FaultCode
 from bus.store import End
 
 __all__ = [
@@ -49,6 +50,12 @@ RATE = "rate_limit_error"
 SERVER = "server_error"
 RETRY_S = 1.0
 
+_REFUSALS: dict[str, str | None] = {
+    FaultCode.CONTEXT_OVERFLOW: "context_length_exceeded",
+    FaultCode.UNKNOWN_METHOD: None,
+    FaultCode.BAD_TOKENS: None,
+}
+"""A cloud worker's reasons to refuse a request for what it asks, each with OpenAI's code."""
 _OWN_FAULT = ("internal error", "given up after")
 """How the end of an answer begins that failed before its first token by no fault of its author."""
 _NO_OBJECT = ("missing", "model_attributes_type", "model_type", "dict_type")
@@ -152,6 +159,9 @@ def end_error(end: End, started: bool) -> ApiError:
     """
     if not end.error:
         return ApiError(500, "the request was cancelled", kind=SERVER, code="cancelled")
+    code, _, why = end.error.partition(": ")
+    if code in _REFUSALS and not started:
+        return invalid(why, code=_REFUSALS[code])
     ran = started or end.usage.seconds > 0
     if ran or end.error.startswith(_OWN_FAULT):
         return ApiError(500, end.error, kind=SERVER)

@@ -17,13 +17,14 @@ from bus.protocol.requests import (
 )
 from bus.store import WorkerRecord
 from gateway.errors import invalid
-from gateway.schemas import GenerationBody
+from gateway.schemas import Extension, GenerationBody
 
 __all__ = ["Caller", "chat_tokens", "client_name", "common_options", "requests_of", "trace_of"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _TRACE = re.compile(r"00-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-0[01]")
 _OPENAI_TEMPERATURE = 1.0
+_LOSSY = "e2sci"
 
 
 class Caller:
@@ -61,7 +62,7 @@ def common_options(body: GenerationBody, caller: Caller) -> dict[str, Any]:
     own = body.e2sci
     temperature = _OPENAI_TEMPERATURE if body.temperature is None else body.temperature
     return {
-        "method": own and own.method,
+        "method": own and _method(own),
         "coupling": own and own.coupling,
         "raw": own and own.raw,
         "temperature": temperature,
@@ -70,7 +71,15 @@ def common_options(body: GenerationBody, caller: Caller) -> dict[str, Any]:
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop,
         "client": client_name(body.user, caller.key),
         "traceparent": caller.traceparent,
+        "ignore_eos": body.ignore_eos,
     }
+
+
+def _method(own: Extension) -> str | None:
+    """The method's name, with its threshold where one is given."""
+    if own.threshold is None:
+        return own.method
+    return f"{own.method or _LOSSY}:{own.threshold:g}"
 
 
 def chat_tokens(given: int | None, default: int, target: WorkerRecord) -> int:

@@ -7,6 +7,7 @@ change nothing are accepted (`NEUTRAL`). Ranges are checked where every request 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -55,7 +56,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True,),
     "continue_final_message": (False,),
-    "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "min_p": (0,),
@@ -80,6 +80,10 @@ _MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "type": ("text", "message"),
 }
 """Of a message: the API's own answers may be sent back as they came."""
+
+
+_MAX_DIVERGENCE = math.log(2.0)
+"""Of Jensen and Shannon, in nats: no threshold is higher."""
 
 
 def _document(neutral: dict[str, tuple[Any, ...]]) -> Callable[[dict[str, Any]], None]:
@@ -148,12 +152,14 @@ class StreamOptions(_Body):
 
 
 class Extension(_Body):
-    """Our own options: the decoding method, how draft and target share the seed, and whether the
-    prompt goes to the model without the chat template (completions: true where absent)."""
+    """Our own options: the decoding method, the threshold of a lossy one (e2sci where none is
+    named), how draft and target share the seed, and whether the prompt goes to the model without
+    the chat template (completions: true where absent)."""
 
     model_config = ConfigDict(extra="forbid")
 
     method: str | None = None
+    threshold: Annotated[float, Field(ge=0, le=_MAX_DIVERGENCE)] | None = None
     coupling: Literal["gumbel", "residual"] | None = None
     raw: bool | None = None
 
@@ -174,6 +180,7 @@ class GenerationBody(_Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     max_tokens: int | None = None
     user: str | None = None
+    ignore_eos: bool | None = None
     e2sci: Extension | None = None
 
     @model_validator(mode="after")

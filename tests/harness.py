@@ -162,6 +162,7 @@ class EdgeCloudPair:
     rows: bool = False
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         self.now_ms = 0.0
@@ -195,7 +196,7 @@ class EdgeCloudPair:
             session="s1", client="c1", edge="edge-1", method=self.method, prompt=self.prompt,
             sampling=self.sampling, max_new_tokens=self.max_new_tokens,
             tokenizer_digest="toy", drafts=self.drafts, rows=self.rows, logprobs=self.logprobs,
-            prompt_logprobs=self.prompt_logprobs,
+            prompt_logprobs=self.prompt_logprobs, ignore_eos=self.ignore_eos,
         )  # fmt: skip
         control = edge.Control(
             threshold=self.threshold, window=next(self._windows), conservative_threshold=0.02

@@ -129,7 +129,7 @@ class OpenSession(Message, frozen=True, tag=1):
     carries the distributions that its tokens were chosen from, with `features` the target's
     features there. With `logprobs` it carries log-probabilities, each token's own and so many
     others; with `prompt_logprobs` the first feedback has the prompt's too. `traceparent` is the
-    request's (W3C), "" where it has none.
+    request's (W3C), "" where it has none. With `ignore_eos` no token ends the answer.
     """
 
     session: Identifier
@@ -151,6 +151,7 @@ class OpenSession(Message, frozen=True, tag=1):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP)] | None = None
     prompt_logprobs: bool = False
     traceparent: Annotated[str, Meta(max_length=64)] = ""
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         _check_tokens(self.prompt, "prompt")

@@ -223,6 +223,7 @@ class GenerationRequest(BaseModel):
         stop: up to 16 strings that end the answer; they are not part of it.
         raw: True: the prompt goes to the model as it is, without the chat template.
         client: who asks; credit is carried between prompts of one client.
+        ignore_eos: write on after the model's end token, up to `max_new_tokens`.
         logprobs: give the target's log-probability of each token of the answer and of so many
             most probable alternatives, 0 … 20; None gives none.
         prompt_logprobs: give those of the prompt's tokens too; needs `logprobs`.
@@ -247,6 +248,7 @@ class GenerationRequest(BaseModel):
     stop: Annotated[tuple[str, ...], BeforeValidator(_strings), AfterValidator(_stops)] = ()
     raw: Annotated[bool, BeforeValidator(_flag)] = False
     client: _Identifier = "anonymous"
+    ignore_eos: Annotated[bool, BeforeValidator(_flag)] = False
     logprobs: Annotated[_Whole, _within(0, MAX_LOGPROBS)] | None = None
     prompt_logprobs: Annotated[bool, BeforeValidator(_flag)] = False
     traceparent: Annotated[str, AfterValidator(_traceparent)] = ""

@@ -77,9 +77,9 @@ REPORT = WindowReport(
 GOLDEN: list[tuple[Message, str]] = [
     (
         OPEN,
-        ("dc00150901a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
+        ("dc00160901a27331a26331a6656467652d3101a27364c408010000002c010000c40408000000cf400000"
          "000000000010cb3fb999999999999acb3feccccccccccccd28a667756d62656ca6646967657374c2c2c0"
-         "c2a0"),
+         "c2a0c2"),
     ),
     (
         WINDOW,
@@ -215,6 +215,7 @@ messages = st.one_of(
         st.sampled_from(SessionCoupling),
         st.text(min_size=1, max_size=128), st.booleans(), st.booleans(),
         st.none() | st.integers(0, 20), st.booleans(), st.text(max_size=64),
+        st.booleans(),
     ),
     draft_windows(),
     st.builds(CloseSession, names, counters, st.text(max_size=200)),

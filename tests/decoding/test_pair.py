@@ -17,11 +17,12 @@ from bus.protocol.messages import (
     FinishReason,
     OpenSession,
 )
+from decoding import methods
 from decoding.methods.base import Pace
 from decoding.methods.paces import Ahead, Lockstep
 from decoding.sampling import SamplingParams
 from tests.harness import SD, EdgeCloudPair, Fate, Steady
-from tests.toy import ToyPair, target_alone
+from tests.toy import ToyPair, likely_tree, target_alone
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
@@ -190,3 +191,17 @@ def test_a_draft_that_is_half_right_is_rescued() -> None:
         rescued += run.rescued
     assert rescued > 3
     assert times[1] < 0.95 * times[0]
+
+
+@pytest.mark.parametrize("name", ["sd", "auto", "plc", "eagle3"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_an_answer_may_go_on_after_its_end_token(name: str, sampling: SamplingParams) -> None:
+    pair = ToyPair(agreement=0.7, speculator=likely_tree, num_sparse=7, seed=3)
+    whole = target_alone(pair, (1, 2, 3), sampling, 24, frozenset())
+    eos = frozenset((whole[4],))
+    method = methods.find(name)
+    assert method is not None
+    cut = EdgeCloudPair(pair, sampling, method=method, eos=eos).run()
+    assert len(cut) < 24
+    run = EdgeCloudPair(pair, sampling, method=method, eos=eos, ignore_eos=True)
+    assert run.run() == whole

@@ -256,3 +256,28 @@ async def test_a_caller_that_gives_up_cancels_its_request(
     await until(lambda: bool(edge.seen))
     asking.cancel()
     await until(lambda: edge.cancelled == [edge.seen[0].id])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        ("context_overflow: prompt and max_new_tokens take 9", "context_length_exceeded", "prompt"),
+        ("unknown_method: log-probabilities need coupling", None, "log-probabilities need"),
+    ],
+)
+async def test_a_refusal_of_the_cloud_is_400_with_openais_code(
+    edge: ScriptedEdge, openai: AsyncOpenAI, error: str, code: str | None, words: str
+) -> None:
+    edge.error = error
+    with pytest.raises(BadRequestError, match=words) as caught:
+        await openai.chat.completions.create(model=MODEL, messages=HI)
+    assert caught.value.code == code
+
+
+async def test_our_own_options_reach_the_queue(edge: ScriptedEdge, openai: AsyncOpenAI) -> None:
+    for own in ({"threshold": 0.1}, {"method": "fsd", "threshold": 0.2}, {"method": "sd"}):
+        await openai.chat.completions.create(
+            model=MODEL, messages=HI, extra_body={"e2sci": own, "ignore_eos": True}
+        )
+    assert [request.method for request in edge.seen] == ["e2sci:0.1", "fsd:0.2", "sd"]
+    assert all(request.ignore_eos for request in edge.seen)
