@@ -44,7 +44,7 @@ class ScriptedEdge:
     Attributes:
         seen: the requests, in the order they were claimed.
         cancelled: ids of those that ended cancelled.
-        error: end with this error; `error_after` pieces come before it.
+        error: end with this error, after `error_after` pieces and `error_s` seconds of work.
         held: pause after the first piece until this is set, or until the request is cancelled.
     """
 
@@ -54,6 +54,7 @@ class ScriptedEdge:
     cancelled: list[str] = field(default_factory=list)
     error: str = ""
     error_after: int = 0
+    error_s: float = 0.0
     held: asyncio.Event | None = None
     prompt_tokens: int = 7
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -105,7 +106,7 @@ class ScriptedEdge:
                 await self._end(claim, request, FinishReason.CANCELLED, start + 2)
                 return
         if self.error:
-            ran = Usage(seconds=0.1) if self.error_after else Usage()
+            ran = Usage(seconds=self.error_s)
             await self.store.queue.finish(claim, End(FinishReason.ERROR, self.error, ran))
             return
         full = len(words) < len(self.words)

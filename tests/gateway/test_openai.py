@@ -218,7 +218,7 @@ async def test_a_refusal_of_the_edge_is_400(
 async def test_a_failure_while_it_runs_is_500_or_an_error_in_the_stream(
     edge: ScriptedEdge, openai: AsyncOpenAI
 ) -> None:
-    edge.error, edge.error_after = "every cloud worker has gone", 1
+    edge.error, edge.error_after, edge.error_s = "every cloud worker has gone", 1, 0.1
     with pytest.raises(InternalServerError, match="every cloud worker has gone"):
         await openai.chat.completions.create(model=MODEL, messages=HI)
     stream = await openai.chat.completions.create(model=MODEL, messages=HI, stream=True)
@@ -231,9 +231,12 @@ async def test_a_failure_while_it_runs_is_500_or_an_error_in_the_stream(
 async def test_an_internal_error_before_the_first_token_is_500(
     edge: ScriptedEdge, openai: AsyncOpenAI
 ) -> None:
-    edge.error = "internal error in the edge worker; see its log"
-    with pytest.raises(InternalServerError, match="internal error in the edge worker"):
-        await openai.chat.completions.create(model=MODEL, messages=HI)
+    for edge.error, edge.error_s in (
+        ("internal error in the edge worker; see its log", 0.0),
+        ("no cloud worker answers", 20.0),
+    ):
+        with pytest.raises(InternalServerError, match=edge.error):
+            await openai.chat.completions.create(model=MODEL, messages=HI)
 
 
 async def test_closing_a_stream_cancels_its_requests(
