@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
 from bus.protocol.errors import E2SCIError
+from bus.runtime.metrics import exposition
 from bus.store import WorkerRecord
 from gateway.documented import ERRORS, Health, Live, Model, ModelList
 from gateway.service import Service, service_of
@@ -78,10 +78,10 @@ async def live() -> Response:
         }
     },
 )
-async def metrics(request: Request) -> Response:
-    """All metrics of this process."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    text = encode(service_of(request).metrics.registry)
+async def metrics(request: Request, prefix: str = "") -> Response:
+    """All metrics of this process. With `prefix` `e2sci_` names are without a colon."""
+    registry = service_of(request).metrics.registry
+    text, content_type = exposition(registry, request.headers.get("accept", ""), prefix)
     return Response(text, headers={"Content-Type": content_type})
 
 

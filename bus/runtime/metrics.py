@@ -11,6 +11,7 @@ values: never a user, a client or a request.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -31,14 +33,20 @@ __all__ = [
     "COUNTS",
     "LATENCIES_S",
     "LONG_LATENCIES_S",
+    "PLAIN_PREFIX",
     "PREFIX",
     "Histogram",
     "Metrics",
     "Reading",
+    "exposition",
     "register_shared",
 ]
 
 PREFIX = "e2sci:"
+PLAIN_PREFIX = "e2sci_"
+"""Of the same names for those who keep to Prometheus' rule that a colon belongs to recording rules;
+vLLM does not, and we follow vLLM."""
+_NAME = re.compile(rb"^((?:# (?:HELP|TYPE|UNIT) )?)" + PREFIX.encode(), re.MULTILINE)
 LATENCIES_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0,
 )  # fmt: skip
@@ -53,6 +61,20 @@ COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 Reading = Callable[[], float | Mapping[str, float] | None]
 """A value at the time of a scrape, one for each value of the label where there is one, or None
 where there is nothing to show."""
+
+
+def exposition(registry: CollectorRegistry, accept: str, prefix: str) -> tuple[bytes, str]:
+    """What a scrape gets: text and content type.
+
+    Args:
+        accept: the header, which chooses among the formats.
+        prefix: of the names; anything but `PLAIN_PREFIX` is `PREFIX`.
+    """
+    encode, content_type = choose_encoder(accept)
+    text: bytes = encode(registry)
+    if prefix == PLAIN_PREFIX:
+        text = _NAME.sub(rb"\1" + PLAIN_PREFIX.encode(), text)
+    return text, content_type
 
 
 class Histogram:

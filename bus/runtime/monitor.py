@@ -6,7 +6,8 @@ the loop has noted last:
     live    the event loop has run within the last `STUCK_S`
     ready   live, and every part that was noted has no reason against it
 
-    GET /metrics        the exposition format that the client asks for
+    GET /metrics        the exposition format that the client asks for; with `?prefix=e2sci_`
+                        names without a colon
     GET /health         {"live": …, "ready": …, "reasons": […]}; 200 where ready, else 503
     GET /health/live    the same; 200 where live
     GET /health/ready   as /health
@@ -23,14 +24,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import make_wsgi_app
-
 from bus.protocol.errors import ConfigurationError, StoreUnavailableError
-from bus.runtime.metrics import LATENCIES_S, Metrics
+from bus.runtime.metrics import LATENCIES_S, Metrics, exposition
 from bus.runtime.tracing import Tracing
 from bus.store import Store, WorkerRecord
 
@@ -134,13 +135,13 @@ class Endpoint:
 
 def application(metrics: Metrics, health: Health) -> WSGIApplication:
     """What answers requests (see the module)."""
-    exposition = make_wsgi_app(metrics.registry)
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            answered: Iterable[bytes] = exposition(environ, start)
-            return answered
+            (prefix,) = parse_qs(environ["QUERY_STRING"]).get("prefix", [""])[:1]
+            accept = environ.get("HTTP_ACCEPT", "")
+            return _answer(start, 200, *exposition(metrics.registry, accept, prefix))
         report = health.report()
         if path == "/health/live":
             return _json(start, 200 if report["live"] else 503, report)
@@ -153,10 +154,12 @@ def application(metrics: Metrics, health: Health) -> WSGIApplication:
 
 
 def _json(start: StartResponse, status: int, content: dict[str, Any]) -> list[bytes]:
-    phrase = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}[status]
-    body = json.dumps(content).encode() + b"\n"
-    start(f"{status} {phrase}", [("Content-Type", "application/json"),
-                                 ("Content-Length", str(len(body)))])  # fmt: skip
+    return _answer(start, status, json.dumps(content).encode() + b"\n", "application/json")
+
+
+def _answer(start: StartResponse, status: int, body: bytes, content_type: str) -> list[bytes]:
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+    start(f"{status} {HTTPStatus(status).phrase}", headers)
     return [body]
 
 
