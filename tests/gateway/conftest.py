@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 import uvicorn
 from openai import AsyncOpenAI
 
@@ -17,7 +18,10 @@ from bus.settings import BusSettings
 from bus.store import Store
 from gateway.app import build_app
 from gateway.settings import GatewaySettings
+from launch.stack import Stack, StackOptions
+from tests.engines.tiny import save_tiny
 from tests.gateway.scripted import ScriptedEdge
+from tests.processes.conftest import converted
 
 MakeGateway = Callable[..., Awaitable[str]]
 
@@ -92,3 +96,18 @@ async def until(condition: Callable[[], bool]) -> None:
     """Return once it holds; the test's own time limit fails it otherwise."""
     while not condition():  # noqa: ASYNC110 - what it looks at has no event
         await asyncio.sleep(0.01)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A real one on tiny models, with its gateway."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        target, draft = (converted(save_tiny(folder / name)) for name in ("target", "draft"))
+    options = StackOptions(
+        target=str(target), draft=str(draft), dtype="int8", threads=1, gateway_port=18_100
+    )
+    env = {"OMP_NUM_THREADS": "1", "E2SCI_LEAST_PASS_MS": "6"}
+    async with Stack(options, log=lambda _: None, env=env) as running:
+        yield running

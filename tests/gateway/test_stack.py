@@ -17,27 +17,11 @@ from openai import AsyncOpenAI, BadRequestError
 from bus.client import Client
 from bus.settings import BusSettings
 from bus.store import Store
-from launch.stack import GATEWAY, Stack, StackOptions
-from tests.engines.tiny import save_tiny
-from tests.processes.conftest import converted
+from launch.stack import GATEWAY, Stack
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 HI: list[Any] = [{"role": "user", "content": "the cat"}]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    folder = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        target, draft = (converted(save_tiny(folder / name)) for name in ("target", "draft"))
-    options = StackOptions(
-        target=str(target), draft=str(draft), dtype="int8", threads=1, gateway_port=18_100
-    )
-    env = {"OMP_NUM_THREADS": "1", "E2SCI_LEAST_PASS_MS": "6"}
-    async with Stack(options, log=lambda _: None, env=env) as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
