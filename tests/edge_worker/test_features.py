@@ -25,6 +25,7 @@ from tests.engines.speculating import save_random
 from tests.engines.tiny import save_tiny
 
 LENGTH = 24
+MOST_ANSWERS = 10
 
 
 class Counting(Eagle3Drafter):
@@ -69,22 +70,31 @@ async def test_the_answer_is_the_targets_own_and_the_layer_learns_and_drafts(
     temperature: float,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(shell, "Serving", lambda _pass_s, _pair: target)
-    monkeypatch.setattr(target, "padding", Padding(LeastTimes.parse("10")))  # time to draft in
+    monkeypatch.setattr(target, "padding", Padding(LeastTimes.parse("20")))  # time to draft in
     house.cloud()
     model: Any = drafter
     house.start(model)
-    await house.submit("r1", method="eagle3-edge", temperature=temperature, seed=5)
-    tokens, _, end = await house.answer("r1")
-    assert end.end.error == ""
-    prompt = target.tokenizer.encode("prompt r1")
-    sampling = SamplingParams(temperature, seed=5)
-    alone = generate_alone(target, prompt, sampling, LENGTH, target.eos_tokens)
-    assert list(tokens) == list(alone)
+    for number in range(1, MOST_ANSWERS + 1):
+        await check_answer(house, target, f"r{number}", temperature)
+        # On a busy machine the target may have written it all before the layer's first step.
+        if drafter.num_learnt > 1 and any(isinstance(sent, DraftWindow) for sent in house.sent):
+            break
+    else:
+        raise AssertionError(f"nothing learnt and drafted in {MOST_ANSWERS} answers")
     assert {message.features for message in house.opens()} == {True}
-    assert drafter.num_learnt > 1
-    assert any(isinstance(message, DraftWindow) for message in house.sent)
-    [session] = [e for e in await house.telemetry(1) if isinstance(e, SessionEntry)]
-    assert session.method == "eagle3-edge"
+    entries = await house.telemetry(number)
+    methods = {entry.method for entry in entries if isinstance(entry, SessionEntry)}
+    assert methods == {"eagle3-edge"}
+
+
+async def check_answer(house: House, target: TargetModel, name: str, temperature: float) -> None:
+    """It is the target's own."""
+    await house.submit(name, method="eagle3-edge", temperature=temperature, seed=5)
+    tokens, _, end = await house.answer(name)
+    assert end.end.error == ""
+    prompt = target.tokenizer.encode(f"prompt {name}")
+    sampling = SamplingParams(temperature, seed=5)
+    assert list(tokens) == list(generate_alone(target, prompt, sampling, LENGTH, target.eos_tokens))
 
 
 async def test_methods_that_give_no_features_are_refused_by_such_a_draft(house: House) -> None:
