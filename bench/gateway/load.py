@@ -243,7 +243,7 @@ async def _held(redis: Redis, *prefixes: str) -> int:
 async def _until(count: Callable[[], Awaitable[int]], expected: int, limit_s: float) -> None:
     try:
         async with asyncio.timeout(limit_s):
-            while await count() != expected:  # noqa: ASYNC110 - Redis notifies nobody of this
+            while await count() != expected:  # noqa: ASYNC110 - no event says so
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise GatewayError(

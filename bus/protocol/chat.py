@@ -1,6 +1,6 @@
 """Chat messages of a request: who says what. Text in JSON or Python values; both are checked here.
 
-A message's content is plain text: whatever it holds, it never becomes a special token
+A message's content is plain text: no part of it ever becomes a special token
 (`engines.chat`).
 """
 

@@ -123,7 +123,7 @@ class Alternative(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ScoredToken(msgspec.Struct, frozen=True, array_like=True):
-    """A token and the target's log-probabilities where it stands: `chosen` is the token itself,
+    """A token and the target's log-probabilities in its place: `chosen` is the token itself,
     `top` the most probable ones, falling. The first token of a prompt has none: `chosen.logprob`
     is 0 and `top` empty."""
 
