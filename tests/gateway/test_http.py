@@ -151,6 +151,17 @@ async def test_a_user_that_is_no_identifier_is_hashed(
     assert "example" not in hashed
 
 
+async def logged(caplog: pytest.LogCaptureFixture) -> str:
+    """The only line of the access log, which is written after the response."""
+    async with asyncio.timeout(30):
+        while True:
+            lines = [r.getMessage() for r in caplog.records if r.name == "gateway.access"]
+            if lines:
+                [line] = lines
+                return line
+            await asyncio.sleep(0.01)
+
+
 async def test_request_ids_and_traces(
     edge: ScriptedEdge, http: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,7 +170,7 @@ async def test_request_ids_and_traces(
     response = await http.post(CHAT, json=HI, headers=given)
     assert response.headers["x-request-id"] == "abc-1"
     assert edge.seen[0].traceparent == TRACE
-    [line] = caplog.messages
+    line = await logged(caplog)
     assert line.startswith(f"POST {CHAT} 200 ")
     assert line.endswith(f"id abc-1 key - requests {edge.seen[0].id}")
     for wrong in ("", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "junk"):
