@@ -226,15 +226,20 @@ def _words(path: Path) -> list[str]:
         return []
 
 
-def check_cores(limits: Limits, load: float, cores: int | None = None) -> list[Check]:
+def check_cores(limits: Limits, load: float | None, cores: int | None = None) -> list[Check]:
     """Cores that this process may use, and whether others are using them.
 
     Args:
-        load: runnable processes, the mean of the last minute.
+        load: runnable processes, the mean of the last minute; None where our own workers are
+            among them.
         cores: None asks the system.
     """
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
-    figures = {"cores": cores, "load": round(load, 2), "quota_cores": limits.cores}
+    figures = {
+        "cores": cores,
+        "load": None if load is None else round(load, 2),
+        "quota_cores": limits.cores,
+    }
     checks = []
     if limits.cores is not None and limits.cores < cores:
         checks.append(warning(
@@ -243,7 +248,7 @@ def check_cores(limits: Limits, load: float, cores: int | None = None) -> list[C
             f"Start workers with --threads {max(1, int(limits.cores / 2))}, or raise the "
             "container's CPU limit.", **figures,
         ))  # fmt: skip
-    if load > _BUSY * cores:
+    if load is not None and load > _BUSY * cores:
         checks.append(warning(
             "load", f"Other programs keep {load:.1f} of {cores} cores busy; measured times are "
             "longer than on an idle machine.", "Run the doctor again when the machine is idle.",
@@ -254,7 +259,8 @@ def check_cores(limits: Limits, load: float, cores: int | None = None) -> list[C
             "cores", "There is one core, which edge and cloud worker would share: neither can "
             "run while the other does.", "Run the edge worker on another machine.", **figures,
         ))  # fmt: skip
-    return checks or [ok("cores", f"{cores} cores, load {load:.1f}.", **figures)]
+    seen = "." if load is None else f", load {load:.1f}."
+    return checks or [ok("cores", f"{cores} cores{seen}", **figures)]
 
 
 def check_memory(limits: Limits, model_bytes: int, available: int | None = None) -> Check:

@@ -93,7 +93,7 @@ async def examine(question: Question) -> Report:
 
 def _machine_checks(question: Question) -> Sequence[Check]:
     limits = machine.read_limits()
-    load = 0.0 if question.stack_here else os.getloadavg()[0]  # its workers are no strangers
+    load = None if question.stack_here else os.getloadavg()[0]  # its workers are no strangers
     models, model_bytes = check_models(question.specs, whole=not question.quick)
     return (
         machine.check_python(),
