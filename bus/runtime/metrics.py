@@ -82,7 +82,9 @@ def exposition(registry: CollectorRegistry, accept: str, prefix: str) -> tuple[b
     if choose_encoder(accept)[1].startswith(_OPENMETRICS):
         # Without this argument prometheus_client writes `_` for the colon in the names of samples.
         # Every name is valid without escaping, so the type names no escaping either.
-        text = openmetrics.generate_latest(registry, escaping=openmetrics.ALLOWUTF8)
+        text = openmetrics.generate_latest(  # type: ignore[no-untyped-call]
+            registry, escaping=openmetrics.ALLOWUTF8
+        )
         content_type = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
     else:
         text, content_type = generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
