@@ -128,6 +128,7 @@ class Lifecycle:
         self.draining = asyncio.Event()
         self.record = record
         self._settings = settings
+        self._recording = asyncio.Lock()  # one write of the record at a time
         self._store = store
 
     async def run(
@@ -176,7 +177,10 @@ class Lifecycle:
         available = True
         while not self.draining.is_set():
             try:
-                await self._store.registry.beat(self.record)
+                async with self._recording:
+                    if self.draining.is_set():  # a record that comes late would call sessions here
+                        return
+                    await self._store.registry.beat(self.record)
                 if not available:
                     log.info("Redis is back")
                 available = True
@@ -197,7 +201,8 @@ class Lifecycle:
     async def _leave(self) -> None:
         """Remove the record, if Redis lets us."""
         with contextlib.suppress(StoreUnavailableError):
-            await self._store.registry.remove(self.record.worker_id, self.record.boot)
+            async with self._recording:
+                await self._store.registry.remove(self.record.worker_id, self.record.boot)
 
 
 def _failures(tasks: list[asyncio.Task[None]]) -> list[Exception]:
