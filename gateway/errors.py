@@ -36,6 +36,7 @@ from bus.protocol.messages import FaultCode
 from bus.store import End
 
 __all__ = [
+    "CONTEXT_EXCEEDED",
     "ApiError",
     "api_error_of",
     "end_error",
@@ -45,19 +46,22 @@ __all__ = [
     "validation_error",
 ]
 
+CONTEXT_EXCEEDED = "context_length_exceeded"
 INVALID = "invalid_request_error"
 RATE = "rate_limit_error"
 SERVER = "server_error"
 RETRY_S = 1.0
 
 _REFUSALS: dict[str, str | None] = {
-    FaultCode.CONTEXT_OVERFLOW: "context_length_exceeded",
+    FaultCode.CONTEXT_OVERFLOW: CONTEXT_EXCEEDED,
     FaultCode.UNKNOWN_METHOD: None,
     FaultCode.BAD_TOKENS: None,
 }
 """A cloud worker's reasons to refuse a request for what it asks, each with OpenAI's code."""
 _OWN_FAULT = ("internal error", "given up after")
 """How the end of an answer begins that failed before its first token by no fault of its author."""
+_MAX_PROBLEMS = 8
+"""Named in one error."""
 _NO_OBJECT = ("missing", "model_attributes_type", "model_type", "dict_type")
 """pydantic's words for a body that is absent, or no object."""
 _OPENAI_NAMES = {
@@ -169,13 +173,15 @@ def end_error(end: End, started: bool) -> ApiError:
 
 
 def validation_error(problems: Sequence[Any]) -> ApiError:
-    """400 from pydantic's list of problems: all are named, `param` is the first."""
+    """400 from pydantic's list of problems: the first few are named, `param` is the first."""
     if any(item["type"] == "json_invalid" for item in problems):
         return invalid("the body is not JSON")
     if any(tuple(item["loc"]) == ("body",) and item["type"] in _NO_OBJECT for item in problems):
         return invalid("expected a JSON object, sent with Content-Type: application/json")
     found = [(_place(item["loc"]), _reason(item)) for item in problems]
-    text = "; ".join(f"{place}: {why}" if place else why for place, why in found)
+    named = [f"{place}: {why}" if place else why for place, why in found[:_MAX_PROBLEMS]]
+    more = len(found) - len(named)
+    text = "; ".join(named) + (f"; and {more} more" if more else "")
     return invalid(text, found[0][0] or None)
 
 
