@@ -3,7 +3,9 @@
     status  type                   code
     400     invalid_request_error  the request is wrong; `param` names the field where one is
     401     invalid_request_error  invalid_api_key
+    403     invalid_request_error  origin_not_allowed
     404     invalid_request_error  model_not_found, or no such route
+    408     invalid_request_error  request_timeout
     413     invalid_request_error  request_too_large
     429     rate_limit_error       rate_limit_exceeded, too_many_streams, queue_full
     500     server_error           the answer failed, or a bug here

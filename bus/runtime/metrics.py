@@ -67,10 +67,13 @@ def exposition(registry: CollectorRegistry, accept: str, prefix: str) -> tuple[b
     """What a scrape gets: text and content type.
 
     Args:
-        accept: the header, which chooses among the formats.
+        accept: the header, which chooses among the formats; one that cannot be read chooses none.
         prefix: of the names; anything but `PLAIN_PREFIX` is `PREFIX`.
     """
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        encode, content_type = choose_encoder("")
     text: bytes = encode(registry)
     if prefix == PLAIN_PREFIX:
         text = _NAME.sub(rb"\1" + PLAIN_PREFIX.encode(), text)

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bus.runtime.metrics import Histogram, Metrics
+from bus.runtime.metrics import Histogram, Metrics, exposition
 
 
 def shown(metrics: Metrics) -> dict[str, float]:
@@ -74,3 +74,12 @@ def test_the_process_itself_is_shown() -> None:
 
 def test_a_histogram_by_itself_is_empty() -> None:
     assert Histogram((1.0,)).buckets() == [("1.0", 0.0), ("+Inf", 0.0)]
+
+
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_an_accept_header_that_cannot_be_read_gets_plain_text(kind: str) -> None:
+    metrics = Metrics()
+    metrics.gauge("load", "Load.", lambda: 1)
+    text, content_type = exposition(metrics.registry, f"{kind};version=zz;q=xx", "")
+    assert b"e2sci:load 1.0" in text
+    assert content_type.startswith("text/plain; version=0.0.4")
