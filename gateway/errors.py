@@ -167,7 +167,7 @@ def end_error(end: End, started: bool) -> ApiError:
         return ApiError(500, "the request was cancelled", kind=SERVER, code="cancelled")
     code, _, why = end.error.partition(": ")
     if code in _REFUSALS and not started:
-        return invalid(why, code=_REFUSALS[code])
+        return invalid(_in_api_words(why), code=_REFUSALS[code])
     ran = started or end.usage.seconds > 0
     if ran or end.error.startswith(_OWN_FAULT):
         return ApiError(500, end.error, kind=SERVER)
@@ -205,10 +205,15 @@ def _place(location: Sequence[str | int]) -> str:
 
 def _refused(text: str) -> ApiError:
     field, colon, rest = text.partition(": ")
+    rest = _in_api_words(rest)
     if not colon or not field.isidentifier():
-        return invalid(text)
+        return invalid(_in_api_words(text))
     name = _OPENAI_NAMES.get(field, field)
     return invalid(f"{name}: {rest}", name)
+
+
+def _in_api_words(text: str) -> str:
+    return text.replace("max_new_tokens", "max_tokens")
 
 
 def _unavailable(text: str) -> ApiError:
