@@ -24,10 +24,10 @@ def bounded(timeout_s: float) -> type[asyncio.Protocol]:
     within `timeout_s` of the connection's first moment or of the head's first byte. The body is
     bounded where it is read (`gateway.door`)."""
 
-    class Bounded(_Base):
+    class Bounded(_Base):  # type: ignore[misc]
         _closing: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._watch()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -137,12 +137,10 @@ class _Items:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        schema = handler(source)
-        assert schema["type"] == "list"
-        schema["fail_fast"] = True
+        schema: dict[str, Any] = {**handler(source), "fail_fast": True}
         if self._most is not None:
             schema["max_length"] = self._most
-        return schema
+        return cast("CoreSchema", schema)
 
 
 def _kind(value: Any) -> str:

@@ -132,7 +132,7 @@ _MANY = 100_000
     [
         (CHAT, {**HI, "messages": [{}] * _MANY}, "messages[0].role: Field required"),
         (CHAT, {**HI, "messages": [1] * _MANY}, "messages[0]: Input should be"),
-        (CHAT, {**HI, "messages": HI["messages"] * 1025}, "at most 1024 items"),
+        (CHAT, {**HI, "messages": [{"role": "user", "content": "x"}] * 1025}, "at most 1024 items"),
         (CHAT, {**HI, "messages": [{"role": "user", "content": [{}] * _MANY}]}, "content[0].type"),
         (CHAT, {**HI, "stop": [1] * _MANY}, "stop[0]: Input should be a valid string"),
         ("/v1/completions", {**TEXT, "prompt": [{}] * _MANY}, "prompt: expected a text"),
