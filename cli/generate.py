@@ -60,7 +60,7 @@ def parse_prompts(text: str, sampling: Sampling) -> list[GenerationRequest]:
                 raise RequestError("prompt: expected text")
             messages = fields.pop("messages", None)
             requests.append(sampling.updated(fields).request(prompt, messages))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise RequestError(f"line {number}: expected a JSON object, {error}") from None
         except RequestError as error:
             raise RequestError(f"line {number}: {error}") from None

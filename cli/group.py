@@ -6,9 +6,12 @@ Nobody should have to read a traceback to learn that a number was negative.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -36,6 +39,7 @@ class OneLineErrors(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
+        _open_closed_streams()
         try:
             status = super().main(
                 args, prog_name, complete_var, False, windows_expand_args, **extra
@@ -49,9 +53,27 @@ class OneLineErrors(TyperGroup):
             fail(f"{text.rstrip('.')}{where}", _USAGE)
         except E2SCIError as error:
             fail(str(error), 1)
+        except OSError as error:  # a full disk under standard output, a file of no permission
+            _let_go_of_stdout()
+            named = f"{error.filename}: " if error.filename else ""
+            fail(f"{named}{error.strerror or error}", 1)
         if standalone_mode:
             sys.exit(status if isinstance(status, int) else 0)
         return status
+
+
+def _open_closed_streams() -> None:
+    """A stream that the caller has closed (`<&-`) is empty, and what is written there is lost.
+    Without this its descriptor would go to the next socket."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _let_go_of_stdout() -> None:
+    """What is left in its buffer could not be written at exit either."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(text: str, status: int) -> NoReturn:

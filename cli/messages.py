@@ -26,7 +26,7 @@ def read_messages(path: Path) -> tuple[Any, ...]:
     text = read_prompt(STDIN) if str(path) == STDIN else read_text(path)
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RequestError(f"{_name(path)}: expected JSON, {error}") from None
     if isinstance(value, dict):
         value = value.get("messages")

@@ -272,7 +272,7 @@ def read_text(path: Path) -> str:
 
 def _decoded(data: bytes, source: str) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors of Windows begin a file with a mark
     except UnicodeDecodeError as error:
         raise RequestError(
             f"{source} is not UTF-8 (byte {error.start}); encode the text as UTF-8"

@@ -20,6 +20,7 @@ import uvloop
 from bus.protocol.errors import ConfigurationError, E2SCIError
 from bus.runtime.logs import configure_logging
 from gateway.app import build_app
+from gateway.connections import bounded, close_dead
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger("gateway")
@@ -55,6 +56,7 @@ async def serve(settings: GatewaySettings) -> None:
     settings.check_binding()
     app = build_app(settings)
     listener = _listen(settings.host, settings.port)
+    close_dead(listener, settings.client_timeout_s)
     gc.collect()
     gc.freeze()  # imports live as long as the process: nothing to look through there
     config = uvicorn.Config(
@@ -62,6 +64,8 @@ async def serve(settings: GatewaySettings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=bounded(settings.client_timeout_s),
+        ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )

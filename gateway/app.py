@@ -22,6 +22,7 @@ from gateway.settings import GatewaySettings
 
 __all__ = ["build_app"]
 
+_UNREADABLE = 400
 _NO_ROUTE = 404
 _NO_METHOD = 405
 
@@ -90,6 +91,10 @@ async def _on_http(request: Request, error: Exception) -> Response:
         words = f"there is no {request.method} {request.url.path} here"
     elif error.status_code == _NO_METHOD:
         words = f"{request.url.path} takes no {request.method}"
+    elif error.status_code == _UNREADABLE:  # FastAPI's own, where its parser fails otherwise
+        words = (
+            "the body is not JSON: not UTF-8, nested too deeply, or a number has too many digits"
+        )
     headers = dict(error.headers or {})
     return error_response(ApiError(error.status_code, words, headers=headers))
 

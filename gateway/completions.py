@@ -11,23 +11,21 @@ from starlette.responses import Response
 from bus.protocol.requests import GenerationRequest
 from bus.store import TokensEntry
 from gateway.documented import GENERATION, Completion
-from gateway.errors import invalid
+from gateway.errors import CONTEXT_EXCEEDED, invalid
+from gateway.fleet import Fleet
 from gateway.logprobs import legacy_logprobs, prompt_lengths, prompt_text
 from gateway.options import Caller, common_options, requests_of
 from gateway.replies import Choice
-from gateway.schemas import CompletionRequest
+from gateway.schemas import MAX_PROMPTS, CompletionRequest
 from gateway.service import exchange_of, generate, service_of
 
 __all__ = ["router"]
 
-MAX_PROMPTS = 128
 _DEFAULT_TOKENS = 16
 """OpenAI's."""
 _LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 router = APIRouter()
-
-Prompt = str | list[int]
 
 
 @router.post(
@@ -42,31 +40,27 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     fleet = await service_of(request).roster.fleet()
     fleet.require()
     target = fleet.target(body.model)
-    prompts = _prompts(body)
-    requests = _requests(body, prompts, exchange_of(request).caller)
-    shape = CompletionShape(body, prompts)
+    _check_size(body, fleet)
+    requests = _requests(body, exchange_of(request).caller)
+    shape = CompletionShape(body)
     return await generate(request, shape, body, requests, target)
 
 
-def _prompts(body: CompletionRequest) -> list[Prompt]:
-    given: Any = body.prompt
-    prompts = [given] if isinstance(given, str) or _is_token_list(given) else given
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise invalid(f"prompt: expected 1 … {MAX_PROMPTS} prompts, got {len(prompts)}", "prompt")
-    if len(prompts) * (body.n or 1) > MAX_PROMPTS:
+def _check_size(body: CompletionRequest, fleet: Fleet) -> None:
+    """Refuse what cannot fit before it is copied for each choice."""
+    if len(body.prompt) * (body.n or 1) > MAX_PROMPTS:
         raise invalid(f"n: prompts and n together ask for more than {MAX_PROMPTS} choices", "n")
-    if not all(prompts):
-        raise invalid("prompt: empty; give some text or token ids", "prompt")
-    return list(prompts)
+    longest = max(record.context_length for record in fleet.clouds)
+    for prompt in body.prompt:
+        if isinstance(prompt, list) and 0 < longest < len(prompt):
+            raise invalid(
+                f"prompt: {len(prompt)} tokens, the target's context holds {longest}",
+                "prompt",
+                CONTEXT_EXCEEDED,
+            )
 
 
-def _is_token_list(prompt: Sequence[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], int)
-
-
-def _requests(
-    body: CompletionRequest, prompts: Sequence[Prompt], caller: Caller
-) -> list[GenerationRequest]:
+def _requests(body: CompletionRequest, caller: Caller) -> list[GenerationRequest]:
     options = common_options(body, caller)
     tokens = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     if tokens == 0 and body.echo:
@@ -77,7 +71,7 @@ def _requests(
         raise invalid("echo: it needs a raw prompt; leave e2sci.raw out", "echo")
     options |= {"max_new_tokens": tokens, "logprobs": body.logprobs, "raw": None}
     inputs: list[dict[str, Any]] = []
-    for prompt in prompts:
+    for prompt in body.prompt:
         given: dict[str, Any] = (
             {"prompt": prompt, "raw": raw} if isinstance(prompt, str) else {"prompt_ids": prompt}
         )
@@ -93,13 +87,13 @@ class CompletionShape:
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, body: CompletionRequest, prompts: Sequence[Prompt]) -> None:
-        self._prompts = prompts
+    def __init__(self, body: CompletionRequest) -> None:
+        self._prompts = body.prompt
         self._num_each = body.n or 1
         self._echo = bool(body.echo)
         self._scored = body.logprobs is not None
         self.returns_tokens = body.max_tokens != 0
-        self._offsets = [0] * (len(prompts) * self._num_each)
+        self._offsets = [0] * (len(body.prompt) * self._num_each)
         self._begun = [False] * len(self._offsets)
 
     def opening(self, index: int) -> Choice | None:  # noqa: ARG002 - see `Shape`

@@ -148,7 +148,9 @@ class Health(Live):
 _WORDS = {
     400: "The request is wrong; `param` names the field.",
     401: "No valid API key.",
+    403: "A page of this origin may not call the API.",
     404: "There is no such model.",
+    408: "The body did not come whole in time.",
     413: "The body is too long.",
     429: "Too many requests of this key, too many streams, or the queue is full.",
     500: "The answer failed.",

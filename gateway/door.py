@@ -5,12 +5,16 @@ Plain ASGI, so that a stream passes through untouched.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +31,7 @@ access = logging.getLogger("gateway.access")
 
 _API = "/v1/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_HOST = re.compile(r"[A-Za-z0-9_.-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _MAX_LOGGED_IDS = 16
 _MAX_DROPPED = 2**24
@@ -70,7 +75,11 @@ class Door:
                 exchange.caller.key = self._key(headers)
                 if scope["method"] == "POST":
                     self._service.rate_limit.take(exchange.caller.key or _address(scope))
-            limited = _limited(receive, headers, self._service.settings.max_body_bytes)
+            settings = self._service.settings
+            if self._service.keys is None:
+                _check_origin(headers, settings.cors_origins)
+            timed = _timed(receive, settings.client_timeout_s)
+            limited = _limited(timed, headers, settings.max_body_bytes)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
         else:
@@ -138,6 +147,49 @@ def _request_id(headers: Headers) -> str:
 def _address(scope: MutableMapping[str, Any]) -> str:
     client = scope.get("client")
     return f"address {client[0]}" if client else "address unknown"
+
+
+def _check_origin(headers: Headers, allowed: Sequence[str]) -> None:
+    """Refuse a page whose host name leads here: its DNS entry may point to this machine so that
+    the browser takes our answers for the page's own.
+
+    Raises:
+        ApiError: 403; the request comes from such a page.
+    """
+    origin, host = headers.get("origin", ""), headers.get("host", "")
+    if not origin or origin in allowed or "*" in allowed or _is_local(host):
+        return
+    text = f"pages of {origin[:200]} may not call this API; E2SCI_CORS_ORIGINS allows them"
+    raise ApiError(403, text, code="origin_not_allowed")
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header has an address or `localhost`, which no DNS entry can redirect."""
+    name = urlsplit(f"//{host}").hostname or "" if _HOST.fullmatch(host) else ""
+    with suppress(ValueError):
+        return bool(ip_address(name))
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _timed(receive: Receive, timeout_s: float) -> Receive:
+    """`receive`, which raises ApiError (408) where the body is not whole after `timeout_s`; what
+    comes after the body may take as long as it likes."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    whole = False
+
+    async def timed() -> Message:
+        nonlocal whole
+        try:
+            async with asyncio.timeout_at(None if whole else deadline):
+                message = await receive()
+        except TimeoutError:
+            text = f"the body is not complete after {timeout_s:g} s; send it faster"
+            headers = {"Connection": "close"}
+            raise ApiError(408, text, code="request_timeout", headers=headers) from None
+        whole = whole or not message.get("more_body")
+        return message
+
+    return timed
 
 
 def _limited(receive: Receive, headers: Headers, limit: int) -> Receive:

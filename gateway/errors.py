@@ -3,7 +3,9 @@
     status  type                   code
     400     invalid_request_error  the request is wrong; `param` names the field where one is
     401     invalid_request_error  invalid_api_key
+    403     invalid_request_error  origin_not_allowed
     404     invalid_request_error  model_not_found, or no such route
+    408     invalid_request_error  request_timeout
     413     invalid_request_error  request_too_large
     429     rate_limit_error       rate_limit_exceeded, too_many_streams, queue_full
     500     server_error           the answer failed, or a bug here
@@ -36,6 +38,7 @@ from bus.protocol.messages import FaultCode
 from bus.store import End
 
 __all__ = [
+    "CONTEXT_EXCEEDED",
     "ApiError",
     "api_error_of",
     "end_error",
@@ -45,19 +48,22 @@ __all__ = [
     "validation_error",
 ]
 
+CONTEXT_EXCEEDED = "context_length_exceeded"
 INVALID = "invalid_request_error"
 RATE = "rate_limit_error"
 SERVER = "server_error"
 RETRY_S = 1.0
 
 _REFUSALS: dict[str, str | None] = {
-    FaultCode.CONTEXT_OVERFLOW: "context_length_exceeded",
+    FaultCode.CONTEXT_OVERFLOW: CONTEXT_EXCEEDED,
     FaultCode.UNKNOWN_METHOD: None,
     FaultCode.BAD_TOKENS: None,
 }
 """A cloud worker's reasons to refuse a request for what it asks, each with OpenAI's code."""
 _OWN_FAULT = ("internal error", "given up after")
 """How the end of an answer begins that failed before its first token by no fault of its author."""
+_MAX_PROBLEMS = 8
+"""Named in one error."""
 _NO_OBJECT = ("missing", "model_attributes_type", "model_type", "dict_type")
 """pydantic's words for a body that is absent, or no object."""
 _OPENAI_NAMES = {
@@ -161,7 +167,7 @@ def end_error(end: End, started: bool) -> ApiError:
         return ApiError(500, "the request was cancelled", kind=SERVER, code="cancelled")
     code, _, why = end.error.partition(": ")
     if code in _REFUSALS and not started:
-        return invalid(why, code=_REFUSALS[code])
+        return invalid(_in_api_words(why), code=_REFUSALS[code])
     ran = started or end.usage.seconds > 0
     if ran or end.error.startswith(_OWN_FAULT):
         return ApiError(500, end.error, kind=SERVER)
@@ -169,13 +175,15 @@ def end_error(end: End, started: bool) -> ApiError:
 
 
 def validation_error(problems: Sequence[Any]) -> ApiError:
-    """400 from pydantic's list of problems: all are named, `param` is the first."""
+    """400 from pydantic's list of problems: the first few are named, `param` is the first."""
     if any(item["type"] == "json_invalid" for item in problems):
         return invalid("the body is not JSON")
     if any(tuple(item["loc"]) == ("body",) and item["type"] in _NO_OBJECT for item in problems):
         return invalid("expected a JSON object, sent with Content-Type: application/json")
     found = [(_place(item["loc"]), _reason(item)) for item in problems]
-    text = "; ".join(f"{place}: {why}" if place else why for place, why in found)
+    named = [f"{place}: {why}" if place else why for place, why in found[:_MAX_PROBLEMS]]
+    more = len(found) - len(named)
+    text = "; ".join(named) + (f"; and {more} more" if more else "")
     return invalid(text, found[0][0] or None)
 
 
@@ -197,10 +205,15 @@ def _place(location: Sequence[str | int]) -> str:
 
 def _refused(text: str) -> ApiError:
     field, colon, rest = text.partition(": ")
+    rest = _in_api_words(rest)
     if not colon or not field.isidentifier():
-        return invalid(text)
+        return invalid(_in_api_words(text))
     name = _OPENAI_NAMES.get(field, field)
     return invalid(f"{name}: {rest}", name)
+
+
+def _in_api_words(text: str) -> str:
+    return text.replace("max_new_tokens", "max_tokens")
 
 
 def _unavailable(text: str) -> ApiError:

@@ -8,6 +8,7 @@ gateway runs.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -18,6 +19,8 @@ from pathlib import Path
 from bus.protocol.errors import ConfigurationError
 
 __all__ = ["KeyFile", "Keys", "default_keys_file"]
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "sk-e2sci-"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -43,6 +46,8 @@ class KeyFile:
             ConfigurationError: the file cannot be read, or a line is wrong.
         """
         try:
+            if self.path.exists() and not self.path.is_file():  # a pipe would never end
+                raise OSError("it is no regular file")
             lines = self.path.read_text("utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise ConfigurationError(
@@ -114,6 +119,7 @@ class Keys:
         self._file = KeyFile(path)
         self._stamp: tuple[int, int] | None = None
         self._names: dict[str, str] = {}
+        self._trouble = ""
         self._refresh()
         if not self._names:
             raise ConfigurationError(f"API keys: {path} holds none; `e2sci keys add NAME` adds one")
@@ -126,8 +132,12 @@ class Keys:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
-        with suppress(ConfigurationError):  # what was read last goes on to count
+        try:
             self._refresh()
+        except ConfigurationError as error:  # what was read last goes on to count
+            if str(error) != self._trouble:
+                log.warning("%s; the keys read before go on to count", error)
+            self._trouble = str(error)
         return self._names.get(_hash(key.strip()))
 
     def _refresh(self) -> None:
@@ -139,6 +149,7 @@ class Keys:
         if stamp is None or stamp != self._stamp:
             self._names = {hash_: name for name, hash_ in self._file.read().items()}
             self._stamp = stamp
+        self._trouble = ""
 
 
 def _hash(key: str) -> str:

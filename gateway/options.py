@@ -104,8 +104,9 @@ def requests_of(
     tokens = options["max_new_tokens"]
     if not 1 <= tokens <= MAX_TOKENS:
         raise invalid(f"max_tokens: expected 1 … {MAX_TOKENS}, got {tokens}", "max_tokens")
+    found = [new_request(**{**options, **given, "seed": first}) for given in inputs]
     return [
-        new_request(**{**options, **given, "seed": (first + number) % (MAX_SEED + 1)})
-        for given in inputs
+        request.again((first + number) % (MAX_SEED + 1)) if number else request
+        for request in found
         for number in range(body.n or 1)
     ]

@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from bus.protocol.chat import MAX_MESSAGES
 
 __all__ = [
     "MAX_N",
+    "MAX_PROMPTS",
     "ChatRequest",
     "CompletionRequest",
     "Extension",
     "GenerationBody",
     "Message",
+    "Prompt",
 ]
 
 MAX_N = 16
+MAX_PROMPTS = 128
+_MAX_PARTS = 1024
 
 _ANY = object()
 """Of a field that is a note of the caller's to OpenAI: it has no effect on an answer."""
@@ -106,6 +123,82 @@ def _document(neutral: dict[str, tuple[Any, ...]]) -> Callable[[dict[str, Any]],
     return extend
 
 
+Prompt = str | list[int]
+"""Text or token ids."""
+
+
+class _Items:
+    """Of a list: at most so many items, and the first wrong one ends the check. A body may hold a
+    million of them, whose errors would take a minute and fill the response."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        schema: dict[str, Any] = {**handler(source), "fail_fast": True}
+        if self._most is not None:
+            schema["max_length"] = self._most
+        return cast("CoreSchema", schema)
+
+
+def _kind(value: Any) -> str:
+    return "[list]" if isinstance(value, list) else "[text]"
+
+
+_Text = Annotated[str, Tag("[text]")]
+_Texts = Annotated[list[str], _Items(), Tag("[list]")]
+_ONE_OR_LIST = Discriminator(_kind)
+"""Of text or a list only the one that is given reports what is wrong."""
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    if isinstance(value, str) or _are_ids(value):
+        return [value]
+    if not isinstance(value, list) or not (_are_texts(value) or all(map(_are_ids_or_none, value))):
+        raise ValueError(
+            "expected a text, a list of texts, a list of token ids, or a list of such lists"
+        )
+    if not 1 <= len(value) <= MAX_PROMPTS:
+        raise ValueError(f"expected 1 … {MAX_PROMPTS} prompts, got {len(value)}")
+    if not all(value):
+        raise ValueError("empty; give some text or token ids")
+    return value
+
+
+def _are_texts(value: list[Any]) -> bool:
+    return all(isinstance(item, str) for item in value)
+
+
+def _are_ids_or_none(value: Any) -> bool:
+    return value == [] or _are_ids(value)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+_IDS = {"type": "array", "items": {"type": "integer"}}
+_MANY = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
+Prompts = Annotated[
+    list[Prompt],
+    PlainValidator(_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {**_IDS, "minItems": 1},
+                {**_MANY, "items": {"type": "string"}},
+                {**_MANY, "items": _IDS},
+            ],
+            "title": "Prompt",
+        }
+    ),
+]
+"""One or several, as a list however they come."""
+
+
 class _Body(BaseModel):
     # strict: "5" is no number. Infinity and NaN are not JSON, though Python reads them.
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -120,13 +213,17 @@ class TextPart(_Body):
     text: str
 
 
+_Parts = Annotated[list[TextPart], _Items(_MAX_PARTS), Tag("[list]")]
+Content = Annotated[_Text | _Parts, _ONE_OR_LIST]
+
+
 class Message(_Body):
     """What a participant said. `developer` is another name of `system`; tools are not supported."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra=_document(_MESSAGE_NEUTRAL))
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Content
 
     @property
     def text(self) -> str:
@@ -172,7 +269,7 @@ class GenerationBody(_Body):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[_Text | _Texts, _ONE_OR_LIST] | None = None
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     temperature: float | None = None
@@ -197,7 +294,7 @@ class GenerationBody(_Body):
 class ChatRequest(GenerationBody):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], _Items(MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -214,7 +311,7 @@ class ChatRequest(GenerationBody):
 class CompletionRequest(GenerationBody):
     """Body of `POST /v1/completions`: texts or lists of token ids to continue."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 

@@ -43,6 +43,11 @@ class GatewaySettings(BusSettings):
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="Seconds after which a request is cancelled and answered with 504."
     )
+    client_timeout_s: Annotated[float, Field(ge=1)] = Field(
+        60.0,
+        description="Seconds within which a request must have come whole (408), and after which a "
+        "client is gone that takes nothing of its answer.",
+    )
     drain_s: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Seconds that open answers may take to finish when the gateway leaves."
     )

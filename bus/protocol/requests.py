@@ -296,6 +296,10 @@ class GenerationRequest(BaseModel):
         chat = sum(len(message.content) for message in self.messages)
         return len(self.prompt) + len(self.prompt_ids) + chat
 
+    def again(self, seed: int) -> GenerationRequest:
+        """The same under a fresh id; `seed` as the field."""
+        return self.model_copy(update={"id": uuid.uuid4().hex, "seed": seed})
+
     def to_fields(self) -> dict[str, str]:
         """The fields of the stream entry, those left out that are empty."""
         as_text: Mapping[type, Callable[[Any], str]] = {

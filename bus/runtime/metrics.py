@@ -75,11 +75,12 @@ def exposition(registry: CollectorRegistry, accept: str, prefix: str) -> tuple[b
     """What a scrape gets: text and content type. Names are the same in both formats.
 
     Args:
-        accept: the header, which chooses OpenMetrics 1.0 or Prometheus' text format.
+        accept: the header, which chooses OpenMetrics 1.0 or Prometheus' text format; one that
+            cannot be read chooses the latter.
         prefix: of the names; anything but `PLAIN_PREFIX` is `PREFIX`.
     """
     text: bytes
-    if choose_encoder(accept)[1].startswith(_OPENMETRICS):
+    if _wants_openmetrics(accept):
         # Without this argument prometheus_client writes `_` for the colon in the names of samples.
         # Every name is valid without escaping, so the type names no escaping either.
         text = openmetrics.generate_latest(  # type: ignore[no-untyped-call]
@@ -91,6 +92,14 @@ def exposition(registry: CollectorRegistry, accept: str, prefix: str) -> tuple[b
     if prefix == PLAIN_PREFIX:
         text = _NAME.sub(rb"\1" + PLAIN_PREFIX.encode(), text)
     return text, content_type
+
+
+def _wants_openmetrics(accept: str) -> bool:
+    try:
+        content_type: str = choose_encoder(accept)[1]
+    except (TypeError, ValueError):  # a version that is no number
+        return False
+    return content_type.startswith(_OPENMETRICS)
 
 
 class Histogram:

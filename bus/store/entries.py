@@ -200,7 +200,7 @@ def parse_result_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Tokens
         usage = msgspec.json.decode(text["usage"], type=Usage)
         end = End(FinishReason(text["finish_reason"]), text["error"], usage)
         return EndEntry(entry_id.decode(), end, term)
-    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+    except (KeyError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise RemoteError(
             f"result entry {entry_id.decode()} cannot be read: {error!r}; "
             "is another program writing to this key?"

@@ -144,6 +144,6 @@ def records_of(stored: dict[bytes, bytes]) -> tuple[list[WorkerRecord], int]:
 def _parse(worker_id: bytes, data: bytes) -> WorkerRecord | None:
     try:
         return msgspec.json.decode(data, type=WorkerRecord)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         _log.warning("worker record %r dropped: %s", worker_id, error)
         return None

@@ -115,3 +115,12 @@ def test_without_openmetrics_the_text_format_is_chosen() -> None:
     text, content_type = exposition(Metrics().registry, accept, "e2sci:")
     assert content_type.startswith("text/plain; version=0.0.4")
     assert b"# EOF" not in text
+
+
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_an_accept_header_that_cannot_be_read_gets_plain_text(kind: str) -> None:
+    metrics = Metrics()
+    metrics.gauge("load", "Load.", lambda: 1)
+    text, content_type = exposition(metrics.registry, f"{kind};version=zz;q=xx", "")
+    assert b"e2sci:load 1.0" in text
+    assert content_type.startswith("text/plain; version=0.0.4")

@@ -59,12 +59,13 @@ async def test_expiry_is_by_the_clock_of_redis(store: Store, redis: Any) -> None
     assert seconds + 100 <= record.expires_at <= seconds + 200
 
 
+@pytest.mark.parametrize("junk", ["{", '{"worker_id": "x", "y": ' + "[" * 100_000])
 async def test_the_dead_and_the_unreadable_are_dropped(
-    store: Store, redis: Any, keys: Keys, caplog: pytest.LogCaptureFixture
+    store: Store, redis: Any, keys: Keys, caplog: pytest.LogCaptureFixture, junk: str
 ) -> None:
     await store.registry.beat(EDGE)
     await store.registry.beat(CLOUD, ttl_s=0)
-    await redis.hset(keys.workers, "junk", "{")
+    await redis.hset(keys.workers, "junk", junk)
     assert [record.worker_id for record in await store.registry.workers()] == ["edge-1"]
     assert await redis.hkeys(keys.workers) == [b"edge-1"]
     assert "worker record b'junk' dropped" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bus.store import EndEntry, FinishReason, Store, TokensEntry
 from bus.store.blocking import BlockingStore
 from cli.main import app
 from cli.state import StateFile
-from tests.cli.conftest import ScriptedEdge, e2sci, finish, invoke, start, stop
+from tests.cli.conftest import ROOT, ScriptedEdge, e2sci, finish, invoke, start, stop
 
 pytestmark = pytest.mark.usefixtures("reachable")
 
@@ -83,6 +84,8 @@ def test_system_chat_and_prompt_make_one_chat(edge_beside: ScriptedEdge, tmp_pat
     ("text", "args", "status", "words"),
     [
         ("[", [], 1, "chat.json: expected JSON"),
+        ("[" * 100_000, [], 1, "chat.json: expected JSON, maximum recursion depth"),
+        ("\ufeff[]", [], 1, "empty"),
         ('{"chat": []}', [], 1, "chat.json: expected a JSON list of messages"),
         (
             '[{"role": "tool", "content": "4"}]',
@@ -224,3 +227,25 @@ def test_the_state_file_of_up_leads_to_its_redis(
     done = invoke("submit", "Hi")
     state.remove()
     assert (done.status, done.out) == (0, "Hello wörld\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("methods > /dev/full", "No space left on device"),
+        ("methods --json > /dev/full", "No space left on device"),
+        ("submit - <&-", "prompt: empty"),
+        ("chat <&-", ""),
+    ],
+)
+async def test_streams_that_are_full_or_closed_are_no_traceback(
+    edge: ScriptedEdge, command: str, words: str
+) -> None:
+    shell = f'exec "{sys.executable}" -m cli.main {command}'
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-c", shell, cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == (1 if words else 0)
+    assert words in said.decode()
+    assert said.count(b"\n") <= 1

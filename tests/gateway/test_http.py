@@ -106,6 +106,9 @@ async def test_a_wrong_value_is_named(
     [
         ({"prompt": ""}, "prompt: empty"),
         ({"prompt": []}, "expected 1 … 128 prompts, got 0"),
+        ({"prompt": ["a", [1]]}, "prompt: expected a text, a list of texts, a list of token ids"),
+        ({"prompt": [True]}, "prompt: expected a text"),
+        ({"prompt": [1] * 5000}, "prompt: 5000 tokens, the target's context holds 4096"),
         ({"prompt": [[1], []]}, "prompt: empty"),
         ({"prompt": [-1]}, "prompt: a token id is at least 0"),
         ({"prompt": ["a"] * 65, "n": 2}, "more than 128 choices"),
@@ -119,6 +122,41 @@ async def test_a_wrong_completion_is_named(
 ) -> None:
     found = await post(http, {**TEXT, **body}, "/v1/completions")
     assert words in found["message"]
+
+
+_MANY = 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (CHAT, {**HI, "messages": [{}] * _MANY}, "messages[0].role: Field required"),
+        (CHAT, {**HI, "messages": [1] * _MANY}, "messages[0]: Input should be"),
+        (CHAT, {**HI, "messages": [{"role": "user", "content": "x"}] * 1025}, "at most 1024 items"),
+        (CHAT, {**HI, "messages": [{"role": "user", "content": [{}] * _MANY}]}, "content[0].type"),
+        (CHAT, {**HI, "stop": [1] * _MANY}, "stop[0]: Input should be a valid string"),
+        ("/v1/completions", {**TEXT, "prompt": [{}] * _MANY}, "prompt: expected a text"),
+        ("/v1/completions", {**TEXT, "prompt": [[None]] * _MANY}, "prompt: expected a text"),
+    ],
+)
+async def test_of_many_wrong_items_the_first_is_named_and_the_rest_is_left_unread(
+    edge: ScriptedEdge, http: httpx2.AsyncClient, path: str, body: dict[str, Any], words: str
+) -> None:
+    found = await post(http, body, path)
+    assert words in found["message"]
+    assert len(found["message"]) < 500
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b'{"model": "\xff"}', b'{"model": "x", "seed": ' + b"9" * 5000 + b"}"],
+)
+async def test_a_body_that_the_parser_gives_up_on_is_not_json(
+    http: httpx2.AsyncClient, body: bytes
+) -> None:
+    response = await http.post(CHAT, content=body, headers=JSON)
+    assert response.status_code == 400
+    assert error(response)["message"].startswith("the body is not JSON: not UTF-8, nested")
 
 
 async def test_bodies_that_are_no_json_and_routes_that_do_not_exist(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from bus.store import Role, Store, WorkerRecord
 from gateway.keys import KeyFile
@@ -190,6 +191,37 @@ async def test_other_origins_are_allowed_only_where_set(
         async with httpx2.AsyncClient(base_url=url) as http:
             response = await http.options(CHAT, headers=asked)
             assert response.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "origin", "status"),
+    [
+        ({}, "evil.example", "http://evil.example", 403),
+        ({}, "127.0.0.1.evil.example:8000", "http://127.0.0.1.evil.example:8000", 403),
+        ({}, "[evil", "null", 403),
+        ({}, "evil.example", None, 200),
+        ({}, "localhost:8000", "http://localhost:3000", 200),
+        ({}, "[::1]:8000", "http://[::1]:8000", 200),
+        ({}, "192.168.0.7", "http://app.example", 200),
+        ({"cors_origins": ("http://app.example",)}, "app.example", "http://app.example", 200),
+        ({"cors_origins": ("*",)}, "app.example", "http://app.example", 200),
+    ],
+)
+async def test_without_keys_a_page_whose_host_name_leads_here_is_refused(
+    edge: ScriptedEdge,
+    make_gateway: MakeGateway,
+    options: dict[str, Any],
+    host: str,
+    origin: str | None,
+    status: int,
+) -> None:
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    async with httpx2.AsyncClient(base_url=await make_gateway(**options)) as http:
+        response = await http.post(CHAT, json=HI, headers=headers)
+    assert response.status_code == status
+    if status == 403:
+        assert error(response)["code"] == "origin_not_allowed"
+        assert edge.seen == []
 
 
 async def test_metrics(edge: ScriptedEdge, http: httpx2.AsyncClient) -> None:

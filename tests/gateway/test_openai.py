@@ -264,7 +264,11 @@ async def test_a_caller_that_gives_up_cancels_its_request(
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        ("context_overflow: prompt and max_new_tokens take 9", "context_length_exceeded", "prompt"),
+        (
+            "context_overflow: prompt and max_new_tokens take 9",
+            "context_length_exceeded",
+            " max_tokens",
+        ),
         ("unknown_method: log-probabilities need coupling", None, "log-probabilities need"),
     ],
 )

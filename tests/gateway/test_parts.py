@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -33,14 +34,22 @@ def test_a_key_is_kept_as_a_hash_in_a_file_of_its_owner(tmp_path: Path) -> None:
         assert keys.name_of(wrong) is None
 
 
-def test_a_key_file_that_vanishes_or_breaks_leaves_the_keys_as_they_were(tmp_path: Path) -> None:
+def test_a_key_file_that_vanishes_or_breaks_leaves_the_keys_as_they_were(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = KeyFile(tmp_path / "keys")
     key = file.add("alice")
     keys = Keys(file.path)
     file.path.write_text("junk\n")
     assert keys.name_of(f"Bearer {key}") == "alice"
+    assert keys.name_of(f"Bearer {key}") == "alice"
+    (record,) = caplog.records  # once, however many requests come
+    assert record.message.endswith("the keys read before go on to count")
     file.path.unlink()
     assert keys.name_of(f"Bearer {key}") == "alice"
+    os.mkfifo(file.path)  # reading it would wait for a writer
+    assert keys.name_of(f"Bearer {key}") == "alice"
+    assert "it is no regular file" in caplog.records[-1].message
 
 
 def test_key_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

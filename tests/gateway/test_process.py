@@ -19,6 +19,7 @@ from tests.gateway.calls import TRACE
 from tests.gateway.conftest import until
 from tests.gateway.scripted import MODEL, ScriptedEdge
 
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
 
@@ -53,6 +54,56 @@ async def test_a_signal_lets_answers_finish_and_cancels_the_rest(
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
     await until(lambda: edge.cancelled == [edge.seen[0].id])
+
+
+async def test_a_request_that_does_not_come_whole_loses_its_connection(
+    edge: ScriptedEdge, bus_settings: BusSettings
+) -> None:
+    process = await start(bus_settings, "--port", "0", "--client-timeout-s", "1")
+    url = httpx2.URL(await url_of(process))
+
+    async def answer_to(*pieces: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        received = b""
+        for number, piece in enumerate(pieces):
+            received += await reader.readuntil(b"}") if number else b""
+            writer.write(piece)
+        received += await reader.read()  # up to the end of the connection
+        writer.close()
+        return received
+
+    answers = await asyncio.gather(
+        answer_to(b""),
+        answer_to(b"POST /v1/chat/comp"),
+        answer_to(HEAD + b"X: "),
+        answer_to(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /hea"),
+        answer_to(HEAD + b"Content-Length: 100\r\n\r\n{"),
+        answer_to(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"),
+    )
+    expected = [b"", b"", b"", b"200", b"408", b"408"]
+    assert [answer[9:12] for answer in answers] == expected
+    process.terminate()
+    assert await process.wait() == 0
+    assert edge.seen == []
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_gone(
+    edge: ScriptedEdge, bus_settings: BusSettings
+) -> None:
+    edge.words = ["word" * 5_000] * 4_000
+    process = await start(bus_settings, "--port", "0", "--client-timeout-s", "1")
+    url = httpx2.URL(await url_of(process))
+    _, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
+    body = json.dumps({**BODY, "max_tokens": 4_000}).encode()
+    writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert process.stderr is not None
+    line = ""
+    while "gateway.access" not in line:
+        line = (await process.stderr.readline()).decode()
+    assert " 499 " in line
+    writer.close()
+    process.terminate()
+    assert await process.wait() == 0
 
 
 async def test_two_gateways_serve_one_queue(

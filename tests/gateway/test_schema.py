@@ -64,6 +64,18 @@ async def test_the_document_names_what_is_answered(url: str) -> None:
     async with httpx2.AsyncClient(base_url=url) as http:
         document = (await http.get("/openapi.json")).json()
     chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
-    assert chat.keys() == {"200", "400", "401", "404", "413", "429", "500", "503", "504"}
+    assert chat.keys() == {
+        "200",
+        "400",
+        "401",
+        "403",
+        "404",
+        "408",
+        "413",
+        "429",
+        "500",
+        "503",
+        "504",
+    }
     assert chat["200"]["content"].keys() == {"application/json", "text/event-stream"}
     assert "HTTPValidationError" not in document["components"]["schemas"]
