@@ -155,6 +155,7 @@ def test_two_machines_do_not_slow_each_other_down() -> None:
     assert shared.tokens_per_s[ALONE] == pytest.approx(apart.tokens_per_s[ALONE])
 
 
+@pytest.mark.long
 def test_what_workers_do_to_a_message_slows_lockstep_over_every_link() -> None:
     plain = PairCosts("", "", "", FAST, 0.8, 200)
     handled = replace(plain, round_trip_ms=25.0)  # of which 5 are the link
@@ -239,6 +240,7 @@ def test_a_device_of_contended_times() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_times_are_measured_in_processes_of_their_own(tiny: Path) -> None:
     if not measure.has_two_cores():
         pytest.skip("needs two cores")
