@@ -119,6 +119,7 @@ def expectation(device: Device, acceptance: float) -> Expectation:
     return predict_all(costs, WAYS)
 
 
+@pytest.mark.long
 def test_a_fast_draft_pays_and_the_sentences_say_how_much() -> None:
     found = expectation(FAST, 0.8)
     for link in found.links:
@@ -275,6 +276,7 @@ def test_a_report_ends_with_what_to_think_of_it() -> None:
     assert "→ Do c." in text
 
 
+@pytest.mark.long
 def test_the_report_shows_predictions_as_such() -> None:
     text = shown(Report((), expectation=expectation(FAST, 0.8)))
     assert "Tokens/s (predicted)" in text

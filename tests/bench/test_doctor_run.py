@@ -39,6 +39,7 @@ async def house(store: Store, bus_settings: BusSettings) -> AsyncIterator[House]
         await cloud.stop()
 
 
+@pytest.mark.long
 async def test_a_running_system_s_speed_is_predicted_from_its_own_windows(
     house: House, bus_settings: BusSettings
 ) -> None:

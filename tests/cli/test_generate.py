@@ -126,6 +126,7 @@ async def test_together_and_alone_give_the_same_tokens_in_the_same_shape(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_speculator_is_given_by_its_directory(
     pair: list[str], tmp_path: Path, kind: str
@@ -205,6 +206,7 @@ def test_a_command_that_cannot_start_loads_no_torch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_model_that_a_worker_refuses_is_one_clear_line(
     pair: list[str], tmp_path: Path
 ) -> None:

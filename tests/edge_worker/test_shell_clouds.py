@@ -97,7 +97,7 @@ async def test_where_the_target_fails_again_and_again_the_user_is_told(house: Ho
 @METHODS
 async def test_a_worker_that_forgot_a_session_gets_it_again(house: House, method: str) -> None:
     """Its fault goes to everybody; the session beside it, of the same worker, is not meant."""
-    cloud = house.cloud(pass_s=0.1)  # the answers go on until the last of it
+    cloud = house.cloud(pass_s=0.06)  # the answers go on until the last of it
     house.start()
     stranger = house.sockets.outbox(cloud.worker.endpoint)
     for name in ("r1", "r2"):

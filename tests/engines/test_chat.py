@@ -29,6 +29,15 @@ NAMES = [
       for name in MAKERS if name != "qwen2.5-coder"),
     pytest.param("qwen2.5-coder", marks=_CODER_MARKS),
 ]  # fmt: skip
+
+
+def long_with_the_default(name: Any) -> Any:
+    """Some 10,000 texts take it ten seconds."""
+    if getattr(name, "values", None) != ("default",):
+        return name
+    return pytest.param("default", marks=[pytest.mark.slow, pytest.mark.long])
+
+
 ORDINARY = [
     "hi", " \n the cat\n\n", "a < b > c | d", "<b>bold</b>", "def f(x):\n\treturn x\n", "x\n",
     "Grüße 😀 日本語", "  indented", "[1, 2]/[3]", "'s don't", "1234567", "<", "|>",
@@ -80,7 +89,7 @@ def num_controls_of_hi(name: str) -> list[int]:
 # --- control tokens ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*map(long_with_the_default, NAMES)])
 def test_no_control_token_comes_from_text(name: str) -> None:
     tokenizer = tokenizer_named(name)
     expected = num_controls_of_hi(name)

@@ -205,6 +205,7 @@ def step_kept(checkpoint: Path) -> int:
         return 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_training_loses_no_kept_step_and_ends_with_the_same_weights(
     kind: Kind, settings: TrainSettings, target: TargetModel, model: Path, tmp_path: Path
