@@ -6,8 +6,10 @@ import asyncio
 import json
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -70,8 +72,21 @@ def samples(record: WorkerRecord) -> Samples:
 async def test_every_worker_is_ready(records: dict[str, WorkerRecord]) -> None:
     assert set(records) == {"controller", "cloud-1", "middle-1", "edge-1"}
     for record in records.values():
-        health = json.loads(read(record.metrics_url.replace("/metrics", "/health")))
-        assert health == {"live": True, "ready": True, "reasons": []}
+        await ready(record.metrics_url.replace("/metrics", "/health"))
+
+
+async def ready(url: str) -> None:
+    """Health is checked every second: what a worker needed may have come since."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                health = json.loads(await asyncio.to_thread(read, url))
+            except urllib.error.HTTPError as error:
+                assert error.code == HTTPStatus.SERVICE_UNAVAILABLE
+                await asyncio.sleep(0.2)
+            else:
+                assert health == {"live": True, "ready": True, "reasons": []}
+                return
 
 
 @pytest.mark.long
