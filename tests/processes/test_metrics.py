@@ -82,7 +82,8 @@ async def ready(url: str) -> None:
             try:
                 health = json.loads(await asyncio.to_thread(read, url))
             except urllib.error.HTTPError as error:
-                assert error.code == HTTPStatus.SERVICE_UNAVAILABLE
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise
                 await asyncio.sleep(0.2)
             else:
                 assert health == {"live": True, "ready": True, "reasons": []}
