@@ -1,4 +1,4 @@
-"""The target model of a cloud or middle worker, as its settings say."""
+"""The target model of a cloud or middle worker, from its settings."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ from bus.protocol.arrays import (
     Float64Array,
     Int32Array,
 )
+from bus.protocol.bounds import MAX_LOGPROBS
 from bus.protocol.errors import LocalError
 from bus.protocol.messages import TokenRows
 from decoding.sampling import SamplingParams
@@ -42,8 +43,8 @@ NO_IDS: Int32Array = np.empty(0, TOKEN_DTYPE)
 NO_PROBS: Float64Array = np.empty(0)
 NO_ROWS = np.empty((0, 0), TOKEN_DTYPE), np.empty((0, 0), PROB_DTYPE)
 """`ProposedTree.q_ids` and `q_probs` of no tokens."""
-NUM_TOP = 20
-"""Most log-probabilities of a row [OpenAI's API offers as many]."""
+NUM_TOP = MAX_LOGPROBS
+"""Most log-probabilities of a row."""
 
 Cache = TypeVar("Cache")
 

@@ -1,4 +1,4 @@
-"""What an edge worker drafts with, as its settings say."""
+"""What an edge worker drafts with, from its settings."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def _folded(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 
 def _check_shown(messages: Sequence[ChatMessage], text: str, private: Mapping[str, str]) -> None:
-    """Some templates show one system's message of several, and say nothing of the others."""
+    """Some templates show one system's message of several and drop the others."""
     table = str.maketrans(dict(private))
     systems = [place for place, one in enumerate(messages) if one.role is Role.SYSTEM]
     if systems in ([], [0]):

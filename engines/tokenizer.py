@@ -130,8 +130,8 @@ _BYTES = _byte_alphabet()
 
 
 def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes that a token stands for in the middle of a text; half a character is possible. A
-    special token stands for its name."""
+    """The bytes of a token in the middle of a text; half a character is possible. Of a special
+    token they are its name."""
     name = str(tokenizer.convert_ids_to_tokens(token))
     if token in tokenizer.added_tokens_decoder:
         return name.encode()

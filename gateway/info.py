@@ -21,7 +21,7 @@ monitoring = APIRouter()
 
 _HEALTH: dict[int | str, dict[str, Any]] = {
     200: {"model": Health, "description": "It is."},
-    503: {"model": Health, "description": "It is not; `reasons` say why."},
+    503: {"model": Health, "description": "It is not; `reasons` lists why."},
 }
 _LIVE: dict[int | str, dict[str, Any]] = {200: {"model": Live, "description": "It does."}}
 

@@ -6,35 +6,21 @@ client or a request.
 
 from __future__ import annotations
 
-import asyncio
 import time
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-)
+from prometheus_client import Counter, Gauge, Histogram
 
-from bus.runtime.metrics import LATENCIES_S, LONG_LATENCIES_S
+from bus.runtime.metrics import LATENCIES_S, LONG_LATENCIES_S, process_registry
 from bus.store import End
 
-__all__ = ["AnswerTimes", "GatewayMetrics", "watch_loop"]
-
-_LAG_PERIOD_S = 0.25
+__all__ = ["AnswerTimes", "GatewayMetrics"]
 
 
 class GatewayMetrics:
     """All metrics of one gateway, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
+        self.registry = registry = process_registry()
         self.http_requests = Counter(
             "e2sci:http_requests", "HTTP requests answered.", ["route", "method", "status"],
             registry=registry,
@@ -118,11 +104,3 @@ class AnswerTimes:
         if gauge is not None:
             gauge.inc()
         self._gauge = gauge
-
-
-async def watch_loop(metrics: GatewayMetrics) -> None:
-    """Measure the event loop's lag until cancelled."""
-    while True:
-        due = time.monotonic() + _LAG_PERIOD_S
-        await asyncio.sleep(_LAG_PERIOD_S)
-        metrics.loop_lag.observe(max(0.0, time.monotonic() - due))

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from bus.protocol.bounds import MAX_LOGPROBS
 from bus.protocol.chat import MAX_MESSAGES
 
 __all__ = [
@@ -297,7 +298,7 @@ class ChatRequest(GenerationBody):
     messages: Annotated[list[Message], _Items(MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
@@ -313,7 +314,7 @@ class CompletionRequest(GenerationBody):
 
     prompt: Prompts
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
 def _refuse_unsupported(

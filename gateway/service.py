@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bus.protocol.requests import GenerationRequest
+from bus.runtime.metrics import measure_loop_lag
 from bus.store import Store, WorkerRecord
 from gateway.answers import Answers, Canceller
 from gateway.errors import ApiError
 from gateway.fleet import Roster
 from gateway.keys import Keys
 from gateway.limits import RateLimit, Slots
-from gateway.metrics import GatewayMetrics, watch_loop
+from gateway.metrics import GatewayMetrics
 from gateway.options import Caller
 from gateway.replies import Reply, Shape
 from gateway.schemas import GenerationBody
@@ -75,7 +76,7 @@ class Service:
 
     def start(self) -> None:
         """Begin what runs beside the requests."""
-        self._watching = asyncio.create_task(watch_loop(self.metrics))
+        self._watching = asyncio.create_task(measure_loop_lag(self.metrics.loop_lag.observe))
 
     async def stop(self) -> None:
         """Cancel what is still being answered, and close the connections to Redis."""

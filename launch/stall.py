@@ -45,7 +45,7 @@ class StallWatch:
 
 
 def _look(pid: int) -> _Seen | None:
-    """None where it has just ended, or the system does not say."""
+    """None where it has just ended, or the system gives no such figures."""
     try:
         process = psutil.Process(pid)
         times = process.cpu_times()

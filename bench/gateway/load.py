@@ -32,7 +32,6 @@ LAG = "e2sci:event_loop_lag_seconds"
 _SAMPLE_S = 1.0
 _POLL_S = 0.02
 _LEAVER, _STAYER = "leaver-", "stayer-"
-_PROMPTS = Keys(BusSettings().key_prefix).prompts
 _LONG = 2_000
 """Tokens of a stream that is cut off: it cannot have ended by itself."""
 
@@ -235,7 +234,8 @@ async def disconnecting(
 
 async def _held(redis: Redis, *prefixes: str) -> int:
     """Requests in the queue, waiting or running, of clients of these names."""
-    entries: list[Any] = await redis.xrange(_PROMPTS)  # type: ignore[assignment]
+    prompts = Keys(BusSettings.load().key_prefix).prompts
+    entries: list[Any] = await redis.xrange(prompts)  # type: ignore[assignment]
     clients = [fields.get(b"client", b"").decode() for _, fields in entries]
     return sum(name.startswith(prefixes) for name in clients)
 

@@ -10,13 +10,12 @@ import msgspec
 import numpy as np
 
 from bus.protocol.arrays import PROB_DTYPE, SCORE_DTYPE, TOKEN_DTYPE
+from bus.protocol.bounds import MAX_LOGPROBS
 
-__all__ = ["MAX_SPARSE", "MAX_TOP", "NUM_LEVELS", "TokenFeatures", "TokenRows", "TokenScores"]
+__all__ = ["MAX_SPARSE", "NUM_LEVELS", "TokenFeatures", "TokenRows", "TokenScores"]
 
 MAX_SPARSE = 1024
 """Most probabilities a draft may send for one token (K)."""
-MAX_TOP = 20
-"""Most alternatives of a token with their log-probabilities."""
 NUM_LEVELS = 3
 """Layers of a target whose residual streams are its features (`TokenFeatures`)."""
 _ONE_BITS = 0x3C00
@@ -84,8 +83,8 @@ class TokenScores(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
         if len(self.own) != num_tokens * SCORE_DTYPE.itemsize:
             raise ValueError(f"own: expected f32[{num_tokens}]")
         width, rest = divmod(len(self.top_ids), max(num_tokens, 1) * TOKEN_DTYPE.itemsize)
-        if rest or width > MAX_TOP:
-            raise ValueError(f"top_ids: expected i32[{num_tokens}, K] with K ≤ {MAX_TOP}")
+        if rest or width > MAX_LOGPROBS:
+            raise ValueError(f"top_ids: expected i32[{num_tokens}, K] with K ≤ {MAX_LOGPROBS}")
         if len(self.top) != num_tokens * width * SCORE_DTYPE.itemsize:
             raise ValueError(f"top: expected f32[{num_tokens}, {width}]")
         for scores in (self.own, self.top):

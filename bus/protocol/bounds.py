@@ -15,6 +15,7 @@ from pydantic import Field
 __all__ = [
     "GAIN",
     "HOLD",
+    "MAX_LOGPROBS",
     "MEMORY",
     "NATS",
     "SMOOTHING",
@@ -31,6 +32,10 @@ __all__ = [
     "Threshold",
     "Window",
 ]
+
+
+MAX_LOGPROBS = 20
+"""Most alternatives whose log-probabilities are given for a token [as OpenAI's API]."""
 
 
 class SessionCoupling(StrEnum):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["MAX_MESSAGES", "ChatMessage", "Role", "parse_messages"]
+__all__ = ["MAX_MESSAGES", "ChatMessage", "Role", "parse_messages", "read_json"]
 
 MAX_MESSAGES = 1024
 
@@ -35,6 +35,18 @@ class ChatMessage(BaseModel):
     content: str
 
 
+def read_json(text: str, expected: str) -> Any:
+    """The value in a field of JSON text.
+
+    Raises:
+        ValueError: it is none; the text names what is expected.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"expected {expected}") from None
+
+
 def parse_messages(value: Any) -> tuple[ChatMessage, ...]:
     """Messages from JSON text, from mappings or from `ChatMessage`s.
 
@@ -42,12 +54,7 @@ def parse_messages(value: Any) -> tuple[ChatMessage, ...]:
         ValueError: they are none, too many, or the last one is empty or the assistant's.
     """
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise ValueError(
-                'expected a JSON list such as [{"role": "user", "content": "Hi"}]'
-            ) from None
+        value = read_json(value, 'a JSON list such as [{"role": "user", "content": "Hi"}]')
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise ValueError("expected a list of messages with role and content")
     if len(value) > MAX_MESSAGES:

@@ -27,12 +27,11 @@ from bus.protocol.arrays import (
 )
 from bus.protocol.attachments import (
     MAX_SPARSE,
-    MAX_TOP,
     TokenFeatures,
     TokenRows,
     TokenScores,
 )
-from bus.protocol.bounds import SessionCoupling, Threshold
+from bus.protocol.bounds import MAX_LOGPROBS, SessionCoupling, Threshold
 
 __all__ = [
     "HASH_BYTES",
@@ -148,7 +147,7 @@ class OpenSession(Message, frozen=True, tag=1):
     tokenizer_digest: Annotated[str, Meta(min_length=1, max_length=128)]
     rows: bool = False
     features: bool = False
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     prompt_logprobs: bool = False
     traceparent: Annotated[str, Meta(max_length=64)] = ""
     ignore_eos: bool = False

@@ -28,12 +28,11 @@ from pydantic import (
     model_validator,
 )
 
-from bus.protocol.bounds import SessionCoupling
-from bus.protocol.chat import ChatMessage, parse_messages
+from bus.protocol.bounds import MAX_LOGPROBS, SessionCoupling
+from bus.protocol.chat import ChatMessage, parse_messages, read_json
 from bus.protocol.errors import RequestError
 
 __all__ = [
-    "MAX_LOGPROBS",
     "MAX_PROMPT_BYTES",
     "GenerationRequest",
     "inner_session_id",
@@ -49,8 +48,6 @@ MIN_TEMPERATURE = 1e-3
 MAX_TEMPERATURE = 100
 MAX_TOKENS = 2**31 - 1
 MAX_SEED = 2**63 - 1
-MAX_LOGPROBS = 20
-"""Most alternatives whose log-probabilities are given for a token [as OpenAI's API]."""
 MAX_PROMPT_TOKENS = 2**18
 
 _MAX_STOPS = 16
@@ -103,10 +100,7 @@ def _check_size(size: int) -> None:
 
 def _token_ids(value: Any) -> tuple[int, ...]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise ValueError(f"expected a JSON list of token ids, got {_quote(value)}") from None
+        value = read_json(value, f"a JSON list of token ids, got {_quote(value)}")
     if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
         raise ValueError(f"expected a list of token ids, got {_quote(repr(value))}")
     if len(value) > MAX_PROMPT_TOKENS:
@@ -147,12 +141,7 @@ def _flag(value: Any) -> bool:
 
 def _strings(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise ValueError(
-                f'expected a JSON list such as ["\\n\\n"], got {_quote(value)}'
-            ) from None
+        value = read_json(value, f'a JSON list such as ["\\n\\n"], got {_quote(value)}')
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"expected a JSON list of strings, got {_quote(repr(value))}")
     return tuple(value)
@@ -284,11 +273,6 @@ class GenerationRequest(BaseModel):
         if self.prompt_logprobs and self.logprobs is None:
             raise ValueError("prompt_logprobs: give logprobs too, 0 for the tokens' own alone")
         return self
-
-    @property
-    def text(self) -> str:
-        """The prompt, or the chat's last message; "" where token ids are given."""
-        return self.messages[-1].content if self.messages else self.prompt
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ values: never a user, a client or a request.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from bisect import bisect_left
 from collections import Counter
@@ -46,6 +47,8 @@ __all__ = [
     "Metrics",
     "Reading",
     "exposition",
+    "measure_loop_lag",
+    "process_registry",
     "register_shared",
 ]
 
@@ -63,6 +66,8 @@ LONG_LATENCIES_S = (
     0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
 """For what lasts about an answer, in seconds."""
+LAG_EVERY_S = 0.25
+"""The event loop's lag is tried so often."""
 COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 """For sizes of batches."""
 
@@ -100,6 +105,24 @@ def _wants_openmetrics(accept: str) -> bool:
     except (TypeError, ValueError):  # a version that is no number
         return False
     return content_type.startswith(_OPENMETRICS)
+
+
+def process_registry() -> CollectorRegistry:
+    """A registry with the metrics of Python and of the process itself."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+async def measure_loop_lag(observe: Callable[[float], None]) -> None:
+    """Give `observe` how many seconds later than due the event loop runs, until cancelled."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        due_s = clock() + LAG_EVERY_S
+        await asyncio.sleep(LAG_EVERY_S)
+        observe(max(0.0, clock() - due_s))
 
 
 class Histogram:
@@ -189,10 +212,7 @@ class Metrics(Collector):
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        self.registry = process_registry()
         self._known: dict[str, _Read | _Observed] = {}
         self.registry.register(self)
 

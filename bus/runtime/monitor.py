@@ -31,7 +31,7 @@ from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from bus.protocol.errors import ConfigurationError, StoreUnavailableError
-from bus.runtime.metrics import LATENCIES_S, Metrics, exposition
+from bus.runtime.metrics import LATENCIES_S, Metrics, exposition, measure_loop_lag
 from bus.runtime.tracing import Tracing
 from bus.store import Store, WorkerRecord
 
@@ -42,7 +42,6 @@ __all__ = ["Endpoint", "Health", "Monitor"]
 
 log = logging.getLogger(__name__)
 
-LAG_EVERY_S = 0.25
 CHECK_EVERY_S = 1.0
 STUCK_S = 10.0
 """An event loop that has not run for so long is not live [ours]."""
@@ -196,7 +195,7 @@ class Monitor:
             name = public_host or host
             name = f"[{name}]" if ":" in name else name
             self.url = f"http://{name}:{self._endpoint.port}/metrics"
-            self._start(self._measure_lag())
+            self._start(measure_loop_lag(self._lagged))
 
     def follow(self, store: Store, check: Check) -> None:
         """From now on ask every second whether Redis answers and what `check` says of the workers
@@ -225,13 +224,10 @@ class Monitor:
             self.health.note("monitor", f"the health check failed: {error}")
             log.error("the health check failed", exc_info=error)
 
-    async def _measure_lag(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            due_s = clock() + LAG_EVERY_S
-            await asyncio.sleep(LAG_EVERY_S)
-            self._lag_s.observe(max(0.0, clock() - due_s))
-            self.health.beat()
+    def _lagged(self, lag_s: float) -> None:
+        """The event loop runs."""
+        self._lag_s.observe(lag_s)
+        self.health.beat()
 
     async def _check_forever(self, store: Store, check: Check) -> None:
         while True:

@@ -110,7 +110,7 @@ class End(msgspec.Struct, frozen=True):
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):
     """A token that could have come, with its log-probability at temperature 1, in nats, under the
-    target. `data` are the bytes that it stands for; half a character is possible."""
+    target. `data` are its bytes; half a character is possible."""
 
     token: int
     logprob: float
@@ -118,7 +118,7 @@ class Alternative(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def text(self) -> str:
-        """What it stands for, with U+FFFD for half characters."""
+        """Its bytes as text, with U+FFFD for half characters."""
         return self.data.decode("utf-8", "replace")
 
 

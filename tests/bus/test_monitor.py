@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bus.protocol.errors import ConfigurationError
+from bus.runtime import metrics
 from bus.runtime import monitor as module
 from bus.runtime.monitor import Monitor
 from bus.runtime.worker import WorkerSettings, new_record
@@ -52,7 +53,7 @@ async def monitor() -> Any:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECK_EVERY_S", 0.01)
-    monkeypatch.setattr(module, "LAG_EVERY_S", 0.01)
+    monkeypatch.setattr(metrics, "LAG_EVERY_S", 0.01)
 
 
 async def test_metrics_are_served(monitor: Monitor) -> None:

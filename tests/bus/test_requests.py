@@ -214,7 +214,7 @@ def test_a_chat_travels_as_json() -> None:
     assert json.loads(fields["messages"]) == CHAT
     assert "prompt" not in fields
     assert parse(**fields).messages == request.messages
-    assert request.text == "Again"
+    assert request.messages[-1].content == "Again"
 
 
 def test_token_ids_and_log_probabilities_travel() -> None:

@@ -33,7 +33,8 @@ def test_a_line_may_hold_a_chat() -> None:
     (request,) = parse_prompts(
         '{"messages": [{"role": "user", "content": "Hi"}], "seed": 4}', Sampling()
     )
-    assert (request.text, request.prompt, request.seed) == ("Hi", "", 4)
+    contents = [message.content for message in request.messages]
+    assert (contents, request.prompt, request.seed) == (["Hi"], "", 4)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_scores_are_the_targets_with_every_method(name: str, sampling: SamplingP
     fates,
     st.frozensets(st.integers(0, 40), max_size=3),
 )
-def test_whatever_the_link_loses_and_though_the_cloud_forgets(
+def test_they_survive_losses_and_a_cloud_that_forgets(
     name: str, sampling: SamplingParams, seed: int, fates: tuple[Fate, ...], forgets: frozenset[int]
 ) -> None:
     pair = ToyPair(agreement=0.6, speculator=likely_tree, num_sparse=7, seed=seed)
