@@ -71,7 +71,7 @@ async def serve(settings: ControllerSettings) -> None:
         log.info("term %d; reports at %s", controller.term, record.endpoints["reports"])
         await lifecycle.run(
             controller.receive(), controller.save_forever(), controller.repeat_forever(lifecycle),
-            check_forever(store, policies), tally.watch_queue(store),
+            check_forever(store, policies), *([tally.watch_queue(store)] if monitor.url else []),
             Tuner(settings, store, policies).follow_forever(),
             lease.keep_forever(), drain=partial(leave, controller, lease),
         )  # fmt: skip
